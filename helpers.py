@@ -1,0 +1,893 @@
+"""The shared module of the workbook: everything that two notebooks use or a test needs.
+
+It reads from top to bottom in the order of the pipeline:
+
+    project and names -> sample contract -> recordings -> result contract -> pages
+    -> crystallography -> simulation -> 02 drift -> 03 surface layer -> 04 interface
+    -> 05 PED calibration -> 06 matching -> grains -> 07 fractions -> 08 comparison
+
+Conventions, used everywhere and not repeated in every docstring:
+
+* Images and scans are indexed (y, x), y downwards; vectors of pixels are (y, x) too.
+* In the diffraction plane x points right and y down; angles turn from +x towards +y on screen.
+* Units stand in names at the borders: ``_nm``, ``_invA`` (1/Å, no factor 2 pi), ``_deg``, ``_keV``.
+* A crystal's Cartesian frame has e1 along a and e3 along c* (orix and ase agree on it).
+* A rotation takes sample coordinates to crystal coordinates (orix's convention).
+* A random generator is always passed in or seeded; the same input gives the same result.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+# --------------------------------------------------------------------------------------
+# Project, names and colours
+# --------------------------------------------------------------------------------------
+
+PROJECT_ROOT = Path(__file__).resolve().parent
+STEPS = (
+    "01_lamella_metadata",
+    "02_cryo_stem_drift",
+    "03_haadf_surface",
+    "04_interface_phases",
+    "05_ped_calibration",
+    "06_ped_matching",
+    "07_rocksalt_fraction",
+)
+COMPARISON = "08_sample_comparison"
+
+#: Names of the phases of the NCM cathode; the rocksalt fraction is a share of their area.
+NCM_PHASES = ("layered", "spinel", "spinel_m3o4", "rocksalt")
+
+PHASE_COLOURS = {
+    "layered": "#0072B2",
+    "rocksalt": "#F0E442",
+    "spinel": "#D55E00",
+    "spinel_m3o4": "#A03C00",
+    "llzo": "#7D9C8C",
+    "la2zr2o7": "#CC79A7",
+    "lanio3": "#56B4E9",
+    "li2co3": "#9A7B4F",
+}
+_OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#9A7B4F", "#5D3A9B")
+NOT_INDEXED_COLOUR = "#FFFFFF"
+UNDECIDED_COLOUR = "#BBBBBB"
+
+
+class WorkbookError(Exception):
+    """A mistake in the input that the user can mend; its text is all that is shown of it."""
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython shows these lines in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class SampleError(WorkbookError):
+    """A sample.yaml, or a file that it names, is not what the contract asks for."""
+
+
+class RecordingError(WorkbookError):
+    """A recording cannot be read, or does not have the shape that its kind needs."""
+
+
+class ResultError(WorkbookError):
+    """A result that a step needs is missing, or one that it would write breaks the contract."""
+
+
+class ParameterError(WorkbookError):
+    """A notebook was given a parameter that it does not know, or a value it cannot use."""
+
+
+def phase_colours(phases: list[str]) -> dict[str, str]:
+    """A colour for every phase: the fixed one of the four NCM/LLZO phases, else one of a cycle.
+
+    >>> phase_colours(["layered", "austenite"])["layered"]
+    '#0072B2'
+    """
+    spare = (c for c in _OTHER_COLOURS * len(phases) if c not in {PHASE_COLOURS.get(p) for p in phases})
+    return {p: PHASE_COLOURS.get(p) or next(spare) for p in phases}
+
+
+# --------------------------------------------------------------------------------------
+# The sample contract: data/samples/<id>/sample.yaml
+# --------------------------------------------------------------------------------------
+
+
+class _Strict(BaseModel):
+    """A part of sample.yaml: unknown keys are errors, numbers are not guessed from text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _number(low: float, high: float, unit: str) -> Any:
+    return Annotated[float, Field(ge=low, le=high, description=unit)]
+
+
+class Composition(_Strict):
+    cathode: str | None = None
+    electrolyte: str | None = None
+
+
+class Sintering(_Strict):
+    """How the pellet was sintered; ``temperature_C: null`` is pressed and not sintered."""
+
+    temperature_C: _number(20, 2000, "°C") | None
+    time_h: _number(0, 1000, "h") | None = None
+    atmosphere: str | None = None
+
+
+class Frame(_Strict):
+    """The deposition that holds loose particles while the lamella is milled."""
+
+    all_around: bool
+    material: str | None = None
+    thickness_um: _number(0, 50, "µm") | None = None
+
+
+class MillingStep(_Strict):
+    """One milling step; names follow OpenFIBSEM."""
+
+    stage: str
+    milling_voltage_kV: _number(0.1, 50, "kV") | None = None
+    milling_current_nA: _number(0, 200, "nA") | None = None
+    angle_deg: _number(-90, 90, "degrees") | None = None
+    duration_min: _number(0, 10000, "min") | None = None
+
+
+class Lamella(_Strict):
+    instrument: str | None = None
+    ion: str | None = None
+    frame: Frame | None = None
+    steps: list[MillingStep] = []
+    final_thickness_nm: _number(1, 5000, "nm") | None = None
+    air_exposure_min: _number(0, 1e6, "min") | None = None
+
+
+class _Acquisition(_Strict):
+    """What all recordings have: the file, in the sample's folder, and the beam energy."""
+
+    file: str
+    beam_energy_keV: _number(20, 1500, "keV")
+
+
+class CryoStem(_Acquisition):
+    pixel_size_nm: _number(1e-4, 100, "nm") | None = None
+    frame_dose_e_per_A2: _number(0, 1e6, "electrons/Å²") | None = None
+    temperature_K: _number(1, 500, "K") | None = None
+
+
+class Haadf(_Acquisition):
+    pixel_size_nm: _number(1e-4, 100, "nm") | None = None
+    zone_axis: Annotated[list[int], Field(min_length=3, max_length=3)] = [1, 0, 0]
+    dose_e_per_A2: _number(0, 1e9, "electrons/Å²") | None = None
+    phase: str = "layered"
+
+
+class Interface(_Acquisition):
+    pixel_size_nm: _number(1e-4, 100, "nm") | None = None
+    phases: list[str] | None = None
+
+
+class Ped(_Acquisition):
+    step_nm: _number(0.01, 1e5, "nm") | None = None
+    scale_invA_per_px: _number(1e-4, 1.0, "1/Å per pixel") | None = None
+    precession_deg: _number(0, 5, "degrees")
+    phases: Annotated[list[str], Field(min_length=1)]
+
+    @field_validator("phases")
+    @classmethod
+    def _no_phase_twice(cls, phases: list[str]) -> list[str]:
+        if len(set(phases)) < len(phases):
+            raise ValueError("every phase once")
+        return phases
+
+
+class Acquisitions(_Strict):
+    cryo_stem: CryoStem | None = None
+    haadf: Haadf | None = None
+    interface: Interface | None = None
+    ped: Ped | None = None
+
+
+class Sample(_Strict):
+    """A validated sample.yaml, with the folder that it was read from."""
+
+    id: str
+    label: str
+    simulated: bool = False
+    composition: Composition | None = None
+    sintering: Sintering | None = None
+    lamella: Lamella | None = None
+    acquisitions: Acquisitions
+    folder: Path = Field(exclude=True)
+
+    @property
+    def title(self) -> str:
+        """The label, with "(simulated)" behind it where the data are."""
+        return self.label + (" (simulated)" if self.simulated else "")
+
+    def path(self, acquisition: str) -> Path:
+        """The file of an acquisition."""
+        return self.folder / getattr(self.acquisitions, acquisition).file
+
+
+def _expected(error: dict, model: type[BaseModel]) -> str:
+    """One validation error of pydantic as `key: what came, what was expected`."""
+    keys = [k for k in error["loc"] if isinstance(k, (str, int)) and not str(k).startswith(("float", "constrained"))]
+    key = ".".join(str(k) for k in keys)
+    came = error["input"]
+    if error["type"] == "extra_forbidden":
+        owner: Any = model
+        for k in keys[:-1]:
+            owner = _field_model(owner, k) or owner
+        known = [n for n in owner.model_fields if n != "folder"]
+        near = difflib.get_close_matches(str(keys[-1]), known, 1, 0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return f"{key}: unknown key, expected one of {', '.join(known)}{hint}"
+    if error["type"] == "missing":
+        return f"{key}: missing, expected a value here"
+    unit = _unit_of(model, keys)
+    expected = error["msg"].replace("Input should be ", "").replace("Value error, ", "")
+    return f"{key}: got {came!r}, expected {expected}{f' ({unit})' if unit else ''}"
+
+
+def _field_model(owner: Any, key: str | int) -> type[BaseModel] | None:
+    """The pydantic model behind a field, looking through Optional and list."""
+    if isinstance(key, int) or not hasattr(owner, "model_fields") or key not in owner.model_fields:
+        return None
+    todo = [owner.model_fields[key].annotation]
+    while todo:
+        annotation = todo.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+        todo.extend(getattr(annotation, "__args__", ()))
+    return None
+
+
+def _unit_of(model: Any, keys: list) -> str | None:
+    for k in keys[:-1]:
+        model = _field_model(model, k) or model
+    if not keys or keys[-1] not in model.model_fields:
+        return None
+    todo = [model.model_fields[keys[-1]]]
+    while todo:
+        item = todo.pop()
+        if getattr(item, "description", None):
+            return item.description
+        todo.extend(getattr(item, "metadata", ()) or getattr(item, "__metadata__", ()))
+        if getattr(item, "annotation", None) is not None:
+            todo.append(item.annotation)
+        todo.extend(getattr(item, "__args__", ()))
+    return None
+
+
+def samples_folder(data_dir: str | Path = "") -> Path:
+    """The folder that holds one folder a sample.
+
+    ``data_dir`` may be that folder or one that holds it as ``samples``; empty means the
+    project's own ``data``. Raises `SampleError` where there is no such folder.
+    """
+    root = Path(data_dir) if str(data_dir) else PROJECT_ROOT / "data"
+    folder = root / "samples" if (root / "samples").is_dir() else root
+    if not folder.is_dir():
+        raise SampleError(f"{root}: no such folder, expected one that holds samples")
+    return folder
+
+
+def list_samples(data_dir: str | Path = "") -> list[str]:
+    """The ids of all samples of a data folder: its sub-folders that hold a sample.yaml, sorted."""
+    folder = samples_folder(data_dir)
+    return sorted(p.name for p in folder.iterdir() if (p / "sample.yaml").is_file())
+
+
+def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
+    """Read and check ``<data_dir>/<sample_id>/sample.yaml`` and the files that it names.
+
+    Raises `SampleError` with one line for each fault, naming file, key, what came and what
+    was expected. Units are those of the keys' names.
+    """
+    folder = samples_folder(data_dir) / sample_id
+    path = folder / "sample.yaml"
+    name = f"{sample_id}/sample.yaml"
+    if not path.is_file():
+        have = ", ".join(list_samples(data_dir)) or "none: notebook 00_demo_data writes three"
+        raise SampleError(f"{name}: no such file; samples here: {have}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise SampleError(f"{name}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(content, dict):
+        raise SampleError(f"{name}: got {type(content).__name__}, expected keys and values (id, label, …)")
+    if "folder" in content:
+        raise SampleError(f"{name}: folder: unknown key")
+    try:
+        sample = Sample(**content, folder=folder)
+    except ValidationError as error:
+        raise SampleError("\n".join(f"{name}: {_expected(e, Sample)}" for e in error.errors())) from None
+    faults = _sample_faults(sample, sample_id, _phase_folders(data_dir))
+    if faults:
+        raise SampleError("\n".join(f"{name}: {fault}" for fault in faults))
+    return sample
+
+
+def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) -> list[str]:
+    """What pydantic cannot see: the id against the folder, the files, the phases."""
+    faults = []
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", sample.id):
+        faults.append(f"id: got {sample.id!r}, expected letters, digits, - and _ only")
+    if sample.id != folder_name:
+        faults.append(f"id: got {sample.id!r}, expected {folder_name!r}, the name of its folder")
+    for kind in Acquisitions.model_fields:
+        acquisition = getattr(sample.acquisitions, kind)
+        if acquisition is None:
+            continue
+        path = sample.folder / acquisition.file
+        if not path.resolve().is_relative_to(sample.folder.resolve()):
+            faults.append(f"acquisitions.{kind}.file: got {acquisition.file!r}, expected a path inside the sample's folder")
+        elif not path.is_file():
+            faults.append(f"acquisitions.{kind}.file: no file {acquisition.file!r} in the sample's folder")
+        for phase in getattr(acquisition, "phases", None) or []:
+            if not any((folder / f"{phase}.cif").is_file() for folder in phase_folders):
+                known = sorted({p.stem for folder in phase_folders for p in folder.glob("*.cif")})
+                faults.append(f"acquisitions.{kind}.phases: no phase {phase!r}, expected one of {', '.join(known)}")
+    return faults
+
+
+def _phase_folders(data_dir: str | Path = "") -> list[Path]:
+    """Where phases are looked up: beside or in the data folder first, then the project's own."""
+    samples = samples_folder(data_dir)
+    candidates = [samples / "phases", samples.parent / "phases", PROJECT_ROOT / "data" / "phases"]
+    return [p for p in dict.fromkeys(candidates) if p.is_dir()]
+
+
+def phase_file(phase: str, data_dir: str | Path = "") -> Path:
+    """The CIF file of a phase; one that lies in the data folder goes before the project's own."""
+    for folder in _phase_folders(data_dir):
+        if (folder / f"{phase}.cif").is_file():
+            return folder / f"{phase}.cif"
+    raise SampleError(f"no phase {phase!r}: expected {phase}.cif in data/phases")
+
+
+# --------------------------------------------------------------------------------------
+# Recordings: anything that RosettaSciIO reads, lazily
+# --------------------------------------------------------------------------------------
+
+
+def load_recording(path: str | Path, *, navigation_dimension: int | None = None) -> Any:
+    """A recording of 2-D frames as a lazy hyperspy signal.
+
+    Parameters
+    ----------
+    path
+        A file of any format that RosettaSciIO reads.
+    navigation_dimension
+        0 for one image, 1 for a stack, 2 for a scan of patterns; None takes any. A stack is
+        taken for a scan of one line where 2 is asked for, and a single frame for 1 x 1.
+
+    Returns
+    -------
+    A lazy ``Signal2D`` with data of shape ([[scan y,] scan x or frame,] y, x).
+
+    Raises
+    ------
+    RecordingError
+        Where the file cannot be read or does not hold such frames; the text says why.
+    """
+    import hyperspy.api as hs
+
+    path = Path(path)
+    if not path.is_file():
+        raise RecordingError(f"{path.name}: no such file")
+    if path.stat().st_size == 0:
+        raise RecordingError(f"{path.name}: the file is empty")
+    try:
+        with warnings.catch_warnings(), _quiet_logging("rsciio", "hyperspy"):
+            warnings.simplefilter("ignore")
+            loaded = hs.load(str(path), lazy=True)
+    except Exception as error:  # readers raise whatever they meet in a broken file
+        raise RecordingError(f"{path.name}: cannot be read: {type(error).__name__}: {_one_line(error)}") from error
+    signals = loaded if isinstance(loaded, list) else [loaded]
+    frames = [s for s in (_as_frames(s, navigation_dimension) for s in signals) if s is not None]
+    if not frames:
+        shapes = ", ".join(str(s.data.shape) for s in signals) or "nothing"
+        kind = {0: "one image", 1: "a stack of frames", 2: "a scan of patterns"}.get(navigation_dimension, "2-D frames")
+        raise RecordingError(f"{path.name}: holds arrays of shape {shapes}, expected {kind}")
+    return max(frames, key=lambda s: s.data.size)
+
+
+def _as_frames(signal: Any, navigation_dimension: int | None) -> Any | None:
+    """The signal with 2-D frames and the wanted number of navigation axes, or None."""
+    if signal.data.dtype.kind not in "iuf" or signal.data.ndim < 2 or min(signal.data.shape) < 1:
+        return None
+    if signal.axes_manager.signal_dimension != 2:
+        signal = signal.transpose(signal_axes=2)
+    have = signal.axes_manager.navigation_dimension
+    if navigation_dimension is None or have == navigation_dimension:
+        return signal if min(signal.data.shape[-2:]) > 1 else None
+    if navigation_dimension == 2 and have in (0, 1):
+        signal.data = signal.data.reshape((1,) * (2 - have) + signal.data.shape)
+        return type(signal)(signal.data, metadata=signal.metadata.as_dictionary(), axes=_with_unit_axes(signal, 2 - have))
+    return None
+
+
+def _with_unit_axes(signal: Any, count: int) -> list[dict]:
+    axes = [{"name": name, "size": 1, "navigate": True} for name in ("y", "x")[:count]]
+    return axes + [a.get_axis_dictionary() | {"size": a.size} for a in signal.axes_manager._axes]
+
+
+def axis_scale(signal: Any, unit: str) -> float | None:
+    """The step of the frames' x axis in ``unit`` ("nm", "1/angstrom"), or None if it is not calibrated in such a unit."""
+    import pint
+
+    axis = signal.axes_manager.signal_axes[0]
+    if axis.scale <= 0 or not isinstance(axis.units, str):
+        return None
+    try:
+        return float(axis.scale_as_quantity.to(unit).magnitude)
+    except (pint.errors.PintError, ValueError, TypeError):
+        return None
+
+
+def calibration(sample: Sample, acquisition: str, key: str, signal: Any, unit: str) -> float:
+    """The value of ``key`` in sample.yaml, else the file's own scale; an error naming the key if neither has it."""
+    value = getattr(getattr(sample.acquisitions, acquisition), key)
+    value = value if value is not None else axis_scale(signal, unit)
+    if value is None:
+        raise SampleError(
+            f"{sample.id}/sample.yaml: acquisitions.{acquisition}.{key}: missing, and "
+            f"{sample.path(acquisition).name} holds no calibration in {unit}; expected a value here"
+        )
+    return value
+
+
+class _quiet_logging:
+    """Silence the loggers of readers that report what this module reports in its own words."""
+
+    def __init__(self, *names: str):
+        self._loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.CRITICAL)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+# --------------------------------------------------------------------------------------
+# The result contract: results/<id>/NN_<step>.json
+# --------------------------------------------------------------------------------------
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> Path:
+    """Write a file so that a reader sees the old content or the new, never a part of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def plain(value: Any, key: str = "") -> Any:
+    """Numbers, texts, lists and dicts that JSON can hold, from numpy's and Python's own.
+
+    Raises `ResultError` for NaN or infinity, and for a null without a ``<key>_reason`` beside it.
+
+    >>> plain({"a_nm": np.float32(1.5), "shape": np.array([2, 3])})
+    {'a_nm': 1.5, 'shape': [2, 3]}
+    """
+    if isinstance(value, dict):
+        out = {str(k): plain(v, str(k)) for k, v in value.items()}
+        unexplained = [k for k, v in out.items() if v is None and f"{k}_reason" not in out and key != "parameters"]
+        if unexplained:
+            raise ResultError(f"{', '.join(unexplained)}: null without a reason beside it")
+        return out
+    if isinstance(value, (list, tuple)):
+        return [plain(v, key) for v in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist(), key)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ResultError(f"{key}: not a finite number")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def file_sha256(path: str | Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_result(results_dir: str | Path, sample_id: str, step: str) -> dict:
+    """The JSON that a step wrote; `ResultError` saying which step to run where there is none."""
+    path = _results_root(results_dir) / sample_id / f"{step}.json"
+    if not path.is_file():
+        raise ResultError(f"run {step} for {sample_id} first: there is no {sample_id}/{step}.json in the results")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ResultError(f"{sample_id}/{step}.json: not JSON ({_one_line(error)}); run {step} for {sample_id} again") from None
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of Python, the libraries that compute, and the hash of this module."""
+    names = ("numpy", "scipy", "numba", "hyperspy", "pyxem", "diffsims", "orix", "ase", "scikit-image", "papermill")
+    found = {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return found | {"helpers_sha256": file_sha256(__file__)[:16]}
+
+
+def _results_root(results_dir: str | Path) -> Path:
+    return Path(results_dir) if str(results_dir) else PROJECT_ROOT / "results"
+
+
+def _figures_root(figures_dir: str | Path) -> Path:
+    return Path(figures_dir) if str(figures_dir) else PROJECT_ROOT / "figures"
+
+
+@dataclass
+class Step:
+    """One notebook at work on one sample: where it reads, where it writes, what it was told."""
+
+    name: str
+    sample_id: str
+    parameters: dict[str, Any]
+    results: Path
+    figures: Path
+    data_dir: str
+    started: float = field(default_factory=time.monotonic)
+    sample: Sample | None = None
+
+    def previous(self, step: str) -> dict:
+        """The result of an earlier step for this sample; ends this one too if that had no acquisition."""
+        result = read_result(self.results.parent, self.sample_id, step)
+        if result["status"] == "not_acquired":
+            self.not_acquired(result["reason"])
+        return result
+
+    def acquisition(self, kind: str) -> Any:
+        """An acquisition of sample.yaml; where it is absent the notebook says so and ends well."""
+        found = getattr(self.sample.acquisitions, kind)
+        if found is None:
+            self.not_acquired(f"{self.sample_id} has no {kind} acquisition in its sample.yaml")
+        return found
+
+    def not_acquired(self, reason: str) -> None:
+        """Write ``status: not_acquired``, say so on the page, and end the notebook without an error."""
+        self.save({}, status="not_acquired", reason=reason)
+        print(f"Not acquired: {reason}. Nothing to do in this step.")
+        warnings.filterwarnings("ignore", message="To exit: use")
+        sys.exit(0)
+
+    def save(self, numbers: dict, *, inputs: list[Path] | None = None, status: str = "ok", **more: Any) -> Path:
+        """Write ``<results>/<step>.json`` atomically; `ResultError` where a number is NaN or an unexplained null."""
+        content = {"status": status, "sample": self.sample_id, **more, **numbers}
+        content["inputs"] = {self._short(p): file_sha256(p) for p in inputs or []}
+        content["parameters"] = {k: v for k, v in self.parameters.items() if not k.endswith("_dir")}
+        content["versions"] = software_versions()
+        text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_atomically(self.results / f"{self.name}.json", text + "\n")
+
+    def _short(self, path: Path) -> str:
+        for root in (self.sample.folder if self.sample else None, self.results, PROJECT_ROOT):
+            if root is not None and path.resolve().is_relative_to(root.resolve()):
+                return path.resolve().relative_to(root.resolve()).as_posix()
+        return path.name
+
+    def figure(self, fig: Any, name: str, alt: str) -> None:
+        """Save a figure as PNG and SVG under figures/<id>/NN_<name> and show it with its alt text."""
+        from IPython.display import Image, display
+        from matplotlib import pyplot as plt
+
+        stem = self.figures / f"{self.name[:2]}_{name}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        if self.sample is not None and self.sample.simulated:
+            fig.text(0.995, 0.005, "simulated data", ha="right", va="bottom", fontsize=7, color="0.35")
+        for suffix in (".png", ".svg"):
+            options = {"metadata": {"Date": None}} if suffix == ".svg" else {}
+            fig.savefig(stem.with_suffix(suffix), dpi=130, bbox_inches="tight", facecolor="white", **options)
+        plt.close(fig)
+        display(Image(filename=stem.with_suffix(".png"), alt=alt))
+
+    def progress(self, items: Any, label: str, total: int | None = None) -> Any:
+        """Iterate with a bar in JupyterLab and plain lines, one for each tenth, in batch runs."""
+        total = total if total is not None else len(items)
+        if "JPY_SESSION_NAME" in os.environ:
+            from tqdm.auto import tqdm
+
+            yield from tqdm(items, total=total, desc=label)
+            return
+        start, told = time.monotonic(), 0
+        for done, item in enumerate(items, 1):
+            yield item
+            if done * 10 // total > told:
+                told = done * 10 // total
+                print(f"{self.sample_id} {self.name}: {label} {done} of {total}, {time.monotonic() - start:.0f} s", flush=True)
+
+
+def begin(step: str, namespace: dict) -> Step:
+    """Start a notebook: collect its parameters, load its sample, refuse parameters it does not know.
+
+    ``namespace`` is the notebook's ``globals()`` after its parameters cell (and the cell that
+    papermill injects behind it). Raises `ParameterError` for an injected name that the
+    parameters cell does not have, `SampleError` for a fault in the sample.
+    """
+    known = notebook_parameters(PROJECT_ROOT / "notebooks" / f"{step}.ipynb")
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters\n"):
+            check_parameters(step, _assigned_names(source), known)
+    parameters = {name: namespace[name] for name in known}
+    for name, default in known.items():
+        came = parameters[name]
+        if isinstance(default, str) != isinstance(came, str) and default is not None:
+            raise ParameterError(f"{step}: parameter {name}: got {came!r}, expected {type(default).__name__} like {default!r}")
+    sample_id = parameters.get("sample_id", "")
+    run = Step(
+        name=step,
+        sample_id=sample_id,
+        parameters=parameters,
+        results=_results_root(parameters["results_dir"]) / sample_id,
+        figures=_figures_root(parameters["figures_dir"]) / sample_id,
+        data_dir=parameters["data_dir"],
+    )
+    if sample_id:
+        run.sample = load_sample(parameters["data_dir"], sample_id)
+    return run
+
+
+def notebook_parameters(path: Path) -> dict[str, Any]:
+    """Names and default values of a notebook's cell tagged ``parameters``."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    if len(sources) != 1:
+        raise ParameterError(f"{path.name}: has {len(sources)} cells tagged parameters, expected 1")
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(sources[0]).body if isinstance(node, ast.Assign)}
+
+
+def check_parameters(step: str, given: Any, known: Any) -> None:
+    """`ParameterError` for the first given name that is not known."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, list(known), 1, 0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ParameterError(f"{step}: unknown parameter {name}, expected one of {', '.join(known)}{hint}")
+
+
+def _assigned_names(source: str) -> list[str]:
+    return [node.targets[0].id for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+
+
+# --------------------------------------------------------------------------------------
+# Crystallography
+# --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Crystal:
+    """A crystal structure as diffraction needs it.
+
+    ``lattice`` has a, b, c as rows (Å) in the Cartesian frame e1 || a, e3 || c*; ``positions``
+    (n, 3) are fractional; one entry of ``elements`` and ``occupancies`` for every atom, mixed
+    sites being several atoms in one place. ``point_group`` is the Laue group's name for orix.
+    """
+
+    name: str
+    lattice: np.ndarray
+    positions: np.ndarray
+    elements: tuple[str, ...]
+    occupancies: np.ndarray
+    space_group: int
+
+    @property
+    def reciprocal(self) -> np.ndarray:
+        """a*, b*, c* as rows, 1/Å."""
+        return np.linalg.inv(self.lattice).T
+
+    @property
+    def volume(self) -> float:
+        """Volume of the cell, Å³."""
+        return float(abs(np.linalg.det(self.lattice)))
+
+    def orix_phase(self) -> Any:
+        """The phase for orix, with its colour and the symmetry of its space group."""
+        from diffpy.structure import Atom, Lattice, Structure
+        from orix.crystal_map import Phase
+
+        a, b, c = (float(np.linalg.norm(v)) for v in self.lattice)
+        cosines = [float(np.dot(self.lattice[i], self.lattice[j])) for i, j in ((1, 2), (0, 2), (0, 1))]
+        alpha, beta, gamma = (math.degrees(math.acos(x / y)) for x, y in zip(cosines, (b * c, a * c, a * b), strict=True))
+        atoms = [Atom(e, p, occupancy=o) for e, p, o in zip(self.elements, self.positions, self.occupancies, strict=True)]
+        structure = Structure(atoms=atoms, lattice=Lattice(a, b, c, alpha, beta, gamma), title=self.name)
+        colour = _named_colour(phase_colours([self.name])[self.name])
+        return Phase(self.name, space_group=self.space_group, structure=structure, color=colour)
+
+
+def _named_colour(colour: str) -> str:
+    """The named colour of matplotlib nearest to a hexadecimal one: orix takes names only."""
+    from matplotlib.colors import CSS4_COLORS, to_rgb
+
+    wanted = np.array(to_rgb(colour))
+    return min(CSS4_COLORS, key=lambda name: float(np.sum((np.array(to_rgb(name)) - wanted) ** 2)))
+
+
+def read_crystal(path: str | Path, name: str | None = None) -> Crystal:
+    """Read a CIF with ase; `SampleError` where it holds no atoms or cannot be read."""
+    import ase.io
+    from ase.geometry import cellpar_to_cell
+
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            atoms = ase.io.read(path, format="cif", fractional_occupancies=True)
+    except Exception as error:  # ase raises whatever it meets in a broken file
+        raise SampleError(f"{path.name}: cannot be read as a crystal structure: {_one_line(error)}") from error
+    if len(atoms) == 0:
+        raise SampleError(f"{path.name}: holds no atoms, expected a structure that can diffract")
+    cell = cellpar_to_cell(atoms.cell.cellpar())
+    occupancy = atoms.info.get("occupancy") or {}
+    kinds = atoms.arrays.get("spacegroup_kinds", np.arange(len(atoms)))
+    elements, positions, occupancies = [], [], []
+    for symbol, kind, position in zip(atoms.get_chemical_symbols(), kinds, atoms.get_scaled_positions(), strict=True):
+        for element, share in occupancy.get(str(kind), {symbol: 1.0}).items():
+            elements.append(element)
+            positions.append(position)
+            occupancies.append(float(share))
+    group = atoms.info["spacegroup"].no if "spacegroup" in atoms.info else 1
+    return Crystal(name or path.stem, cell, np.array(positions), tuple(elements), np.array(occupancies), int(group))
+
+
+def electron_wavelength_A(beam_energy_keV: float) -> float:
+    """Relativistic wavelength of the electrons in Å.
+
+    >>> round(electron_wavelength_A(200), 5)
+    0.02508
+    """
+    volts = beam_energy_keV * 1e3
+    return 12.2643 / math.sqrt(volts * (1 + 0.978476e-6 * volts))
+
+
+def structure_factors(crystal: Crystal, hkl: np.ndarray, debye_waller_A2: float = 0.5) -> np.ndarray:
+    """Structure factors for electrons, complex (n,), of reflections hkl (n, 3).
+
+    Atomic scattering factors are Lobato's (Acta Cryst. A70 (2014) 636) as tabulated by
+    diffsims; one Debye-Waller factor B (Å²) for all atoms.
+    """
+    from diffsims.utils.sim_utils import get_scattering_params_dict
+
+    table = get_scattering_params_dict("lobato")
+    unknown = sorted(set(crystal.elements) - set(table))
+    if unknown:
+        raise SampleError(f"{crystal.name}: no scattering factor for {', '.join(unknown)}")
+    g2 = np.sum((hkl @ crystal.reciprocal) ** 2, axis=1)
+    total = np.zeros(len(hkl), dtype=complex)
+    for element in dict.fromkeys(crystal.elements):
+        here = np.array([e == element for e in crystal.elements])
+        a, b = np.asarray(table[element], dtype=float).T
+        x = g2[:, None] * b
+        amplitude = np.sum(a * (2 + x) / (1 + x) ** 2, axis=1)
+        phases = np.exp(2j * np.pi * hkl @ crystal.positions[here].T)
+        total += amplitude * (phases @ crystal.occupancies[here])
+    return total * np.exp(-debye_waller_A2 * g2 / 4)
+
+
+@dataclass(frozen=True)
+class Reflections:
+    """Reflections of a crystal: hkl (n, 3), g (n, 3) Cartesian in 1/Å, intensity |F/V|² (n,) and their d (n,) in Å."""
+
+    hkl: np.ndarray
+    g: np.ndarray
+    intensity: np.ndarray
+
+    @property
+    def d_A(self) -> np.ndarray:
+        return 1 / np.linalg.norm(self.g, axis=1)
+
+
+def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: float = 1e-6) -> Reflections:
+    """All reflections up to a length of g, extinct and very weak ones left out, shortest first.
+
+    The intensities are |F/V|² with V the cell's volume, so that different crystals of the
+    same thickness compare.
+    """
+    reach = np.ceil(max_g_invA * np.linalg.norm(crystal.lattice, axis=1)).astype(int)
+    h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")  # noqa: E741
+    hkl = np.stack([h.ravel(), k.ravel(), l.ravel()], axis=1)
+    g = hkl @ crystal.reciprocal
+    length = np.linalg.norm(g, axis=1)
+    inside = (length > 1e-9) & (length <= max_g_invA)
+    hkl, g, length = hkl[inside], g[inside], length[inside]
+    intensity = np.abs(structure_factors(crystal, hkl) / crystal.volume) ** 2
+    keep = intensity > min_relative_intensity * intensity.max(initial=0)
+    order = np.lexsort((*hkl[keep].T, np.round(length[keep], 9)))
+    return Reflections(hkl[keep][order], g[keep][order], intensity[keep][order])
+
+
+# --------------------------------------------------------------------------------------
+# Simulation: recordings with their truth, for the demo data, the tests and the validation
+# --------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------
+# 01 The lamella
+# --------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------
+# 02 Cryo-STEM: drift and dose
+# --------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------
+# 03 HAADF: atomic columns and the surface layer
+# --------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------
+# 04 Bright field: phases at the interface by local spectra
+# --------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------
+# 05 PED: calibration
+# --------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------
+# 06 PED: template matching and the decision on the phase
+# --------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------
+# 07 Fractions
+# --------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------
+# 08 Comparison
+# --------------------------------------------------------------------------------------
+
+
+# --------------------------------------------------------------------------------------
+# Pages: the executed notebooks as HTML that opens from disk
+# --------------------------------------------------------------------------------------
