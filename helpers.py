@@ -891,3 +891,42 @@ def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: flo
 # --------------------------------------------------------------------------------------
 # Pages: the executed notebooks as HTML that opens from disk
 # --------------------------------------------------------------------------------------
+
+
+def failed_step(results_dir: str | Path, sample_id: str) -> tuple[str, str] | None:
+    """The first step that failed for a sample in the last run, and why; None where none did.
+
+    ``make run`` leaves ``<id>/.done/<step>`` behind for every step that succeeded on the present
+    input. A step without it counts as failed where its executed notebook (``<id>/notebooks/<step>.ipynb``)
+    ends in an error, or where papermill itself did (``<step>.log`` beside it). The reason is one
+    text as the user should read it, ``SampleError: 600C/sample.yaml: …``.
+    """
+    root = _results_root(results_dir) / sample_id
+    for step in STEPS:
+        if not (root / ".done" / step).exists():
+            reason = run_error(root / "notebooks" / f"{step}.ipynb")
+            if reason:
+                return step, reason
+    return None
+
+
+def run_error(executed: str | Path) -> str | None:
+    """Why an executed notebook ended in an error: ``name: text`` of the error; None where it did not."""
+    executed = Path(executed)
+    log = executed.with_suffix(".log")
+    if executed.is_file():
+        try:
+            cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+        except (ValueError, KeyError, TypeError):
+            return "the executed notebook is broken off; run the step again"
+        for output in (o for cell in cells for o in cell.get("outputs", [])):
+            if output["output_type"] == "error" and not _ended_well(output):
+                return f"{output['ename']}: {output['evalue']}"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    errors = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Killed)\b", line)]
+    return errors[-1] if errors else None
+
+
+def _ended_well(output: dict) -> bool:
+    """Whether an error output is the ``sys.exit(0)`` of a step that has nothing to do."""
+    return output["ename"] == "SystemExit" and output["evalue"] in ("", "0")
