@@ -34,7 +34,7 @@ import warnings
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import yaml
@@ -403,7 +403,7 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     if path.stat().st_size == 0:
         raise RecordingError(f"{path.name}: the file is empty")
     try:
-        with warnings.catch_warnings(), _quiet_logging("rsciio", "hyperspy"):
+        with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy"):
             warnings.simplefilter("ignore")
             loaded = hs.load(str(path), lazy=True)
     except Exception as error:  # readers raise whatever they meet in a broken file
@@ -462,7 +462,7 @@ def calibration(sample: Sample, acquisition: str, key: str, signal: Any, unit: s
     return value
 
 
-class _quiet_logging:
+class _QuietLogging:
     """Silence the loggers of readers that report what this module reports in its own words."""
 
     def __init__(self, *names: str):
@@ -831,7 +831,7 @@ def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: flo
     same thickness compare.
     """
     reach = np.ceil(max_g_invA * np.linalg.norm(crystal.lattice, axis=1)).astype(int)
-    h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")  # noqa: E741
+    h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")
     hkl = np.stack([h.ravel(), k.ravel(), l.ravel()], axis=1)
     g = hkl @ crystal.reciprocal
     length = np.linalg.norm(g, axis=1)
@@ -851,6 +851,334 @@ def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: flo
 # --------------------------------------------------------------------------------------
 # 01 The lamella
 # --------------------------------------------------------------------------------------
+
+
+#: The definition that `nxem_entry` follows: name, source, commit, NXDL schema.
+NXEM_DEFINITION = {
+    "definition": "NXem",
+    "definition_source": "FAIRmat-NFDI/nexus_definitions, applications/NXem (NXDL 3.1)",
+    "definition_version": "eada03fb4a1b466af8cf29a4aeb531428000a7d4",
+}
+
+#: What each kind of recording must hold: navigation axes, calibrations (key, unit) and words for the reader.
+_RECORDING_KINDS = {
+    "cryo_stem": (1, {"pixel_size_nm": "nm"}, "a stack of frames"),
+    "haadf": (0, {"pixel_size_nm": "nm"}, "one image"),
+    "interface": (0, {"pixel_size_nm": "nm"}, "one image"),
+    "ped": (2, {"step_nm": None, "scale_invA_per_px": "1/angstrom"}, "a scan of diffraction patterns"),
+}
+
+
+def parse_formula(formula: str) -> dict[str, float]:
+    """Elements and their numbers in a chemical formula; `SampleError` where it is none.
+
+    >>> parse_formula("LiNi0.6Co0.2Mn0.2O2")["O"]
+    2.0
+    """
+    from ase.data import atomic_numbers
+
+    parts = re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", formula)
+    if not parts or "".join(e + n for e, n in parts) != formula or any(e not in atomic_numbers for e, _ in parts):
+        raise SampleError(f"composition: got {formula!r}, expected a formula like LiNi0.6Co0.2Mn0.2O2")
+    found: dict[str, float] = {}
+    for element, number in parts:
+        found[element] = found.get(element, 0.0) + (float(number) if number else 1.0)
+    return found
+
+
+def amorphous_layer_nm(voltage_kV: float) -> tuple[float, float]:
+    """Thickness of the amorphous, gallium-bearing layer on one side of a lamella, nm: low and high estimate.
+
+    Between two power laws through values measured on the side walls of silicon: 21 nm at 30 kV
+    and 2.5 nm at 5 kV (Mayer et al., MRS Bull. 32 (2007) 400), and 23 nm at 30 kV and 10 nm at
+    10 kV (Proc. ISTFA 2004, 563). The implanted gallium lies in the same layer (Rubanov &
+    Munroe, J. Microsc. 214 (2004) 213). Oxides may differ by a factor of two.
+
+    >>> [round(t, 1) for t in amorphous_layer_nm(30)]
+    [21.0, 23.0]
+    """
+    steep = math.log(21 / 2.5) / math.log(30 / 5)
+    shallow = math.log(23 / 10) / math.log(30 / 10)
+    bounds = sorted((21 * (voltage_kV / 30) ** steep, 23 * (voltage_kV / 30) ** shallow))
+    return bounds[0], bounds[1]
+
+
+def inelastic_mean_free_path_nm(formula: str, beam_energy_keV: float, collection_mrad: float = 10.0) -> float:
+    """Mean free path for inelastic scattering, nm, within 20 %.
+
+    Malis, Cheng & Egerton, J. Electron Microsc. Tech. 8 (1988) 193:
+    lambda = 106 F (E0/Em) / ln(2 beta E0/Em), F = (1 + E0/1022)/(1 + E0/511)², Em = 7.6 Z^0.36 eV,
+    with E0 in keV and beta in mrad. For compounds Z = sum(f Z^1.3)/sum(f Z^0.3) (Egerton, EELS in
+    the Electron Microscope, 3rd ed., eq. 5.4).
+    """
+    from ase.data import atomic_numbers
+
+    shares = parse_formula(formula)
+    z = np.array([atomic_numbers[e] for e in shares], dtype=float)
+    f = np.array(list(shares.values()))
+    effective = float(np.sum(f * z**1.3) / np.sum(f * z**0.3))
+    mean_loss = 7.6 * effective**0.36
+    relativistic = (1 + beam_energy_keV / 1022) / (1 + beam_energy_keV / 511) ** 2
+    ratio = beam_energy_keV / mean_loss
+    return float(106 * relativistic * ratio / math.log(2 * collection_mrad * ratio))
+
+
+def extinction_distance_nm(crystal: Crystal, beam_energy_keV: float) -> tuple[float, tuple[int, int, int]]:
+    """Two-beam extinction distance of a crystal's strongest reflection, nm, and its hkl.
+
+    xi = pi V / (gamma lambda |F|) (Hirsch et al., Electron Microscopy of Thin Crystals, 1965).
+    """
+    found = reflections(crystal, 1.0)
+    strongest = int(np.argmax(found.intensity))
+    gamma = 1 + beam_energy_keV / 510.999
+    per_volume = math.sqrt(found.intensity[strongest])
+    xi = math.pi / (gamma * electron_wavelength_A(beam_energy_keV) * per_volume) / 10
+    return xi, tuple(int(i) for i in found.hkl[strongest])
+
+
+def _finding(level: str, text: str, reason: str) -> dict[str, str]:
+    return {"level": level, "text": text, "reason": reason}
+
+
+def _milling_findings(steps: list[MillingStep]) -> list[dict[str, str]]:
+    """What the voltages of the milling steps mean for the surfaces of the lamella."""
+    known = [s for s in steps if s.milling_voltage_kV is not None]
+    if not known:
+        return [_finding("warning", "No milling voltage is recorded", "the damaged layer on the surfaces cannot be estimated")]
+    findings = []
+    rises = [f"{a.stage} → {b.stage}" for a, b in zip(known, known[1:], strict=False) if b.milling_voltage_kV > a.milling_voltage_kV]
+    if rises:
+        findings.append(
+            _finding("warning", f"The voltage rises again: {', '.join(rises)}", "a later step at a higher voltage undoes the polish")
+        )
+    last = known[-1]
+    low, high = amorphous_layer_nm(last.milling_voltage_kV)
+    layer = f"estimated {low:.1f}–{high:.1f} nm of amorphous, ion-implanted material on each side"
+    reason = "estimate from side walls of silicon milled with Ga (Mayer et al. 2007; ISTFA 2004, 563); oxides may differ by a factor of two"
+    if last.milling_voltage_kV > 5:
+        text = f"Final polish {last.stage} at {last.milling_voltage_kV:g} kV, above 5 kV: {layer}"
+        findings.append(_finding("warning", text, reason))
+    else:
+        findings.append(_finding("ok", f"Final polish {last.stage} at {last.milling_voltage_kV:g} kV: {layer}", reason))
+    return findings
+
+
+def _thickness_findings(
+    lamella: Lamella, paths_nm: dict[str, float], limits_nm: dict[str, float], energy_keV: float
+) -> list[dict[str, str]]:
+    """The final thickness against the mean free path and the kinematical limit of each material."""
+    thickness = lamella.final_thickness_nm
+    if thickness is None:
+        return [_finding("warning", "Final thickness not recorded", "plural and dynamical scattering cannot be judged without it")]
+    findings = []
+    for name, path in paths_nm.items():
+        share = 1 - math.exp(-thickness / path)
+        level = "warning" if thickness > path else "note" if thickness > path / 2 else "ok"
+        text = f"{thickness:g} nm is {thickness / path:.2f} inelastic mean free paths of {name} ({path:.0f} nm at {energy_keV:g} keV): "
+        reason = "Malis et al. 1988, collection half-angle 10 mrad, within 20 %"
+        findings.append(_finding(level, text + f"{100 * share:.0f} % of the electrons lose energy", reason))
+    for name, limit in limits_nm.items():
+        ratio = thickness / limit
+        text = f"{thickness:g} nm is {ratio:.1f} times the kinematical limit of {name} ({limit:.0f} nm at {energy_keV:g} keV)"
+        beyond = "intensities are dynamical: phases must be told by positions and extinctions, and precession helps"
+        reason = "limit = extinction distance of the strongest reflection / π, where kinematical theory would diffract the whole beam"
+        findings.append(_finding("note" if ratio > 1 else "ok", text, f"{reason}; {beyond}" if ratio > 1 else reason))
+    return findings
+
+
+def _handling_findings(lamella: Lamella) -> list[dict[str, str]]:
+    """Frame, damaged share of the thickness and exposure to air."""
+    findings = []
+    if lamella.frame is None:
+        findings.append(_finding("warning", "The frame is not recorded", "loose particles of an unsintered sample fall out without one"))
+    elif lamella.frame.all_around:
+        findings.append(_finding("ok", "The frame goes all around the lamella", "loose particles are held while it is milled"))
+    else:
+        findings.append(_finding("note", "The frame does not go all around the lamella", "particles at its open edge may shift or be lost"))
+    voltages = [s.milling_voltage_kV for s in lamella.steps if s.milling_voltage_kV is not None]
+    if voltages and lamella.final_thickness_nm is not None:
+        damaged = 2 * amorphous_layer_nm(voltages[-1])[1]
+        share = damaged / lamella.final_thickness_nm
+        text = f"Up to {damaged:.0f} nm, {100 * min(share, 1):.0f} % of the thickness, is amorphous (both sides)"
+        findings.append(
+            _finding("warning" if share > 0.25 else "ok", text, "the high estimate of the layer, twice, over the final thickness")
+        )
+    minutes = lamella.air_exposure_min
+    reason = "LLZO exchanges Li⁺ for H⁺ and NCM loses Li to Li₂CO₃ and LiOH from the first contact with moist air (Redhammer et al., Crystals 11 (2021) 721)"
+    if minutes is not None and minutes > 0:
+        text = f"{minutes:g} min in air: Li₂CO₃ on LLZO and NCM surfaces is to be expected, and a shell of it is not evidence of sintering"
+        findings.append(_finding("warning" if minutes > 10 else "note", text, reason))
+    elif minutes == 0:
+        findings.append(_finding("ok", "Never exposed to air", reason))
+    return findings
+
+
+def _missing_findings(lamella: Lamella) -> list[dict[str, str]]:
+    """One note that lists what the record leaves out."""
+    missing = [name for name in ("instrument", "ion", "frame", "final_thickness_nm", "air_exposure_min") if getattr(lamella, name) is None]
+    missing += [] if lamella.steps else ["steps"]
+    for i, step in enumerate(lamella.steps):
+        fields = ("milling_voltage_kV", "milling_current_nA", "angle_deg")
+        missing += [f"steps.{i}.{name}" for name in fields if getattr(step, name) is None]
+    if not missing:
+        return [_finding("ok", "The record is complete", "instrument, ion, frame, steps, thickness and air exposure are all there")]
+    keys = ", ".join(f"lamella.{name}" for name in missing)
+    return [_finding("note", f"Not recorded: {keys}", "what is not written down cannot be checked or repeated")]
+
+
+def lamella_findings(sample: Sample, crystals: dict[str, Crystal]) -> list[dict[str, str]]:
+    """What the lamella's record means for the measurements that follow.
+
+    Parameters
+    ----------
+    sample
+        A sample with a lamella; the lowest beam energy of its acquisitions is the strictest.
+    crystals
+        Structures whose kinematical limit counts, by a name for the reader.
+
+    Returns
+    -------
+    Findings, worst first, each with ``level`` ("warning", "note", "ok"), ``text`` and ``reason``.
+    """
+    lamella = sample.lamella
+    recorded = [a for a in (getattr(sample.acquisitions, kind) for kind in Acquisitions.model_fields) if a is not None]
+    energy = min((a.beam_energy_keV for a in recorded), default=200.0)
+    composition = sample.composition or Composition()
+    formulas = [f for f in (composition.cathode, composition.electrolyte) if f]
+    paths = {formula: inelastic_mean_free_path_nm(formula, energy) for formula in formulas}
+    limits = {name: extinction_distance_nm(crystal, energy)[0] / math.pi for name, crystal in crystals.items()}
+    findings = _milling_findings(lamella.steps) + _thickness_findings(lamella, paths, limits, energy)
+    findings += _handling_findings(lamella) + _missing_findings(lamella)
+    return sorted(findings, key=lambda f: ("warning", "note", "ok").index(f["level"]))
+
+
+def _quantity(value: float | None, unit: str) -> dict[str, Any] | None:
+    return None if value is None else {"value": value, "units": unit}
+
+
+def _without_none(content: dict) -> dict:
+    return {k: v for k, v in content.items() if v is not None and v != {}}
+
+
+def nxem_entry(sample: Sample) -> dict:
+    """The lamella's record in the names of NXem, as nested groups; numbers carry their ``units``.
+
+    What NXem requires and sample.yaml does not hold stands under ``missing_required`` with a
+    reason and is not made up. Milling steps are events whose ion column holds what changed.
+    """
+    lamella = sample.lamella
+    composition = sample.composition or Composition()
+    elements = sorted({e for f in (composition.cathode, composition.electrolyte) if f for e in parse_formula(f)})
+    source = {"probe": lamella.ion, "emitter_type": {"Ga": "liquid_metal", "Xe": "plasma", "Ar": "plasma"}.get(lamella.ion or "")}
+    events = {}
+    for i, step in enumerate(lamella.steps, 1):
+        column = {"voltage": _quantity(step.milling_voltage_kV, "kV"), "current": _quantity(step.milling_current_nA, "nA")}
+        event = {
+            "identifier_sample": sample.id,
+            "description": step.stage,
+            "duration": _quantity(step.duration_min, "min"),
+            "instrument": _without_none(
+                {
+                    "ibeam_column": {"operation_mode": step.stage, "ion_source": _without_none(column)},
+                    "stage": _without_none({"tilt1": _quantity(step.angle_deg, "deg")}),
+                }
+            ),
+        }
+        events[f"event{i}"] = _without_none(event)
+    specimen = {
+        "name": sample.label,
+        "identifier_sample": sample.id,
+        "is_simulation": sample.simulated,
+        "physical_form": "foil",
+        "atom_types": ", ".join(elements) or None,
+        "thickness": _quantity(lamella.final_thickness_nm, "nm"),
+    }
+    instrument = {
+        "fabrication": _without_none({"model": lamella.instrument}),
+        "ibeam_column": {"ion_source": _without_none(source)},
+    }
+    missing = {
+        "start_time": "sample.yaml holds no time of the session",
+        "sample/preparation_date": "sample.yaml holds no date of the preparation",
+        "measurement/instrument/fabrication/vendor": "sample.yaml names the instrument in one field, here the model",
+    }
+    measurement = {"instrument": _without_none(instrument), **events}
+    return {**NXEM_DEFINITION, "sample": _without_none(specimen), "measurement": measurement, "missing_required": missing}
+
+
+def check_recording(sample: Sample, kind: str) -> dict[str, Any]:
+    """Open a recording, read its first and last frame, and tell what it holds.
+
+    Returns
+    -------
+    ``kind``, ``file``, ``shape``, ``dtype``, ``size_MB``, ``calibration`` (key: value, where from)
+    and ``dose`` in words.
+
+    Raises
+    ------
+    RecordingError
+        Naming the file, the key and what was expected, where it cannot be read to its end.
+    """
+    dimensions, keys, words = _RECORDING_KINDS[kind]
+    acquisition, path = getattr(sample.acquisitions, kind), sample.path(kind)
+    where = f"{sample.id}/sample.yaml: acquisitions.{kind}.file"
+    try:
+        with _QuietLogging("tifffile"):
+            signal = load_recording(path, navigation_dimension=dimensions)
+    except RecordingError as error:
+        raise RecordingError(f"{where}: {error}; expected {words} in a file that is whole") from None
+    frames = signal.data.reshape((-1, *signal.data.shape[-2:]))
+    try:
+        for frame in (frames[0], frames[-1]):
+            np.asarray(frame)
+    except Exception as error:  # readers raise whatever they meet in a broken file
+        need, have = signal.data.nbytes, path.stat().st_size
+        raise RecordingError(
+            f"{where}: {path.name} is truncated or damaged: its header tells of {' × '.join(map(str, signal.data.shape))} "
+            f"{signal.data.dtype} ({need} bytes), the file has {have} bytes and its last frame cannot be read "
+            f"({type(error).__name__}: {_one_line(error)}); expected a file that is whole"
+        ) from error
+    return {
+        "kind": kind,
+        "file": acquisition.file,
+        "shape": [int(n) for n in signal.data.shape],
+        "dtype": str(signal.data.dtype),
+        "size_MB": round(path.stat().st_size / 1e6, 2),
+        "calibration": {key: _calibration_in_words(acquisition, kind, key, signal, unit) for key, unit in keys.items()},
+        "dose": _dose_in_words(kind, acquisition, len(frames)),
+    }
+
+
+def _calibration_in_words(acquisition: Any, kind: str, key: str, signal: Any, unit: str | None) -> str:
+    value = getattr(acquisition, key)
+    if value is not None:
+        return f"{value:.5g} (sample.yaml)"
+    found = axis_scale(signal, unit) if unit else None
+    return f"{found:.5g} (file)" if found is not None else f"missing: set acquisitions.{kind}.{key} in sample.yaml"
+
+
+def _dose_in_words(kind: str, acquisition: Any, n_frames: int) -> str:
+    if kind == "cryo_stem" and acquisition.frame_dose_e_per_A2 is not None:
+        dose = acquisition.frame_dose_e_per_A2
+        return f"{dose:.3g} e/Å² a frame, {dose * n_frames:.4g} e/Å² in {n_frames} frames"
+    if kind == "haadf" and acquisition.dose_e_per_A2 is not None:
+        return f"{acquisition.dose_e_per_A2:.4g} e/Å²"
+    return "not recorded"
+
+
+def check_recordings(sample: Sample) -> list[dict[str, Any]]:
+    """`check_recording` for every acquisition of a sample; one `RecordingError` with a line for each fault."""
+    found, faults = [], []
+    for kind in Acquisitions.model_fields:
+        if getattr(sample.acquisitions, kind) is None:
+            continue
+        try:
+            found.append(check_recording(sample, kind))
+        except RecordingError as error:
+            faults.append(str(error))
+    if faults:
+        raise RecordingError("\n".join(faults))
+    return found
 
 
 # --------------------------------------------------------------------------------------
