@@ -890,7 +890,8 @@ def amorphous_layer_nm(voltage_kV: float) -> tuple[float, float]:
     """Thickness of the amorphous, gallium-bearing layer on one side of a lamella, nm: low and high estimate.
 
     Between two power laws through values measured on the side walls of silicon: 21 nm at 30 kV
-    and 2.5 nm at 5 kV (Mayer et al., MRS Bull. 32 (2007) 400), and 23 nm at 30 kV and 10 nm at
+    and 2.5 nm at 5 kV (Giannuzzi et al., Microsc. Microanal. 11 S2 (2005) 828; reviewed by Mayer et
+    al., MRS Bull. 32 (2007) 400), and 23 nm at 30 kV and 10 nm at
     10 kV (Proc. ISTFA 2004, 563). The implanted gallium lies in the same layer (Rubanov &
     Munroe, J. Microsc. 214 (2004) 213). Oxides may differ by a factor of two.
 
@@ -942,11 +943,13 @@ def _finding(level: str, text: str, reason: str) -> dict[str, str]:
 
 def _milling_findings(steps: list[MillingStep]) -> list[dict[str, str]]:
     """What the voltages of the milling steps mean for the surfaces of the lamella."""
+    from itertools import pairwise
+
     known = [s for s in steps if s.milling_voltage_kV is not None]
     if not known:
         return [_finding("warning", "No milling voltage is recorded", "the damaged layer on the surfaces cannot be estimated")]
     findings = []
-    rises = [f"{a.stage} → {b.stage}" for a, b in zip(known, known[1:], strict=False) if b.milling_voltage_kV > a.milling_voltage_kV]
+    rises = [f"{before.stage} → {after.stage}" for before, after in pairwise(known) if after.milling_voltage_kV > before.milling_voltage_kV]
     if rises:
         findings.append(
             _finding("warning", f"The voltage rises again: {', '.join(rises)}", "a later step at a higher voltage undoes the polish")
@@ -1004,7 +1007,7 @@ def _handling_findings(lamella: Lamella) -> list[dict[str, str]]:
             _finding("warning" if share > 0.25 else "ok", text, "the high estimate of the layer, twice, over the final thickness")
         )
     minutes = lamella.air_exposure_min
-    reason = "LLZO exchanges Li⁺ for H⁺ and NCM loses Li to Li₂CO₃ and LiOH from the first contact with moist air (Redhammer et al., Crystals 11 (2021) 721)"
+    reason = "from the first contact with moist air LLZO exchanges Li⁺ for H⁺ (Redhammer et al., Crystals 11 (2021) 721), and Li₂CO₃ grows"
     if minutes is not None and minutes > 0:
         text = f"{minutes:g} min in air: Li₂CO₃ on LLZO and NCM surfaces is to be expected, and a shell of it is not evidence of sintering"
         findings.append(_finding("warning" if minutes > 10 else "note", text, reason))
@@ -1064,27 +1067,21 @@ def nxem_entry(sample: Sample) -> dict:
     """The lamella's record in the names of NXem, as nested groups; numbers carry their ``units``.
 
     What NXem requires and sample.yaml does not hold stands under ``missing_required`` with a
-    reason and is not made up. Milling steps are events whose ion column holds what changed.
+    reason and is not made up; what NXem has no name for stands under ``not_in_nxem``. Milling
+    steps are events whose ion column holds what changed.
     """
     lamella = sample.lamella
     composition = sample.composition or Composition()
     elements = sorted({e for f in (composition.cathode, composition.electrolyte) if f for e in parse_formula(f)})
     source = {"probe": lamella.ion, "emitter_type": {"Ga": "liquid_metal", "Xe": "plasma", "Ar": "plasma"}.get(lamella.ion or "")}
-    events = {}
+    events, beyond = {}, {}
     for i, step in enumerate(lamella.steps, 1):
         column = {"voltage": _quantity(step.milling_voltage_kV, "kV"), "current": _quantity(step.milling_current_nA, "nA")}
-        event = {
-            "identifier_sample": sample.id,
-            "description": step.stage,
-            "duration": _quantity(step.duration_min, "min"),
-            "instrument": _without_none(
-                {
-                    "ibeam_column": {"operation_mode": step.stage, "ion_source": _without_none(column)},
-                    "stage": _without_none({"tilt1": _quantity(step.angle_deg, "deg")}),
-                }
-            ),
-        }
-        events[f"event{i}"] = _without_none(event)
+        ibeam = {"operation_mode": step.stage, "ion_source": _without_none(column)}
+        events[f"event{i}"] = {"identifier_sample": sample.id, "instrument": {"ibeam_column": _without_none(ibeam)}}
+        beyond[f"event{i}"] = _without_none({"milling_angle_deg": step.angle_deg, "duration_min": step.duration_min})
+    frame = lamella.frame.model_dump() if lamella.frame else {}
+    beyond |= {"frame": _without_none(frame), "air_exposure_min": lamella.air_exposure_min}
     specimen = {
         "name": sample.label,
         "identifier_sample": sample.id,
@@ -1103,7 +1100,13 @@ def nxem_entry(sample: Sample) -> dict:
         "measurement/instrument/fabrication/vendor": "sample.yaml names the instrument in one field, here the model",
     }
     measurement = {"instrument": _without_none(instrument), **events}
-    return {**NXEM_DEFINITION, "sample": _without_none(specimen), "measurement": measurement, "missing_required": missing}
+    return {
+        **NXEM_DEFINITION,
+        "sample": _without_none(specimen),
+        "measurement": measurement,
+        "not_in_nxem": _without_none(beyond),
+        "missing_required": missing,
+    }
 
 
 def check_recording(sample: Sample, kind: str) -> dict[str, Any]:
