@@ -1,0 +1,71 @@
+# The workbook's commands. On a machine with Python 3.11 or newer, git and make:
+#   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders)
+#   make test    the tests
+# and: lab, share, lock, lint, clean.
+
+PYTHON ?= python3
+CORES ?= all
+DATA ?=
+RESULTS ?=
+FIGURES ?=
+export DATA RESULTS FIGURES
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN_LOG = $${RESULTS:-results}/run.log
+SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
+	--rerun-triggers mtime params --scheduler greedy --nolock --quiet all
+
+.PHONY: setup run demo test lab share lock lint clean
+
+setup: $(READY)
+
+$(READY): env.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the workbook needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@echo "setting up $(VENV) (two minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r env.lock
+	@$(BIN)/python -c 'import os, pathlib, sysconfig; \
+	pathlib.Path(sysconfig.get_paths()["purelib"], "workbook.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'
+	@touch $@
+
+# Snakemake ends with 1 where a step failed: the comparison still runs then, with the samples that succeeded.
+run: $(READY)
+	@mkdir -p "$${RESULTS:-results}"
+	@if [ -z "$$DATA" ] && ! ls data/samples/*/sample.yaml >/dev/null 2>&1; then $(MAKE) --no-print-directory demo; fi
+	@$(SNAKEMAKE) samples 2>"$(RUN_LOG)" || test $$? -eq 1
+	@$(SNAKEMAKE) comparison --config comparison=true 2>>"$(RUN_LOG)" || test $$? -eq 1
+	@$(BIN)/python -c 'import os, sys, helpers; \
+	sys.exit(helpers.finish_run(os.environ["DATA"], os.environ["RESULTS"], os.environ["FIGURES"]))'
+
+demo: $(READY)
+	@echo "data/samples is empty: simulating the three demo samples ..."
+	@mkdir -p "$${RESULTS:-results}"
+	@$(BIN)/papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks \
+	notebooks/00_demo_data.ipynb "$${RESULTS:-results}/00_demo_data.ipynb"
+
+test: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+	@$(BIN)/python -m pytest
+
+lab: $(READY)
+	@$(BIN)/jupyter lab
+
+share: $(READY)
+	@$(BIN)/python -c 'import os, helpers; print("to share:", helpers.share_pages(os.environ["RESULTS"]))'
+
+# env.lock: everything that env.yml's pins need, with hashes, for Python 3.11 and newer
+lock: $(READY)
+	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -qq --disable-pip-version-check uv==0.13.9
+	@sed -n 's/^ *- \([A-Za-z0-9_.-]*==.*\)$$/\1/p' env.yml >$(VENV)/lock/env.in
+	@$(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file env.lock $(VENV)/lock/env.in
+	@echo "env.lock is made anew; the next make sets it up"
+
+lint: $(READY)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+# The project's own results, figures and pages; never the data, nor the figures that are tracked
+clean:
+	@rm -rf results && git clean -qfdX figures
