@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN_LOG = $${RESULTS:-results}/run.log
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
-	--rerun-triggers mtime params --scheduler greedy --nolock --quiet all
+	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock
 
 .PHONY: setup run demo test lab share lock lint clean
 
@@ -34,10 +34,10 @@ $(READY): env.lock
 run: $(READY)
 	@mkdir -p "$${RESULTS:-results}"
 	@if [ -z "$$DATA" ] && ! ls data/samples/*/sample.yaml >/dev/null 2>&1; then $(MAKE) --no-print-directory demo; fi
-	@$(SNAKEMAKE) samples 2>"$(RUN_LOG)" || test $$? -eq 1
-	@$(SNAKEMAKE) comparison --config comparison=true 2>>"$(RUN_LOG)" || test $$? -eq 1
+	@$(SNAKEMAKE) -- samples 2>"$(RUN_LOG)" || test $$? -eq 1
+	@$(SNAKEMAKE) --config comparison=true -- comparison 2>>"$(RUN_LOG)" || test $$? -eq 1
 	@$(BIN)/python -c 'import os, sys, helpers; \
-	sys.exit(helpers.finish_run(os.environ["DATA"], os.environ["RESULTS"], os.environ["FIGURES"]))'
+	sys.exit(helpers.finish_run(os.environ["DATA"], os.environ["RESULTS"]))'
 
 demo: $(READY)
 	@echo "data/samples is empty: simulating the three demo samples ..."

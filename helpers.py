@@ -27,6 +27,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -1261,3 +1262,217 @@ def run_error(executed: str | Path) -> str | None:
 def _ended_well(output: dict) -> bool:
     """Whether an error output is the ``sys.exit(0)`` of a step that has nothing to do."""
     return output["ename"] == "SystemExit" and output["evalue"] in ("", "0")
+
+
+@dataclass(frozen=True)
+class _Page:
+    """One page to be: the executed notebook, where the page goes below html/, and what stands around it."""
+
+    notebook: Path
+    target: str
+    title: str
+    sample: str
+    simulated: bool
+    navigation: list[dict]
+    home: str = ""
+
+
+def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Path:
+    """Render every executed notebook as ``results/html/<id>/<step>.html``, the comparison as ``index.html``.
+
+    The pages hold their figures with alt texts and no script, name no absolute path, and open from
+    disk without a network. One that is up to date is left as it is, one of a sample that is gone is
+    removed. Returns the path of ``index.html``.
+    """
+    results = _results_root(results_dir)
+    html = results / "html"
+    pages = _planned_pages(results, data_dir)
+    hidden = _hidden_paths(results, data_dir)
+    style = _page_style()
+    for page in pages:
+        source = hashlib.sha256(repr((page, hidden, style, file_sha256(__file__))).encode())
+        source.update(page.notebook.read_bytes() if page.notebook.is_file() else b"")
+        target = html / page.target
+        if not (target.is_file() and source.hexdigest() in target.read_text(encoding="utf-8")[:2000]):
+            write_atomically(target, _page_html(page, source.hexdigest(), hidden, style))
+    for path in set(html.rglob("*.html")) - {html / page.target for page in pages}:
+        path.unlink()
+    return html / "index.html"
+
+
+def share_pages(results_dir: str | Path = "") -> Path:
+    """Gather the rendered pages as ``results/share/workbook`` and the same as ``workbook.zip`` beside it."""
+    results = _results_root(results_dir)
+    if not (results / "html" / "index.html").is_file():
+        raise ResultError("there are no pages yet: run `make run` first")
+    folder = results / "share" / "workbook"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(results / "html", folder)
+    return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
+
+
+def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:
+    """Render the pages of a run, tell every failure in one message, and return the exit status, 0 or 1."""
+    results = _results_root(results_dir)
+    index = render_pages(results, data_dir)
+    faults = []
+    for sample_id in list_samples(data_dir):
+        failure = failed_step(results, sample_id)
+        missing = [step for step in STEPS if not (results / sample_id / ".done" / step).exists()]
+        if failure:
+            faults.append(f"FAILED {sample_id} {failure[0]}: {failure[1]}")
+        elif missing:
+            faults.append(f"NOT RUN {sample_id} {missing[0]}: see run.log in the results")
+    if not (results / ".done" / COMPARISON).exists():
+        reason = run_error(results / f"{COMPARISON}.ipynb") or "see run.log in the results"
+        faults.append(f"FAILED {COMPARISON}: {reason}")
+    print("\n".join(["", *faults, f"pages: {os.path.relpath(index)}"]))
+    return 1 if faults else 0
+
+
+def _planned_pages(results: Path, data_dir: str | Path) -> list[_Page]:
+    """All pages of a results folder, the index last."""
+    pages, overview = [], []
+    for sample_id in list_samples(data_dir):
+        try:
+            sample = load_sample(data_dir, sample_id)
+            title, simulated = sample.label, sample.simulated
+        except SampleError:
+            title, simulated = sample_id, False
+        steps = [(step, results / sample_id / "notebooks" / f"{step}.ipynb") for step in STEPS]
+        links = [_step_link(results, sample_id, step, notebook) for step, notebook in steps]
+        failure = failed_step(results, sample_id)
+        overview.append({"name": title, "links": links, "fault": f"{failure[0]}: {failure[1]}" if failure else ""})
+        for step, notebook in steps:
+            if notebook.is_file():
+                own = [link | {"current": link["step"] == step, "href": link["href"].split("/")[-1]} for link in links]
+                navigation = [{"name": "Steps", "links": own}]
+                pages.append(_Page(notebook, f"{sample_id}/{step}.html", _step_title(step), title, simulated, navigation, "../index.html"))
+    demo = results / "00_demo_data.ipynb"
+    if demo.is_file() and not str(data_dir):
+        link = {"text": "how they were simulated", "href": "00_demo_data.html"}
+        overview.append({"name": "Demo data", "links": [link]})
+        pages.append(_Page(demo, "00_demo_data.html", _step_title("00_demo_data"), "Demo data", True, [], "index.html"))
+    comparison = results / f"{COMPARISON}.ipynb"
+    return [*pages, _Page(comparison, "index.html", _step_title(COMPARISON), "All samples", False, overview)]
+
+
+def _step_title(step: str) -> str:
+    """A step's name as a reader wants it.
+
+    >>> _step_title("05_ped_calibration")
+    '05 PED calibration'
+    """
+    words = step.replace("_", " ").replace("haadf", "HAADF").replace("ped", "PED").replace("cryo stem", "cryo-STEM")
+    return words if words[3:4].isupper() else words[:3] + words[3:4].upper() + words[4:]
+
+
+def _step_link(results: Path, sample_id: str, step: str, notebook: Path) -> dict:
+    """The link to one page of a sample, with a word on its state where there is something to say."""
+    note = ""
+    if not (results / sample_id / ".done" / step).exists():
+        note = "failed" if run_error(notebook) else "not run" if not notebook.is_file() else "from an earlier run"
+    elif (results / sample_id / f"{step}.json").is_file() and read_result(results, sample_id, step).get("status") == "not_acquired":
+        note = "not acquired"
+    href = f"{sample_id}/{step}.html" if notebook.is_file() else ""
+    return {"step": step, "text": _step_title(step), "href": href, "note": note}
+
+
+def _hidden_paths(results: Path, data_dir: str | Path) -> list[tuple[str, str]]:
+    """Paths of this machine and what stands for them on a page, the longest first."""
+    known = {PROJECT_ROOT: ".", results: "results", Path.home(): "~", Path(tempfile.gettempdir()): "tmp"}
+    known |= {samples_folder(data_dir): "samples", samples_folder(data_dir).parent: "data"}
+    absolute = {os.path.abspath(path): word for path, word in known.items()}
+    absolute |= {os.path.realpath(path): word for path, word in absolute.items()}
+    return sorted(((p, word) for p, word in absolute.items() if len(p) > 1), key=lambda pair: -len(pair[0]))
+
+
+def _without_paths(text: str, hidden: list[tuple[str, str]]) -> str:
+    """A text without absolute paths: known folders by their word, other files by their name.
+
+    >>> _without_paths("in /home/ada/work/x/a.tif and /usr/lib/python3/zlib.py", [("/home/ada/work", "data")])
+    'in data/x/a.tif and zlib.py'
+    """
+    for path, word in hidden:
+        text = text.replace(path, word)
+    return re.sub(r"(?<![\w./:~<-])/(?:[\w.+@-]+/)+([\w.+@-]*)", r"\1", text)
+
+
+def _presentable(notebook: Any, hidden: list[tuple[str, str]]) -> Any:
+    """The notebook as readers should see it: no paths, no tracebacks, no ticks of the progress, no markers of papermill."""
+    progress = re.compile(r"^\S+ \d\d_\w+: .* \d+ of \d+, \d+ s\n", re.MULTILINE)
+    notebook.cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        cell.source = _without_paths(cell.source, hidden)
+        tags = cell.metadata.get("tags", [])
+        cell.metadata["summary"] = "Parameters" if "parameters" in tags or "injected-parameters" in tags else "Code"
+        outputs = [o for o in cell.get("outputs", []) if not (o.output_type == "error" and _ended_well(o))]
+        for output in outputs:
+            if output.output_type == "error":
+                output.evalue = _without_paths(output.evalue, hidden)
+            elif output.output_type == "stream":
+                output.text = _without_paths(progress.sub("", output.text), hidden)
+            else:
+                texts = {kind: _without_paths("".join(text), hidden) for kind, text in output.data.items() if kind.startswith("text/")}
+                output.data.update(texts)
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in outputs if o.output_type != "stream" or o.text.strip()]
+    notebook.metadata.pop("widgets", None)
+    return notebook
+
+
+def _safe_html(text: str) -> str:
+    """HTML with nothing in it that could run or load: text, tables, links and pictures that are inside."""
+    import bleach
+
+    def allowed(tag: str, name: str, value: str) -> bool:
+        if name in ("href", "src"):
+            return value.startswith("data:image/") if tag == "img" else value.startswith(("#", "http:", "https:")) or "://" not in value
+        return name in ("id", "alt", "title", "class", "scope", "colspan", "rowspan", "lang")
+
+    tags = "h1 h2 h3 h4 h5 h6 p br hr div span section ul ol li dl dt dd table caption thead tbody tfoot tr th td"
+    tags += " a abbr b blockquote code del em figure i img kbd pre small strong sub summary sup details"
+    protocols = ["http", "https", "data"]
+    return bleach.clean(text, tags=tags.split(), attributes=allowed, protocols=protocols, strip=True, strip_comments=True)
+
+
+def _page_style() -> str:
+    """The style sheet of all pages, with the colours of highlighted code for light and dark."""
+    from pygments.formatters import HtmlFormatter
+
+    own = (PROJECT_ROOT / "notebooks" / "templates" / "page" / "style.css").read_text(encoding="utf-8")
+    colours = {style: HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight") for style in ("xcode", "github-dark")}
+    return f"{own}\n{colours['xcode']}\n@media (prefers-color-scheme: dark) {{\n{colours['github-dark']}\n}}"
+
+
+def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], style: str) -> str:
+    """One page as HTML."""
+    import nbformat
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    if page.notebook.is_file():
+        notebook = _presentable(nbformat.read(page.notebook, as_version=4), hidden)
+    else:
+        text = f"# {page.title}\n\nThis page could not be made: the notebook was not executed."
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    config = Config()
+    config.NbConvertBase.display_data_priority = ["text/html", "text/markdown", "image/png", "image/jpeg", "text/plain"]
+    templates = PROJECT_ROOT / "notebooks" / "templates"
+    exporter = HTMLExporter(
+        config=config,
+        template_name="page",
+        extra_template_basedirs=[str(templates)],
+        exclude_anchor_links=True,
+        filters={"safe_html": _safe_html},
+    )
+    around = {
+        "source": source,
+        "style": style,
+        "title": f"{page.sample}: {page.title}" if page.home else page.title,
+        "home": page.home,
+        "sample": page.sample,
+        "simulated": page.simulated,
+        "navigation": [line | {"fault": _without_paths(line.get("fault", ""), hidden)} for line in page.navigation],
+    }
+    return exporter.from_notebook_node(notebook, resources={"page": around})[0]

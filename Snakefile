@@ -1,0 +1,196 @@
+"""The graph of samples x notebooks; `make run` calls it twice, for the samples and then for their comparison.
+
+Every rule calls papermill, and the executed notebook is its log. Its output is an empty file,
+results/<id>/.done/<step>: Snakemake deletes the outputs of a job that fails, and results written before stay.
+A step runs again where its notebook, helpers.py, its sample.yaml, a file that it reads or a step that it needs changed.
+"""
+
+import fcntl
+import os
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(workflow.basedir)
+sys.path.insert(0, str(ROOT))
+import helpers
+
+DATA, RESULTS, FIGURES = (os.path.abspath(os.environ.get(name) or ROOT / name.lower()) for name in ("DATA", "RESULTS", "FIGURES"))
+
+#: The acquisition that a step reads, the steps whose results it reads, and whether it reads crystal structures.
+GRAPH = {
+    "01_lamella_metadata": ("", (), False),
+    "02_cryo_stem_drift": ("cryo_stem", (), False),
+    "03_haadf_surface": ("haadf", (), True),
+    "04_interface_phases": ("interface", (), True),
+    "05_ped_calibration": ("ped", (), True),
+    "06_ped_matching": ("ped", ("05_ped_calibration",), True),
+    "07_rocksalt_fraction": ("", ("03_haadf_surface", "04_interface_phases", "06_ped_matching"), False),
+}
+GATE = "01_lamella_metadata"  # checks sample.yaml and every file that it names; the others wait for it
+
+workdir: RESULTS
+
+
+def stop(message):
+    """End the run before it starts, with a status that is not that of a failed step."""
+    print(message, flush=True)
+    sys.exit(3)
+
+
+def content_of(path):
+    """A file's identity: the hash of a small one, size and time of a recording, None where it is absent."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return helpers.file_sha256(path) if state.st_size < 1_000_000 else f"{state.st_size} bytes of {state.st_mtime_ns}"
+
+
+def sample_files(sample):
+    """The existing files of each acquisition and the phases that a sample.yaml names, as far as it can be read."""
+    try:
+        acquisitions = helpers.load_sample(DATA, sample).acquisitions
+    except helpers.WorkbookError as error:
+        return {}, [], str(error)
+    named = {kind: getattr(acquisitions, kind) for kind in type(acquisitions).model_fields}
+    folder = helpers.samples_folder(DATA) / sample
+    files = {kind: folder / a.file for kind, a in named.items() if a is not None}
+    phases = {p for a in named.values() for p in getattr(a, "phases", None) or []} | set(helpers.NCM_PHASES)
+    return files, [helpers.phase_file(p, DATA) for p in sorted(phases)], ""
+
+
+def step_parameters(step, sample):
+    """What a notebook is told beside its own defaults."""
+    given = {"sample_id": sample, "data_dir": DATA, "results_dir": RESULTS, "figures_dir": FIGURES}
+    known = helpers.notebook_parameters(ROOT / "notebooks" / f"{step}.ipynb")
+    if not sample:
+        del given["sample_id"]
+    helpers.check_parameters(step, given, known)
+    return given
+
+
+def write_parameters(step, sample):
+    """The YAML file for papermill, written only where its content changed."""
+    path = Path(RESULTS, sample, ".params", f"{step}.yaml")
+    text = yaml.safe_dump(step_parameters(step, sample), allow_unicode=True, sort_keys=False)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        helpers.write_atomically(path, text)
+    return path
+
+
+def forget_lost_results(sample):
+    """Remove the mark of a step whose result is gone, or was written by someone else since."""
+    for step in GRAPH:
+        done, result = Path(RESULTS, sample, ".done", step), Path(RESULTS, sample, f"{step}.json")
+        if done.exists() and (not result.is_file() or result.stat().st_mtime > done.stat().st_mtime):
+            done.unlink()
+
+
+def only_one_run():
+    """Hold a lock on the results for as long as this process lives."""
+    Path(RESULTS).mkdir(parents=True, exist_ok=True)
+    lock = open(Path(RESULTS, ".lock"), "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        stop(f"another run is writing to {os.path.relpath(RESULTS, ROOT)}: wait for its end, or give another RESULTS=")
+    return lock
+
+
+LOCK = only_one_run()
+try:
+    SAMPLES = helpers.list_samples(DATA)
+except helpers.SampleError as error:
+    stop(str(error))
+if not SAMPLES:
+    stop(f"{os.environ.get('DATA') or 'data'}: holds no sample, expected at least one folder with a sample.yaml")
+for sample in SAMPLES:
+    forget_lost_results(sample)
+
+PAPERMILL = (
+    "{params.python:q} -m papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd {params.root:q}/notebooks"
+    " -f {input.parameters:q} {input.notebook:q} {log:q} 2>{params.errors:q}"
+)
+ONE_POOL = " ".join(f"{p}_NUM_{'WORKERS' if p == 'DASK' else 'THREADS'}={{threads}}" for p in ("OMP", "OPENBLAS", "MKL", "NUMBA", "DASK"))
+RUN = (
+    "label={params.label:q}; started=$SECONDS; echo \"$label …\"; mkdir -p \"$(dirname {log:q})\"; "
+    f"if {ONE_POOL} {PAPERMILL}; then touch {{output:q}}; echo \"$label … $((SECONDS - started)) s\"; "
+    "else echo \"$label … failed\"; exit 1; fi"
+)
+
+if config.get("comparison"):
+    FAILED = {sample: helpers.failed_step(RESULTS, sample) for sample in SAMPLES}
+
+    rule comparison:
+        input:
+            notebook=ROOT / "notebooks" / f"{helpers.COMPARISON}.ipynb",
+            helpers=ROOT / "helpers.py",
+            parameters=write_parameters(helpers.COMPARISON, ""),
+            samples=[helpers.samples_folder(DATA) / sample / "sample.yaml" for sample in SAMPLES],
+            steps=sorted(p.as_posix() for sample in SAMPLES for p in Path(RESULTS, sample, ".done").glob("0[2-7]_*")),
+        output:
+            f".done/{helpers.COMPARISON}",
+        log:
+            f"{helpers.COMPARISON}.ipynb",
+        params:
+            root=str(ROOT),
+            python=sys.executable,
+            errors=f"{helpers.COMPARISON}.log",
+            label=f"all samples  {helpers.COMPARISON}",
+            samples=[f"{sample}: {FAILED[sample] or 'ok'}" for sample in SAMPLES],
+        threads: workflow.cores
+        shell:
+            RUN
+
+else:
+    wildcard_constraints:
+        sample="|".join(re.escape(sample) for sample in SAMPLES),
+
+    FILES, PHASES, FAULT = {}, {}, {}
+    for sample in SAMPLES:
+        FILES[sample], PHASES[sample], FAULT[sample] = sample_files(sample)
+
+    def read_by(step, sample):
+        acquisition, _, reads_phases = GRAPH[step]
+        files = [helpers.samples_folder(DATA) / sample / "sample.yaml", *(PHASES[sample] if reads_phases else [])]
+        files += FILES[sample].values() if step == GATE else [FILES[sample][acquisition]] if acquisition in FILES[sample] else []
+        return [str(p) for p in files]
+
+    def make_rule(step):
+        _, needs, _ = GRAPH[step]
+
+        rule:
+            name:
+                step
+            input:
+                notebook=ROOT / "notebooks" / f"{step}.ipynb",
+                helpers=ROOT / "helpers.py",
+                parameters=lambda wc: str(write_parameters(step, wc.sample)),
+                files=lambda wc: read_by(step, wc.sample),
+                gate=[] if step == GATE else ancient(f"{{sample}}/.done/{GATE}"),
+                needs=[f"{{sample}}/.done/{other}" for other in needs],
+            output:
+                f"{{sample}}/.done/{step}",
+            log:
+                f"{{sample}}/notebooks/{step}.ipynb",
+            params:
+                root=str(ROOT),
+                python=sys.executable,
+                errors=f"{{sample}}/notebooks/{step}.log",
+                label=f"{{sample}}  {step}",
+                # what mtimes alone do not tell: a file that was replaced by an older one, or is gone
+                content=lambda wc: [FAULT[wc.sample], *(str(content_of(p)) for p in read_by(step, wc.sample))],
+            threads: max(1, workflow.cores // len(SAMPLES))
+            shell:
+                RUN
+
+    rule samples:
+        input:
+            expand("{sample}/.done/{step}", sample=SAMPLES, step=GRAPH),
+        default_target: True
+
+    for step in GRAPH:
+        make_rule(step)
