@@ -34,6 +34,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -849,6 +850,189 @@ def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: flo
 # --------------------------------------------------------------------------------------
 
 
+_HAADF_CELL_NM = (0.2867, 1.422)  # layered a and c, the bulk of every simulated image
+
+
+def simulate_haadf(
+    rng: np.random.Generator,
+    shape: tuple[int, int] = (512, 512),
+    pixel_size_nm: float = 0.0125,
+    layer_nm: float = 2.0,
+    kind: str = "spinel",
+    rotation_deg: float = 20.0,
+    counts_per_px: float = 40.0,
+    *,
+    pixel_size_error: float | None = None,
+    vacuum_share: float = 0.22,
+    roughness_nm: float = 0.15,
+    antisite: float = 0.03,
+    width_nm: float = 0.12,
+) -> tuple[np.ndarray, dict]:
+    """HAADF image of layered NCM along [100]hex with a transformed layer at its surface, and its truth.
+
+    Parameters
+    ----------
+    shape, pixel_size_nm
+        Image (y, x) and the pixel that its file states; the true one is larger by ``pixel_size_error``
+        (a share; None draws it with a standard deviation of 0.025).
+    layer_nm
+        Thickness from the crystal's edge to where half of every column is transformed; 0 for "none".
+    kind
+        "spinel" (LiM2O4), "spinel_m3o4", "rocksalt" (lithium columns hold 0.6 to 1 of the metal) or "none".
+    rotation_deg
+        Turn of the (003) planes against the image's lines; the surface turns on its own.
+    counts_per_px
+        Mean counts on top of a full metal column in the bulk.
+    antisite, width_nm, roughness_nm, vacuum_share
+        Share of metal in bulk lithium columns, width of the transition, height of the
+        edge's waves (standard deviation) and the part of the image that is vacuum.
+
+    Columns are a core with long tails, oxygen is there, each column's brightness scatters by 4 %, the crystal thins towards
+    its edge, lines jitter and drift shears them, and a contamination haze lies over edge and vacuum.
+
+    Returns
+    -------
+    Image (y, x) uint16, and a dict with ``thickness_nm``, ``kind`` ("spinel", "rocksalt" or "none"), ``variant`` (the
+    kind as given), ``pixel_size_nm`` (true), ``pixel_size_stated_nm``, ``rotation_deg`` and ``counts_per_px``.
+    """
+    if kind not in ("spinel", "spinel_m3o4", "rocksalt", "none"):
+        raise ParameterError(f"simulate_haadf: kind: got {kind!r}, expected spinel, spinel_m3o4, rocksalt or none")
+    thickness = 0.0 if kind == "none" else float(layer_nm)
+    error = float(rng.normal(0, 0.025)) if pixel_size_error is None else pixel_size_error
+    true_pixel = pixel_size_nm * (1 + error)
+    field_nm = np.array(shape) * true_pixel
+    nm, strength, depth = _haadf_columns(rng, field_nm, thickness, kind, rotation_deg, vacuum_share, roughness_nm, antisite, width_nm)
+    px = _scan_places(rng, nm / true_pixel, shape)
+    bright = strength * (0.55 + 0.45 * (1 - np.exp(-np.maximum(depth, 0) / 2.5))) * rng.normal(1, 0.04, len(px))
+    image = _rendered_columns(shape, px, bright, sigma_px=rng.uniform(0.052, 0.062) / true_pixel)
+    image = counts_per_px * (image + _haze(rng, shape, px, depth, true_pixel))
+    counts = rng.poisson(np.maximum(image, 0)).astype(np.uint16)
+    truth = {
+        "thickness_nm": thickness,
+        "kind": "spinel" if kind == "spinel_m3o4" else kind if thickness > 0 else "none",
+        "variant": kind,
+        "pixel_size_nm": true_pixel,
+        "pixel_size_stated_nm": pixel_size_nm,
+        "rotation_deg": float(rotation_deg),
+        "counts_per_px": float(counts_per_px),
+    }
+    return counts, truth
+
+
+def _haadf_columns(
+    rng: np.random.Generator,
+    field_nm: np.ndarray,
+    thickness: float,
+    kind: str,
+    rotation_deg: float,
+    vacuum_share: float,
+    roughness_nm: float,
+    antisite: float,
+    width_nm: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places (n, 2) in nm, strengths and depths of all columns of the simulated crystal, in the frame of the scan."""
+    a, c = _HAADF_CELL_NM
+    row, up = np.array([0.0, a * math.sqrt(3) / 2]), np.array([c / 6, a * math.sqrt(3) / 6])
+    reach = int(np.hypot(*field_nm) / 0.2) + 4
+    i, j = (g.ravel() for g in np.meshgrid(np.arange(-reach, reach + 1), np.arange(-reach, reach + 1), indexing="ij"))
+    plane = i[:, None] * row + j[:, None] * up
+    keep = np.linalg.norm(plane, axis=1) < np.hypot(*field_nm) * 0.6
+    i, j, plane = i[keep], j[keep], plane[keep]
+    oxygen = plane + np.array([0.103 * np.where(j % 2 == 0, 1, -1), 0.166 * np.where(j % 2 == 0, 1, -1)]).T * np.ones((len(j), 1))
+    angle = math.radians(rotation_deg)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    centre, moved = field_nm / 2, rng.uniform(-0.2, 0.2, 2)
+    place = lambda p: p @ turn + centre + moved
+    edge = _edge_of(rng, field_nm, vacuum_share, roughness_nm)
+    depth = edge(place(plane))
+    share = _step((depth - thickness) / width_nm) if thickness > 0 else np.zeros(len(depth))
+    if thickness > 0:
+        share = np.clip(share + 0.15 * np.sqrt(share * (1 - share)) * rng.normal(size=len(share)), 0, 1)
+    metal = (j % 2 == 0) * (1 - antisite) + (j % 2 == 1) * np.clip(rng.normal(antisite, 0.02, len(j)), 0, 1)
+    metal = (1 - share) * metal + share * _transformed(rng, i, j, kind)
+    places, strengths, depths = [place(plane), place(oxygen)], [metal, np.full(len(j), 0.11)], [depth, edge(place(oxygen))]
+    if kind == "spinel_m3o4":
+        empty = (share > 0.02) & (i % 2 == 1) & (j % 2 == 1)
+        for side in (-0.25, 0.25):
+            tetrahedral = place(plane[empty] + side * (row + up))
+            places, strengths, depths = [*places, tetrahedral], [*strengths, 0.5 * share[empty]], [*depths, edge(tetrahedral)]
+    nm, strength, depth = np.concatenate(places), np.concatenate(strengths), np.concatenate(depths)
+    seen = (depth > 0) & np.all((nm > -0.4) & (nm < field_nm + 0.4), axis=1)
+    return nm[seen], strength[seen], depth[seen]
+
+
+def _step(x: np.ndarray) -> np.ndarray:
+    """A soft step from 1 to 0 about x = 0 (logistic, with the standard deviation of a unit normal)."""
+    return 1 / (1 + np.exp(np.clip(x * math.pi / math.sqrt(3), -50, 50)))
+
+
+def _transformed(rng: np.random.Generator, i: np.ndarray, j: np.ndarray, kind: str) -> np.ndarray:
+    """Metal in the columns of the transformed structure, 1 being a full column."""
+    if kind == "rocksalt":
+        filled = rng.uniform(0.6, 1.0)
+        return np.where(j % 2 == 0, 1.0, np.clip(rng.normal(filled, 0.06, len(j)), 0, 1.1))
+    return np.where(j % 2 == 0, np.where(i % 2 == 0, 1.0, 0.5), np.where(i % 2 == 0, 0.5, 0.0))
+
+
+def _edge_of(rng: np.random.Generator, field_nm: np.ndarray, vacuum_share: float, roughness_nm: float) -> Any:
+    """Depth below a wavy edge, as a function of places (n, 2) in nm."""
+    tilt = math.radians(rng.uniform(-12, 12))
+    normal = np.array([math.sin(tilt), math.cos(tilt)])
+    along = np.array([normal[1], -normal[0]])
+    waves = [(rng.uniform(1.5, 6.0), rng.uniform(0, 2 * math.pi)) for _ in range(4)]
+    height = roughness_nm / math.sqrt(len(waves) / 2)
+    offset = np.array([0.5, vacuum_share]) * field_nm
+
+    def depth(nm: np.ndarray) -> np.ndarray:
+        s = (nm - offset) @ along
+        return (nm - offset) @ normal - height * sum(np.sin(2 * math.pi * s / length + phase) for length, phase in waves)
+
+    return depth
+
+
+def _scan_places(rng: np.random.Generator, px: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Where the scan puts columns: sheared and stretched by drift, lines jittering by a slow random walk."""
+    shear, stretch = rng.normal(0, 0.006, 2)
+    walk = np.cumsum(rng.normal(0, 0.03, shape[0] + 64))
+    walk -= np.linspace(walk[0], walk[-1], len(walk))
+    line = np.clip(np.rint(px[:, 0]).astype(int) + 32, 0, len(walk) - 1)
+    y = (px[:, 0] - shape[0] / 2) * (1 + stretch) + shape[0] / 2
+    return np.stack([y, px[:, 1] + shear * (px[:, 0] - shape[0] / 2) + walk[line]], axis=1)
+
+
+def _rendered_columns(shape: tuple[int, int], px: np.ndarray, bright: np.ndarray, sigma_px: float) -> np.ndarray:
+    """The sum of all columns: three quarters a Gaussian core, one quarter a wider halo of the probe."""
+    image = np.zeros(shape)
+    half = int(4 * sigma_px) + 2
+    offsets = np.arange(-half, half + 1)
+    for (y, x), b in zip(px, bright, strict=True):
+        y0, x0 = round(y), round(x)
+        ys, xs = offsets + y0, offsets + x0
+        iy, ix = (ys >= 0) & (ys < shape[0]), (xs >= 0) & (xs < shape[1])
+        if not (iy.any() and ix.any()):
+            continue
+        dy2, dx2 = (ys[iy] - y) ** 2, (xs[ix] - x) ** 2
+        core = np.exp(-dy2 / (2 * sigma_px**2))[:, None] * np.exp(-dx2 / (2 * sigma_px**2))
+        halo = 1 / (1 + (dy2[:, None] + dx2) / (2.2 * sigma_px) ** 2) ** 2.5
+        image[np.ix_(ys[iy], xs[ix])] += b * (0.82 * core + 0.18 * halo)
+    return image
+
+
+def _haze(rng: np.random.Generator, shape: tuple[int, int], px: np.ndarray, depth: np.ndarray, pixel_nm: float) -> np.ndarray:
+    """Diffuse signal: of the crystal itself, growing inwards, and of amorphous contamination on its edge."""
+    from scipy.ndimage import gaussian_filter
+
+    grid = np.zeros(shape)
+    y, x = np.clip(np.rint(px).astype(int), 0, np.array(shape) - 1).T
+    np.add.at(grid, (y, x), 1.0)
+    solid = gaussian_filter(grid, 0.25 / pixel_nm)
+    solid /= max(float(solid.max()), 1e-12)
+    near = gaussian_filter((solid > 0.3).astype(float), 0.8 / pixel_nm)
+    patchy = gaussian_filter(rng.normal(size=shape), 0.5 / pixel_nm)
+    patchy = 1 + 0.5 * patchy / max(float(patchy.std()), 1e-12)
+    return 0.015 + 0.18 * solid + rng.uniform(0.02, 0.10) * np.clip(near * (1.2 - near) * 2.5, 0, 1) * np.clip(patchy, 0, 2)
+
+
 # --------------------------------------------------------------------------------------
 # 01 The lamella
 # --------------------------------------------------------------------------------------
@@ -1193,6 +1377,1221 @@ def check_recordings(sample: Sample) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------
 # 03 HAADF: atomic columns and the surface layer
 # --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProjectedColumns:
+    """Atomic columns of a crystal seen along a zone axis.
+
+    ``basis_nm`` (2, 2) holds the two shortest translations of the projection as rows; ``sites``
+    (n, 2) are fractional in it; ``brightness`` (n,) is the HAADF signal of a column for one unit of
+    length, ∝ Σ occupancy · Z^1.7, the brightest being 1; ``elements`` the element that gives most of it.
+    """
+
+    name: str
+    zone_axis: tuple[int, int, int]
+    basis_nm: np.ndarray
+    sites: np.ndarray
+    brightness: np.ndarray
+    elements: tuple[str, ...]
+
+    def frequencies(self, max_invnm: float = 10.0, probe_nm: float = 0.05) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Spatial frequencies of the image: indices (n, 2), 1/nm (n, 2), complex amplitudes (n,), strongest first."""
+        dual = np.linalg.inv(self.basis_nm).T
+        reach = np.ceil(max_invnm * np.linalg.norm(self.basis_nm, axis=1)).astype(int)
+        index = np.array([i for i in product(*(range(-n, n + 1) for n in reach)) if i > (0, 0)])
+        vector = index @ dual
+        keep = np.linalg.norm(vector, axis=1) <= max_invnm
+        index, vector = index[keep], vector[keep]
+        amplitude = np.exp(-2j * np.pi * index @ self.sites.T) @ self.brightness
+        amplitude = amplitude * np.exp(-2 * (np.pi * probe_nm) ** 2 * np.sum(vector**2, axis=1))
+        order = np.argsort(-np.abs(amplitude), kind="stable")
+        order = order[np.abs(amplitude[order]) > 0.02 * np.abs(amplitude).max()]
+        return index[order], vector[order], amplitude[order]
+
+
+def _atomic_number(element: str) -> int:
+    from ase.data import atomic_numbers
+
+    return atomic_numbers[element]
+
+
+def _shortest_basis(vectors: np.ndarray) -> np.ndarray:
+    """The two shortest independent vectors of a plane lattice, given enough of its vectors."""
+    length = np.linalg.norm(vectors, axis=1)
+    vectors = vectors[np.lexsort((-vectors[:, 0], np.round(length, 6)))]
+    vectors = vectors[np.linalg.norm(vectors, axis=1) > 1e-3]
+    first = vectors[0]
+    cross = np.abs(vectors[:, 0] * first[1] - vectors[:, 1] * first[0])
+    second = vectors[np.argmax(cross > 1e-3 * np.dot(first, first))]
+    return np.array([first, second if second @ first <= 1e-9 else -second])
+
+
+def _merged(points: np.ndarray, basis: np.ndarray, tolerance: float = 0.03) -> list[list[int]]:
+    """Groups of points (fractional in ``basis``) that coincide modulo the lattice, within ``tolerance`` nm."""
+    groups: list[list[int]] = []
+    for k, point in enumerate(points):
+        for group in groups:
+            apart = point - points[group[0]]
+            if np.linalg.norm((apart - np.round(apart)) @ basis) < tolerance:
+                group.append(k)
+                break
+        else:
+            groups.append([k])
+    return groups
+
+
+def project_columns(crystal: Crystal, zone_axis: tuple[int, int, int]) -> ProjectedColumns:
+    """Columns of a crystal along a zone axis [uvw] (direct lattice), with their primitive plane lattice.
+
+    Raises `ParameterError` for a zone axis of zeros.
+    """
+    uvw = np.asarray(zone_axis, dtype=int)
+    if not uvw.any():
+        raise ParameterError("zone_axis: got [0, 0, 0], expected a direction like [1, 0, 0]")
+    axis = uvw @ crystal.lattice / np.linalg.norm(uvw @ crystal.lattice)
+    first = crystal.lattice[np.argmin(np.abs(crystal.lattice @ axis) / np.linalg.norm(crystal.lattice, axis=1))]
+    first = first - (first @ axis) * axis
+    first /= np.linalg.norm(first)
+    plane = np.array([np.cross(axis, first), first]).T / 10  # Å to nm, as (y, x)
+    steps = np.array(list(product(range(-3, 4), repeat=3)))
+    basis = _shortest_basis(steps @ crystal.lattice @ plane)
+    weight = crystal.occupancies * np.array([_atomic_number(e) ** 1.7 for e in crystal.elements])
+    points = crystal.positions @ crystal.lattice @ plane @ np.linalg.inv(basis)
+    groups = _merged(points, basis)
+    basis = _with_centring(points[[g[0] for g in groups]], np.array([weight[g].sum() for g in groups]), basis)
+    points = crystal.positions @ crystal.lattice @ plane @ np.linalg.inv(basis)
+    groups = _merged(points, basis)
+    bright = np.array([weight[g].sum() for g in groups])
+    main = tuple(crystal.elements[max(g, key=lambda k: weight[k])] for g in groups)
+    sites = points[[g[0] for g in groups]]
+    order = np.argsort(-bright, kind="stable")
+    sites = sites[order] - sites[order[0]]
+    sites = sites - np.floor(sites + 1e-6)
+    return ProjectedColumns(
+        crystal.name, tuple(int(i) for i in uvw), basis, sites, bright[order] / bright.max(), tuple(main[k] for k in order)
+    )
+
+
+def _with_centring(sites: np.ndarray, weights: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """The primitive basis, where translations between like columns map the whole projection on itself."""
+    found = [np.zeros(2)]
+    for site, weight in zip(sites[1:], weights[1:], strict=True):
+        shift = site - sites[0]
+        if abs(weight - weights[0]) > 1e-3 * weights[0]:
+            continue
+        apart = (sites + shift)[:, None] - sites[None]
+        apart = np.linalg.norm((apart - np.round(apart)) @ basis, axis=2) < 0.03
+        if np.all(np.any(apart & (np.abs(weights[:, None] - weights[None]) < 1e-3 * weights.max()), axis=1)):
+            found.append(shift)
+    steps = np.array(list(product(range(-2, 3), repeat=2)))
+    return _shortest_basis(np.concatenate([(steps + f) @ basis for f in found]))
+
+
+# lattice of the image
+
+
+def _terms(points: np.ndarray, degree: int) -> np.ndarray:
+    """Monomials up to a total degree of points (n, 2), as columns; the first three are 1, p0, p1."""
+    powers = [(a, n - a) for n in range(degree + 1) for a in range(n, -1, -1)]
+    return np.stack([points[:, 0] ** a * points[:, 1] ** b for a, b in powers], axis=1)
+
+
+@dataclass(frozen=True)
+class ImageLattice:
+    """A projected lattice laid on an image, with a smooth distortion of the scan.
+
+    ``forward`` and ``inverse`` are polynomial coefficients between lattice coordinates (fractional
+    in ``columns.basis_nm``) and pixels (y, x); ``matrix`` (2, 2) the mean step in px for a step of the basis.
+    """
+
+    columns: ProjectedColumns
+    degree: int
+    forward: np.ndarray
+    inverse: np.ndarray
+    centre: np.ndarray
+    span: float
+    inverse_centre: np.ndarray
+    inverse_span: float
+    matrix: np.ndarray
+    residual_px: float
+    n_columns: int
+
+    def to_px(self, lattice: np.ndarray) -> np.ndarray:
+        """Pixels (n, 2) as (y, x) of lattice coordinates (n, 2)."""
+        return _terms((np.asarray(lattice, dtype=float) - self.centre) / self.span, self.degree) @ self.forward
+
+    def to_lattice(self, px: np.ndarray) -> np.ndarray:
+        """Lattice coordinates (n, 2) of pixels (n, 2)."""
+        return _terms((np.asarray(px, dtype=float) - self.inverse_centre) / self.inverse_span, self.degree) @ self.inverse
+
+    @property
+    def px_per_nm(self) -> np.ndarray:
+        """(2, 2): a step in nm in the crystal's plane times this is a step in px."""
+        return np.linalg.inv(self.columns.basis_nm) @ self.matrix
+
+    def scan(self) -> dict[str, float]:
+        """Pixel size from the lattice and what the scan did to it.
+
+        The mean pixel is that of equal area. The distortion is that of slow drift: lines (x) are
+        taken as true, the slow axis y is stretched and sheared: (y, x) -> (s·y, x + tan(shear)·y).
+        """
+        _, triangle = np.linalg.qr(self.px_per_nm)
+        sy, sx = abs(triangle[0, 0]), abs(triangle[1, 1])
+        shear = math.degrees(math.atan2(triangle[0, 1] * np.sign(triangle[1, 1]), sy * np.sign(triangle[0, 0]) * np.sign(triangle[1, 1])))
+        shear = (shear + 90) % 180 - 90
+        row = self.matrix[0]
+        return {
+            "pixel_size_nm": float(1 / math.sqrt(abs(np.linalg.det(self.px_per_nm)))),
+            "pixel_size_x_nm": float(1 / sx),
+            "pixel_size_y_nm": float(1 / sy),
+            "shear_deg": float(shear),
+            "rotation_deg": float(math.degrees(math.atan2(row[0], row[1]))),
+            "mirrored": bool(np.linalg.det(self.px_per_nm) < 0),
+        }
+
+
+def _fit_lattice(columns: ProjectedColumns, lattice: np.ndarray, px: np.ndarray, degree: int) -> tuple[ImageLattice, np.ndarray]:
+    """A robust polynomial map through columns at known places; also which columns it kept."""
+    centre, span = lattice.mean(axis=0), max(float(np.abs(lattice - lattice.mean(axis=0)).max()), 1.0)
+    design = _terms((lattice - centre) / span, degree)
+    keep = np.ones(len(px), dtype=bool)
+    for _ in range(6):
+        forward, *_ = np.linalg.lstsq(design[keep], px[keep], rcond=None)
+        off = np.linalg.norm(px - design @ forward, axis=1)
+        limit = max(3.5 * float(np.median(off[keep])), 0.3)
+        if np.array_equal(keep, off < limit):
+            break
+        keep = off < limit
+    smooth = design[keep] @ forward
+    i_centre, i_span = smooth.mean(axis=0), max(float(np.abs(smooth - smooth.mean(axis=0)).max()), 1.0)
+    inverse, *_ = np.linalg.lstsq(_terms((smooth - i_centre) / i_span, degree), lattice[keep], rcond=None)
+    straight, *_ = np.linalg.lstsq(_terms((lattice[keep] - centre) / span, 1), smooth, rcond=None)
+    rms = float(np.sqrt(np.mean(off[keep] ** 2) / 2))
+    fit = ImageLattice(columns, degree, forward, inverse, centre, span, i_centre, i_span, straight[1:] / span, rms, int(keep.sum()))
+    return fit, keep
+
+
+def _band_passed(image: np.ndarray, small: float, large: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(image, small) - gaussian_filter(image, large)
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """Amplitude spectrum of a patch of an image, and its peaks as cycles a pixel (n, 2), strongest first."""
+
+    amplitude: np.ndarray
+    peaks: np.ndarray
+    heights: np.ndarray
+    noise: float
+
+    def at(self, k: np.ndarray) -> np.ndarray:
+        """Amplitude at k (..., 2), cycles a pixel; 0 beyond the spectrum."""
+        size = self.amplitude.shape[0]
+        index = np.rint(k * size).astype(int) + size // 2
+        inside = np.all((index >= 0) & (index < size), axis=-1)
+        index = np.where(inside[..., None], index, 0)
+        return np.where(inside, self.amplitude[index[..., 0], index[..., 1]], 0.0)
+
+
+def _spectrum(patch: np.ndarray, lowest: float) -> _Spectrum:
+    """Spectrum of a square patch; peaks are looked for at and above ``lowest`` cycles a pixel."""
+    from scipy.ndimage import maximum_filter
+
+    size = patch.shape[0]
+    window = np.hanning(size)[:, None] * np.hanning(size)
+    flat = (patch - patch.mean()) * window
+    amplitude = np.abs(np.fft.fftshift(np.fft.fft2(flat)))
+    axis = np.fft.fftshift(np.fft.fftfreq(size))
+    length = np.hypot(axis[:, None], axis)
+    amplitude[length < lowest] = 0
+    noise = float(np.median(amplitude[(length > 0.3) & (length < 0.5)])) / 1.1774
+    half = (axis[:, None] > 0) | ((axis[:, None] == 0) & (axis > 0))
+    is_peak = (amplitude == maximum_filter(amplitude, 5)) & half & (length < 0.48) & (amplitude > 0)
+    y, x = np.nonzero(is_peak)
+    order = np.argsort(-amplitude[y, x], kind="stable")[:40]
+    y, x = y[order], x[order]
+    peaks = np.array([_vertex(amplitude, a, b) for a, b in zip(y, x, strict=True)]).reshape(-1, 2)
+    return _Spectrum(maximum_filter(amplitude, 3), (peaks - size // 2) / size, amplitude[y, x], max(noise, 1e-12))
+
+
+def _vertex(array: np.ndarray, y: int, x: int) -> tuple[float, float]:
+    """Sub-pixel place of a maximum by parabolas through the logarithm."""
+    out = []
+    for axis, at in ((0, y), (1, x)):
+        if not 0 < at < array.shape[axis] - 1:
+            out.append(float(at))
+            continue
+        low, mid, high = (math.log(array[(y + d, x) if axis == 0 else (y, x + d)] + 1e-12) for d in (-1, 0, 1))
+        bend = low - 2 * mid + high
+        out.append(at + (0.5 * (low - high) / bend if bend < 0 else 0.0))
+    return out[0], out[1]
+
+
+def _match_spectrum(
+    spectrum: _Spectrum, columns: ProjectedColumns, pixel_nm: float, scales: tuple[float, float]
+) -> tuple[float, np.ndarray]:
+    """The best map (2, 2) from 1/nm to cycles a pixel, with the share of expected amplitude that it finds.
+
+    Every pair of strong peaks is tried as every pair of strong expected frequencies, turned or
+    mirrored; lengths may differ by ``scales`` (ratio to the stated pixel), with 6 % and 5° of distortion.
+    """
+    _, vectors, amplitudes = columns.frequencies()
+    strength = np.abs(amplitudes) / np.abs(amplitudes).max()
+    seen = spectrum.peaks[spectrum.heights > 6 * spectrum.noise][:14]
+    best, best_map = 0.0, np.zeros((2, 2))
+    if len(seen) < 2:
+        return best, best_map
+    seen = np.concatenate([seen, -seen])
+    top = min(6, len(vectors))
+    for one, two in ((a, b) for a in range(top) for b in range(a + 1, top)):
+        g = vectors[[one, two]]
+        if abs(np.linalg.det(g)) < 0.2 * np.linalg.norm(g[0]) * np.linalg.norm(g[1]):
+            continue
+        for a in range(len(seen) // 2):
+            ratio = np.linalg.norm(seen[a]) / np.linalg.norm(g[0]) / pixel_nm
+            if not scales[0] < ratio < scales[1]:
+                continue
+            other = np.linalg.norm(seen, axis=1) / np.linalg.norm(g[1]) / pixel_nm
+            for b in np.flatnonzero(np.abs(other / ratio - 1) < 0.06):
+                turn = _angle(seen[a], seen[b]), _angle(g[0], g[1])
+                if abs(abs(turn[0]) - abs(turn[1])) > math.radians(5):
+                    continue
+                trial = np.linalg.solve(g, seen[[a, b]])
+                level = spectrum.at(vectors @ trial)
+                score = float(np.sum(strength * np.minimum(level, spectrum.heights[1]))) * float(1 - abs(math.log(ratio)) / 4)
+                if score > best:
+                    best, best_map = score, trial
+    return best / float(np.sum(strength) * spectrum.heights[1]), best_map
+
+
+def _angle(a: np.ndarray, b: np.ndarray) -> float:
+    return math.atan2(a[0] * b[1] - a[1] * b[0], a[0] * b[0] + a[1] * b[1])
+
+
+def _polished_map(spectrum: _Spectrum, columns: ProjectedColumns, trial: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Least squares over all peaks that the map explains; how many of the strong peaks it explains, and how many there are."""
+    _, vectors, _ = columns.frequencies()
+    both = np.concatenate([vectors, -vectors])
+    strong = spectrum.heights > max(6 * spectrum.noise, 0.08 * spectrum.heights[0])
+    peaks, heights = spectrum.peaks[strong], spectrum.heights[strong]
+    for _ in range(3):
+        apart = np.linalg.norm(peaks[:, None] - (both @ trial)[None], axis=2)
+        nearest = np.argmin(apart, axis=1)
+        near = apart[np.arange(len(peaks)), nearest] < np.maximum(0.02 * np.linalg.norm(peaks, axis=1), 0.006)
+        if near.sum() < 3:
+            break
+        w = np.sqrt(heights[near])[:, None]
+        trial, *_ = np.linalg.lstsq(w * both[nearest[near]], w * peaks[near], rcond=None)
+    return trial, int(near.sum()), len(peaks)
+
+
+def _origin(
+    patch: np.ndarray, corner: tuple[int, int], columns: ProjectedColumns, to_frequency: np.ndarray
+) -> tuple[np.ndarray, float, float]:
+    """Pixel (y, x) of a site 0 by the phases of the lattice's frequencies, with the best and the worst agreement (−1 to 1)."""
+    size = patch.shape[0]
+    window = np.hanning(size)
+    flat = (patch - patch.mean()) * window[:, None] * window
+    index, vectors, amplitudes = columns.frequencies()
+    k = vectors[:16] @ to_frequency
+    r = np.arange(size)
+    wave_y, wave_x = np.exp(-2j * np.pi * k[:, :1] * r), np.exp(-2j * np.pi * k[:, 1:] * r)
+    seen = np.einsum("ky,yx,kx->k", wave_y, flat, wave_x)
+    weight = seen * np.conj(amplitudes[:16])
+    grid = np.stack(np.meshgrid(*2 * [np.arange(64) / 64], indexing="ij"), axis=-1)
+    agreement = np.real(np.exp(2j * np.pi * (grid @ index[:16].T)) @ weight) / np.sum(np.abs(weight))
+    best = np.array(np.unravel_index(np.argmax(agreement), agreement.shape)) / 64
+    step = np.linalg.inv(to_frequency).T
+    place = best @ columns.basis_nm @ step
+    middle = np.array([size / 2, size / 2])
+    cells = np.rint((middle - place) @ np.linalg.inv(columns.basis_nm @ step))
+    return place + cells @ columns.basis_nm @ step + np.array(corner), float(agreement.max()), float(agreement.min())
+
+
+def _refined_positions(image: np.ndarray, start: np.ndarray, sigma_px: float, reach_px: float) -> tuple[np.ndarray, np.ndarray]:
+    """Sub-pixel places (n, 2) and heights (n,) of columns by Gauss-Newton on a Gaussian of known width over a constant.
+
+    Columns that leave the window, ``reach_px`` around where they started, keep their start and get height 0.
+    """
+    half = max(2, round(reach_px))
+    corner = np.clip(np.rint(start).astype(int), half, np.array(image.shape) - half - 1)
+    offsets = np.arange(-half, half + 1)
+    window = image[corner[:, 0, None, None] + offsets[None, :, None], corner[:, 1, None, None] + offsets[None, None, :]]
+    shift = start - corner
+    height = np.zeros(len(start))
+    for _ in range(5):
+        dy, dx = offsets[None, :, None] - shift[:, 0, None, None], offsets[None, None, :] - shift[:, 1, None, None]
+        bell = np.exp(-(dy**2 + dx**2) / (2 * sigma_px**2))
+        taper = np.exp(-(dy**2 + dx**2) / (2 * (0.6 * half) ** 2))
+        design = np.stack([bell, np.ones_like(bell), bell * dy / sigma_px**2, bell * dx / sigma_px**2], axis=-1)
+        normal = np.einsum("nyxa,nyx,nyxb->nab", design, taper, design) + 1e-9 * np.eye(4)
+        found = np.linalg.solve(normal, np.einsum("nyxa,nyx,nyx->na", design, taper, window)[..., None])[..., 0]
+        height = found[:, 0]
+        step = found[:, 2:] / np.where(np.abs(height) > 1e-9, height, 1e-9)[:, None]
+        shift = shift + np.clip(step, -1.0, 1.0)
+    lost = np.linalg.norm(shift - (start - corner), axis=1) > reach_px
+    return np.where(lost[:, None], start, corner + shift), np.where(lost, 0.0, height)
+
+
+def _sites_in(shape: tuple[int, int], to_px: Any, guess: np.ndarray, origin: np.ndarray, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lattice points whose place lies inside the image, and these places; ``guess`` (2, 2) and ``origin`` bound the search."""
+    corners = np.array([(y, x) for y in (0, shape[0]) for x in (0, shape[1])], dtype=float)
+    reach = (corners - origin) @ np.linalg.inv(guess)
+    low, high = np.floor(reach.min(axis=0)).astype(int) - 2, np.ceil(reach.max(axis=0)).astype(int) + 3
+    points = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"), axis=-1).reshape(-1, 2)
+    places = to_px(points)
+    inside = np.all((places >= margin) & (places <= np.array(shape) - 1 - margin), axis=1)
+    return points[inside], places[inside]
+
+
+def _grown_lattice(
+    image: np.ndarray, columns: ProjectedColumns, origin: np.ndarray, matrix: np.ndarray, start_px: float
+) -> ImageLattice | None:
+    """The lattice of the brightest columns, followed outwards from a patch over the whole image; None where they are not there."""
+    spacing = float(np.linalg.norm(matrix, axis=1).min())
+    sigma, far = 0.2 * spacing, max(image.shape) * 1.5
+    smooth = _band_passed(image, 0.12 * spacing, 1.2 * spacing)
+    radius = min(start_px, 6 * spacing)
+    to_px = lambda points: origin + points @ matrix
+    fit, height = None, 0.0
+    while True:
+        points, places = _sites_in(image.shape, to_px, matrix, origin, 0.5 * spacing)
+        near = np.linalg.norm(places - origin, axis=1) < radius
+        found, level = _refined_positions(smooth, places[near], sigma, 0.4 * spacing)
+        height = float(np.percentile(level, 75)) if fit is None else height
+        good = level > 0.4 * height
+        if good.sum() < 12:
+            break
+        degree = 1 if radius < 12 * spacing or good.sum() < 80 else 2 if radius < far else 3
+        fit, kept = _fit_lattice(columns, points[near][good].astype(float), found[good], degree)
+        height = float(np.median(level[good][kept]))
+        to_px = fit.to_px
+        if radius >= far:
+            break
+        radius = radius * 1.4 if radius * 1.4 < far else far
+    if fit is None or fit.n_columns < 12 or fit.residual_px > 0.2 * spacing:
+        return None
+    return fit
+
+
+def check_haadf_image(image: np.ndarray, name: str = "image") -> np.ndarray:
+    """The image as float; `RecordingError` where it is not one image, is too small, flat, or saturated."""
+    image = np.asarray(image)
+    if image.ndim != 2 or min(image.shape) < 96:
+        raise RecordingError(f"{name}: shape {image.shape}, expected one image of 96 x 96 pixels or more")
+    if not np.all(np.isfinite(image)):
+        raise RecordingError(f"{name}: {int(np.sum(~np.isfinite(image)))} pixels are not finite numbers, expected counts")
+    top = image.max()
+    if image.min() == top:
+        raise RecordingError(f"{name}: every pixel is {top}, expected contrast")
+    clipped = float(np.mean(image == top))
+    if clipped > 0.003 and top - np.median(image) > 8:
+        raise RecordingError(
+            f"{name}: {clipped:.1%} of the pixels sit at the highest value {top}: saturated, expected peaks below the limit"
+        )
+    return image.astype(float)
+
+
+def _patches(shape: tuple[int, int], size: int) -> list[tuple[int, int]]:
+    """Corners of square patches that cover an image with overlap, at most 7 a side."""
+    starts = [np.unique(np.linspace(0, n - size, min(7, max(1, math.ceil(2 * (n - size) / size) + 1))).round().astype(int)) for n in shape]
+    return [(int(y), int(x)) for y in starts[0] for x in starts[1]]
+
+
+def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_nm: float, name: str = "image") -> ImageLattice:
+    """Find the lattice of a projected crystal in an HAADF image, index it and follow it over the image.
+
+    The spectrum of patches is compared with the frequencies of the projection, in any
+    orientation, mirrored or not, at 0.85 to 1.15 of the stated pixel size; phases give
+    the place of the brightest column; the columns' own places, fitted with sub-pixel
+    precision, give the map, a polynomial of degree 3 at most.
+
+    Parameters
+    ----------
+    image
+        (y, x), counts; columns bright.
+    columns
+        From `project_columns`.
+    pixel_size_nm
+        The stated pixel size.
+    name
+        What errors call the image: its file.
+
+    Raises
+    ------
+    RecordingError
+        No lattice; not the lattice of this zone axis; inverted contrast.
+    SampleError
+        A pixel size that this lattice contradicts by more than 15 %.
+    """
+    image = check_haadf_image(image, name)
+    spacing = float(np.linalg.norm(columns.basis_nm, axis=1).min()) / pixel_size_nm
+    if not 2.5 < spacing < min(image.shape) / 6:
+        raise SampleError(
+            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm apart "
+            f"lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to {spacing * pixel_size_nm / 4:.3f} nm"
+        )
+    size = int(min(min(image.shape), max(128, 16 * spacing)))
+    lowest = 0.6 * pixel_size_nm / (2 * float(np.linalg.norm(columns.basis_nm, axis=1).max()))
+    spectra = {}
+    for corner in _patches(image.shape, size):
+        spectrum = _spectrum(image[corner[0] : corner[0] + size, corner[1] : corner[1] + size], lowest)
+        if len(spectrum.peaks):
+            spectra[corner] = spectrum
+    order = sorted(spectra, key=lambda c: -float(np.sum(spectra[c].heights[:6])))[:6]
+    tried = [(*_match_spectrum(spectra[c], columns, pixel_size_nm, (0.84, 1.19)), c) for c in order]
+    score, trial, corner = max(tried, key=lambda t: t[0] * float(spectra[t[2]].heights[0]), default=(0.0, None, (0, 0)))
+    _check_match(spectra, order, score, columns, pixel_size_nm, name)
+    trial, explained, strong = _polished_map(spectra[corner], columns, trial)
+    if explained < 3 or explained < 0.5 * strong:
+        raise RecordingError(
+            f"{name}: " + _wrong_zone(spectra[corner], columns, pixel_size_nm, f"{explained} of {strong} strong spots agree")
+        )
+    patch = image[corner[0] : corner[0] + size, corner[1] : corner[1] + size]
+    origin, best, worst = _origin(patch, corner, columns, trial)
+    if -worst > 1.15 * best:
+        raise RecordingError(f"{name}: the columns are dark: the contrast is inverted, expected an HAADF image with bright columns")
+    fit = _grown_lattice(image, columns, origin, columns.basis_nm @ np.linalg.inv(trial).T, size / 3)
+    if fit is None:
+        raise RecordingError(f"{name}: the lattice of the spectrum is not there as columns: fewer than 12 stand where it says")
+    return fit
+
+
+def _check_match(spectra: dict, order: list, score: float, columns: ProjectedColumns, pixel_size_nm: float, name: str) -> None:
+    """Say what is wrong where the expected lattice was not found: no lattice, another pixel size, another zone."""
+    if score >= 0.45:
+        return
+    lit = [c for c in order if np.sum(spectra[c].heights > 8 * spectra[c].noise) >= 2]
+    if not lit:
+        best = max((float(s.heights[0] / s.noise) for s in spectra.values()), default=0.0)
+        raise RecordingError(
+            f"{name}: no lattice: the strongest spatial frequency stands {best:.1f} times above the noise, expected two of 8 or more"
+        )
+    spectrum = spectra[lit[0]]
+    other, trial = _match_spectrum(spectrum, columns, pixel_size_nm, (0.05, 20.0))
+    if other > 0.6:
+        true = float(math.sqrt(abs(np.linalg.det(trial))))
+        raise SampleError(
+            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm:g}, but the lattice of {columns.name} fits at {true:.4g}; expected within 15 %"
+        )
+    raise RecordingError(f"{name}: " + _wrong_zone(spectrum, columns, pixel_size_nm, f"agreement {score:.2f}, expected 0.45"))
+
+
+def _wrong_zone(spectrum: _Spectrum, columns: ProjectedColumns, pixel_size_nm: float, why: str) -> str:
+    _, vectors, _ = columns.frequencies()
+    seen = spectrum.peaks[spectrum.heights > 8 * spectrum.noise][:4]
+    have = ", ".join(f"{pixel_size_nm / np.linalg.norm(k):.3f}" for k in seen)
+    want = ", ".join(f"{1 / np.linalg.norm(g):.3f}" for g in vectors[:4])
+    axis = " ".join(str(i) for i in columns.zone_axis)
+    return f"the image does not show {columns.name} along [{axis}] ({why}): strongest spacings {have} nm, expected {want} nm"
+
+
+# columns, occupancy and the surface layer
+
+
+@dataclass(frozen=True)
+class CationLattice:
+    """The lattice that metal and lithium columns of the layered structure share with rocksalt and spinel.
+
+    ``steps`` (2, 2): two translations A, S of it as rows, in the basis of the layered projection; A runs
+    inside a metal layer, S from a metal column to a lithium one, and A + S is the long diagonal. The
+    column i A + j S is of metal where j is even. A spinel repeats over 2A and 2S: its four
+    columns (i mod 2, j mod 2) hold 1, 1/2, 1/2 and 0 of the metal, its 8a columns stand a quarter of
+    A + S on either side of the empty one.
+    """
+
+    steps: np.ndarray
+    steps_nm: np.ndarray
+
+    @property
+    def spacing_nm(self) -> float:
+        return float(np.linalg.norm(self.steps_nm, axis=1).mean())
+
+
+def cation_lattice(columns: ProjectedColumns) -> CationLattice:
+    """The shared cation lattice of a layered oxide; `ParameterError` where its zone axis does not show it.
+
+    It shows where metal and lithium columns are apart, two lithium steps making a lattice
+    step, as along [100]hex, which is <110> of the cubic phases.
+    """
+    axis = " ".join(str(i) for i in columns.zone_axis)
+    lithium = [k for k, e in enumerate(columns.elements) if e == "Li"]
+    heavy = [k for k, b in enumerate(columns.brightness) if b > 0.4]
+    if len(lithium) != 1 or len(heavy) != 1:
+        raise ParameterError(
+            f"zone axis [{axis}] of {columns.name} does not show lithium columns apart from metal columns; no surface layer can be told there"
+        )
+    offset = columns.sites[lithium[0]] - columns.sites[heavy[0]]
+    if not np.allclose(2 * offset, np.rint(2 * offset), atol=0.02):
+        raise ParameterError(
+            f"zone axis [{axis}] of {columns.name}: metal and lithium columns share no lattice; no surface layer can be told there"
+        )
+    cells = np.array(list(product(range(-2, 3), repeat=2)))
+    by_length = lambda v: v[np.argsort(np.round(np.linalg.norm(v @ columns.basis_nm, axis=1), 6), kind="stable")]
+    a = by_length(cells[np.any(cells != 0, axis=1)])[0].astype(float)
+    s = by_length(cells + np.rint(2 * offset) / 2)[0]
+    if np.dot(a @ columns.basis_nm, s @ columns.basis_nm) < 0:
+        a = -a
+    steps = np.array([a, s])
+    steps_nm = steps @ columns.basis_nm
+    angle = abs(math.degrees(_angle(steps_nm[0], steps_nm[1])))
+    if not 65 < angle < 76:
+        raise ParameterError(
+            f"zone axis [{axis}] of {columns.name} is not along <110> of the cubic phases; spinel and rocksalt cannot be told there"
+        )
+    return CationLattice(steps, steps_nm)
+
+
+def column_amplitudes(
+    image: np.ndarray, positions: np.ndarray, sigma_px: float, spacing_px: float, wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Heights of the wanted columns and the background under them, their neighbours and a sloping background fitted along.
+
+    Linear least squares of Gaussians of one width in a round window of 1.15 spacings a
+    column. ``positions`` (n, 2) may reach over the image's edge; ``wanted`` (n,) is true for m columns inside.
+    Returns two arrays (m,) in counts.
+    """
+    from scipy.spatial import cKDTree
+
+    half = round(1.15 * spacing_px)
+    padded = np.pad(image, half + 1, constant_values=np.nan)
+    _, neighbours = cKDTree(positions).query(positions[wanted], k=min(12, len(positions)), distance_upper_bound=2.1 * spacing_px)
+    far = np.concatenate([positions, [[-1e6, -1e6]]])
+    offsets = np.arange(-half, half + 1)
+    taper = np.clip(1.2 - np.hypot(offsets[:, None], offsets) / half, 0, 1) * (np.hypot(offsets[:, None], offsets) <= half)
+    places = positions[wanted]
+    heights, grounds = np.empty(len(places)), np.empty(len(places))
+    for begin_at in range(0, len(places), 256):
+        part = slice(begin_at, begin_at + 256)
+        corner = np.rint(places[part]).astype(int)
+        window = padded[corner[:, 0, None, None] + offsets[:, None] + half + 1, corner[:, 1, None, None] + offsets + half + 1]
+        away = far[neighbours[part]] - corner[:, None]
+        bell_y = np.exp(-((offsets - away[..., :1]) ** 2) / (2 * sigma_px**2))
+        bell_x = np.exp(-((offsets - away[..., 1:]) ** 2) / (2 * sigma_px**2))
+        bells = bell_y[..., :, None] * bell_x[..., None, :]
+        plane = np.broadcast_to(np.stack(np.broadcast_arrays(1.0, offsets[:, None] / half, offsets / half)), (len(corner), 3, *taper.shape))
+        design = np.concatenate([bells, plane], axis=1).reshape(len(corner), -1, taper.size)
+        known = np.isfinite(window).reshape(len(corner), 1, -1)
+        window = np.nan_to_num(window)
+        weighted = design * taper.ravel() * known
+        normal = weighted @ design.transpose(0, 2, 1) + 1e-3 * np.eye(design.shape[1])
+        found = np.linalg.solve(normal, weighted @ window.reshape(len(corner), -1, 1))[..., 0]
+        heights[part], grounds[part] = found[:, 0], found[:, -3]
+    return heights, grounds
+
+
+def column_width(image: np.ndarray, positions: np.ndarray, spacing_px: float) -> float:
+    """Standard deviation (px) of the Gaussian that describes the mean of isolated-enough columns best."""
+    from scipy.ndimage import map_coordinates
+    from scipy.optimize import minimize_scalar
+
+    half = round(0.5 * spacing_px)
+    grid = np.stack(np.meshgrid(*2 * [np.arange(-half, half + 1)], indexing="ij")).astype(float)
+    mean = np.mean([map_coordinates(image, grid + p[:, None, None], order=1, mode="nearest") for p in positions[:400]], axis=0)
+    inside = np.hypot(*grid) <= half
+
+    def misfit(sigma: float) -> float:
+        design = np.stack([np.exp(-(grid**2).sum(axis=0) / (2 * sigma**2))[inside], np.ones(inside.sum())], axis=1)
+        return float(np.sum((mean[inside] - design @ np.linalg.lstsq(design, mean[inside], rcond=None)[0]) ** 2))
+
+    return float(minimize_scalar(misfit, bounds=(0.1 * spacing_px, 0.45 * spacing_px), method="bounded").x)
+
+
+def sublattice_heights(image: np.ndarray, lattice: ImageLattice, faintest: float = 0.2) -> dict[str, np.ndarray]:
+    """Heights in counts of all columns of each sublattice, by its main element; those expected fainter than ``faintest`` are left out."""
+    image = np.asarray(image, dtype=float)
+    seen = np.flatnonzero(lattice.columns.brightness >= faintest)
+    cells, _ = _sites_in(image.shape, lattice.to_px, lattice.matrix, lattice.to_px(np.zeros((1, 2)))[0], 0.0)
+    px = np.concatenate([lattice.to_px(cells + lattice.columns.sites[k]) for k in seen])
+    kind = np.repeat(seen, len(cells))
+    spacing = math.sqrt(abs(float(np.linalg.det(lattice.matrix))) / len(seen))
+    wanted = np.all((px > 0.5 * spacing) & (px < np.array(image.shape) - 1 - 0.5 * spacing), axis=1)
+    sigma = column_width(image, px[wanted & (kind == seen[0])], spacing)
+    heights, _ = column_amplitudes(image, px, sigma, spacing, wanted)
+    names = lattice.columns.elements
+    return {n: heights[[names[k] == n for k in kind[wanted]]] for n in dict.fromkeys(names[k] for k in seen)}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """All cation columns inside an image, one row each.
+
+    ``index`` (n, 2) i, j of `CationLattice`; ``px`` (n, 2); ``nm`` (n, 2) in the undistorted crystal plane;
+    ``height`` and ``background`` in counts; ``brightness`` relative to a full metal column nearby; ``noise``
+    its standard error; ``present`` false where the place is empty (vacuum).
+    """
+
+    index: np.ndarray
+    px: np.ndarray
+    nm: np.ndarray
+    height: np.ndarray
+    background: np.ndarray
+    brightness: np.ndarray
+    noise: np.ndarray
+    present: np.ndarray
+
+    @property
+    def is_metal(self) -> np.ndarray:
+        """Whether the place is in a metal layer of the layered structure."""
+        return self.index[:, 1] % 2 == 0
+
+    @property
+    def kind(self) -> np.ndarray:
+        """0 to 3: (i mod 2) + 2 (j mod 2), the four columns of a spinel."""
+        return self.index[:, 0] % 2 + 2 * (self.index[:, 1] % 2)
+
+
+def _local_level(nm: np.ndarray, values: np.ndarray, weights: np.ndarray, at: np.ndarray, reach_nm: float) -> np.ndarray:
+    """Weighted plane through the values near every point, evaluated there; Gaussian weights of width ``reach_nm``."""
+    from scipy.spatial import cKDTree
+
+    count = min(len(nm), 40)
+    apart, near = cKDTree(nm).query(at, k=count)
+    w = weights[near] * (np.exp(-0.5 * (apart / reach_nm) ** 2) + 1e-6)
+    offset = (nm[near] - at[:, None]) / reach_nm
+    design = np.concatenate([np.ones((len(at), count, 1)), offset], axis=2)
+    normal = np.einsum("nka,nk,nkb->nab", design, w, design)
+    normal += np.einsum("n,ab->nab", np.sum(w, axis=1), np.diag([1e-9, 0.05, 0.05]))
+    return np.linalg.solve(normal, np.einsum("nka,nk,nk->na", design, w, values[near])[..., None])[:, 0, 0]
+
+
+def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLattice) -> Columns:
+    """Heights of all cation columns of the lattice, relative to the full metal columns around them.
+
+    Raises `RecordingError` where fewer than 30 columns stand in the image.
+    """
+    image = np.asarray(image, dtype=float)
+    matrix = cations.steps @ lattice.matrix
+    spacing = float(np.linalg.norm(matrix, axis=1).mean())
+    to_px = lambda points: lattice.to_px(points @ cations.steps)
+    index, px = _sites_in(image.shape, to_px, matrix, to_px(np.zeros((1, 2)))[0], -1.2 * spacing)
+    seen = np.all((px >= 0.45 * spacing) & (px <= np.array(image.shape) - 1 - 0.45 * spacing), axis=1)
+    smooth = _band_passed(image, 0.12 * spacing, 1.2 * spacing)
+    metal = index[:, 1] % 2 == 0
+    place, level = _refined_positions(smooth, px, 0.2 * spacing, 0.25 * spacing)
+    strong = metal & seen & (level > 0.3 * np.percentile(level[metal & seen], 80))
+    if strong.sum() < 30:
+        raise RecordingError(f"{int(strong.sum())} columns stand in the image, expected 30 or more")
+    sigma = column_width(image, place[strong], spacing)
+    px = np.where(strong[:, None], 0.5 * (px + place), px)
+    height, ground = column_amplitudes(image, px, sigma, spacing, seen)
+    index, px, metal, strong = index[seen], px[seen], metal[seen], strong[seen]
+    full = float(np.percentile(height[strong], 60))
+    nm = index @ cations.steps_nm
+    noise = np.sqrt(np.maximum(ground + 0.6 * height, 0.02) / (4 * np.pi * sigma**2)) * 1.5
+    present = _connected(index, height > 0.28 * full)
+    for _ in range(2):
+        level = _metal_level(nm, height, metal & present)
+        present = _connected(index, (height > 0.26 * level) & (height > 0.08 * full) & (height > 4 * noise))
+    return Columns(index, px, nm, height, ground, height / level, noise / level, present)
+
+
+def _metal_level(nm: np.ndarray, height: np.ndarray, usable: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:
+    """Height of a full metal column at every place: the local plane through the brighter of the neighbouring metal columns."""
+    from scipy.spatial import cKDTree
+
+    if expected is None:
+        tree = cKDTree(nm[usable])
+        _, near = tree.query(nm[usable], k=min(7, int(usable.sum())))
+        brighter = height[usable] > 0.8 * np.sort(height[usable][near], axis=1)[:, -2]
+        nm_ref, values = nm[usable][brighter], height[usable][brighter]
+    else:
+        good = usable & (expected > 0.3)
+        nm_ref, values = nm[good], height[good] / expected[good]
+    return np.maximum(_local_level(nm_ref, values, np.ones(len(values)), nm, 0.7), 0.2 * float(np.median(values)))
+
+
+def _connected(index: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Only the largest cluster of present columns: stray bright spots in the vacuum go; empty places inside the crystal stay empty."""
+    from scipy.ndimage import binary_dilation, label
+
+    low = index.min(axis=0)
+    grid = np.zeros(index.max(axis=0) - low + 1, dtype=bool)
+    grid[tuple((index - low).T)] = present
+    marks, _ = label(binary_dilation(grid, structure=np.ones((3, 3))))
+    marks = marks * grid
+    sizes = np.bincount(marks.ravel())
+    sizes[0] = 0
+    return present & (marks[tuple((index - low).T)] == int(np.argmax(sizes)))
+
+
+@dataclass(frozen=True)
+class SurfaceContour:
+    """The edge of the crystal as a curve over a straight line.
+
+    ``normal`` points into the crystal, ``along`` along the line (unit vectors in the crystal plane, (2,));
+    ``knots_nm`` and ``edge_nm`` (k,) give the curve: the edge lies at ``edge`` along the normal where the
+    line's own coordinate is ``knots``. ``error_nm`` is the standard error of its mean place.
+    """
+
+    normal: np.ndarray
+    along: np.ndarray
+    knots_nm: np.ndarray
+    edge_nm: np.ndarray
+    error_nm: float
+
+    def edge(self, s: np.ndarray) -> np.ndarray:
+        from scipy.interpolate import PchipInterpolator
+
+        return PchipInterpolator(self.knots_nm, self.edge_nm)(np.clip(s, self.knots_nm[0], self.knots_nm[-1]))
+
+    def depth(self, nm: np.ndarray) -> np.ndarray:
+        """Depth (nm) of points of the crystal plane below the curve, along the normal of its trend."""
+        s, u = nm @ self.along, nm @ self.normal
+        length = float(self.knots_nm[-1] - self.knots_nm[0])
+        degree = 1 if length < 10 else min(4, 1 + int(length // 10))
+        trend = np.polynomial.Polynomial.fit(self.knots_nm, self.edge_nm, degree)
+        slope = trend.deriv()(np.clip(s, self.knots_nm[0], self.knots_nm[-1]))
+        return (u - self.edge(s)) / np.sqrt(1 + slope**2)
+
+
+def _occupied_side(nm: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Unit vector into the crystal: the normal of the straight line that parts occupied from empty places best."""
+    from scipy.optimize import minimize
+
+    centre = nm.mean(axis=0)
+    x = (nm - centre) / 0.15
+    sign = np.where(present, 1.0, -1.0)
+    weight = np.where(present, 1 / present.sum(), 1 / (~present).sum())
+
+    def loss(p: np.ndarray) -> tuple[float, np.ndarray]:
+        z = sign * (x @ p[:2] + p[2])
+        grad = -weight * sign / (1 + np.exp(np.clip(z, -50, 50)))
+        return float(np.sum(weight * np.logaddexp(0, -z)) + 1e-4 * p[:2] @ p[:2]), np.append(grad @ x + 2e-4 * p[:2], grad.sum())
+
+    start = nm[present].mean(axis=0) - nm[~present].mean(axis=0)
+    found = minimize(loss, np.append(start / np.linalg.norm(start), 0.0), jac=True, method="L-BFGS-B").x[:2]
+    return found / np.linalg.norm(found)
+
+
+def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | None = None) -> SurfaceContour | None:
+    """The curve that parts occupied from empty places of the lattice, or None where the image holds no vacuum.
+
+    It lies half a column spacing outside the outermost columns on average. ``visible`` (n,)
+    names the places where a column can be seen at all (default: those of metal layers).
+    """
+    use = columns.is_metal if visible is None else visible
+    nm, present = columns.nm[use], columns.present[use]
+    vacuum = _connected(columns.index, ~columns.present & columns.is_metal) | (~columns.present & ~columns.is_metal)
+    empty = vacuum[use] & ~present
+    if present.sum() < 12 or empty.sum() < 12 or empty.mean() < 0.02:
+        return None
+    chosen = present | empty
+    nm, present = nm[chosen], present[chosen]
+    normal = _occupied_side(nm, present)
+    for _ in range(3):
+        along = np.array([-normal[1], normal[0]])
+        knots, edge, _ = _edge_curve(nm @ along, nm @ normal, present, spacing_nm)
+        slope = np.polynomial.Polynomial.fit(knots, edge, 1).convert().coef
+        turned = normal - (slope[1] if len(slope) > 1 else 0.0) * along
+        normal = turned / np.linalg.norm(turned)
+    return SurfaceContour(
+        normal, np.array([-normal[1], normal[0]]), *_edge_curve(nm @ np.array([-normal[1], normal[0]]), nm @ normal, present, spacing_nm)
+    )
+
+
+def _edge_curve(s: np.ndarray, u: np.ndarray, present: np.ndarray, spacing_nm: float) -> tuple[np.ndarray, np.ndarray, float]:
+    """Knots, curve and error of its mean: logistic boundary u(s), linear between knots, smooth by a penalty on bends."""
+    from scipy.optimize import minimize
+
+    top = np.array([np.min(u[present & (np.abs(s - a) < 1.5 * spacing_nm)], initial=np.inf) for a in s])
+    bottom = np.array([np.max(u[~present & (np.abs(s - a) < 1.5 * spacing_nm)], initial=-np.inf) for a in s])
+    both = np.isfinite(top) & np.isfinite(bottom)
+    low, high = s[both].min(), s[both].max()
+    count = max(4, round((high - low) / (2.5 * spacing_nm)) + 1)
+    knots = np.linspace(low, high, count)
+    inside = (s >= low) & (s <= high)
+    s, u, sign = s[inside], u[inside], np.where(present[inside], 1.0, -1.0)
+    place = np.clip((s - low) / (knots[1] - knots[0]), 0, count - 1 - 1e-9)
+    k, f = place.astype(int), place % 1
+    design = np.zeros((len(s), count))
+    design[np.arange(len(s)), k], design[np.arange(len(s)), k + 1] = 1 - f, f
+    bends = np.diff(np.eye(count), 2, axis=0) / (0.12 * (knots[1] - knots[0]) / 0.6)
+    width = 0.2 * spacing_nm
+
+    def loss(edge: np.ndarray) -> tuple[float, np.ndarray]:
+        z = sign * (u - design @ edge) / width
+        pull = sign / width / (1 + np.exp(np.clip(z, -50, 50)))
+        bent = bends @ edge
+        return float(np.sum(np.logaddexp(0, -z)) + 0.5 * bent @ bent), design.T @ pull + bends.T @ bent
+
+    start = np.interp(knots, *(v[np.argsort(s)] for v in (s, 0.5 * (np.full(len(s), np.median(top[both])) + np.median(bottom[both])))))
+    edge = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+    return knots, edge, float(0.3 * spacing_nm / math.sqrt(max(1.0, (high - low) / spacing_nm)))
+
+
+@dataclass(frozen=True)
+class SurfaceLayer:
+    """A transformed layer at the surface, and the columns that it was read from.
+
+    ``thickness_nm`` is 0 where there is no layer, ``ci95_nm`` its 95 % interval; ``kind`` is "spinel",
+    "rocksalt", "none" or "undecided". ``levels`` (4, 2) is the relative brightness in the bulk and in the layer of
+    bright and dim metal columns, bright and dim lithium-layer columns; ``width_nm`` the standard deviation of the
+    transition. ``depth_nm``, ``role`` (0 to 3, the rows of ``levels``; −1 empty place) and ``share`` (n,)
+    (transformed share, clipped to −0.5 … 1.5, 0 where a column cannot tell) belong to the rows of ``columns``.
+    """
+
+    thickness_nm: float
+    ci95_nm: tuple[float, float]
+    upper_limit_nm: float
+    kind: str
+    width_nm: float
+    levels: np.ndarray
+    alternation: tuple[float, float]
+    lithium_layer: tuple[float, float]
+    contour: SurfaceContour
+    columns: Columns
+    depth_nm: np.ndarray
+    role: np.ndarray
+    share: np.ndarray
+    bootstrap_nm: np.ndarray
+
+
+def _share(depth: np.ndarray, thickness: Any, width: Any) -> np.ndarray:
+    """Transformed share at a depth: 1 at the surface, 1/2 at the thickness."""
+    from scipy.special import erfc
+
+    return 0.5 * erfc((depth - thickness) / (math.sqrt(2) * width))
+
+
+def _roles(columns: Columns, layer_weight: np.ndarray) -> np.ndarray:
+    """0 bright or 1 dim metal, 2 bright or 3 dim lithium column of a spinel, judged by the other columns of its row.
+
+    The column itself has no say, so that noise alone makes no alternation. Rows go on into the vacuum.
+    """
+    role = 2 * (~columns.is_metal)
+    for row in np.unique(columns.index[:, 1]):
+        k = np.flatnonzero(columns.index[:, 1] == row)
+        i, b, w = columns.index[k, 0], columns.brightness[k], layer_weight[k]
+        near = w * np.exp(-np.abs(i[:, None] - i[None, :]) / 3.0)
+        np.fill_diagonal(near, 0.0)
+        odd = (i[:, None] - i[None, :]) % 2 == 1
+        same, other = np.where(odd, 0.0, near), np.where(odd, near, 0.0)
+        total = same.sum(axis=1) * other.sum(axis=1)
+        contrast = (same @ b) * other.sum(axis=1) - (other @ b) * same.sum(axis=1)
+        role[k] += np.where(total > 0, contrast < 0, i % 2 == 1)
+    return role
+
+
+@dataclass(frozen=True)
+class _Profile:
+    thickness: float
+    width: float
+    levels: np.ndarray
+    misfit: float
+
+
+_WIDTHS_NM = (0.04, 0.08, 0.14, 0.22, 0.32, 0.45)
+
+
+def _profile_sums(
+    depth: np.ndarray, y: np.ndarray, role: np.ndarray, thicknesses: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Misfit (b, t, w) of the best levels for every weighting (b, n), thickness and width; levels (b, t, w, 4, 2)."""
+    grid = _share(depth[:, None, None], thicknesses[None, :, None], np.array(_WIDTHS_NM)[None, None, :]).reshape(len(depth), -1)
+    misfit, levels = np.zeros((len(weights), grid.shape[1])), np.zeros((len(weights), grid.shape[1], 4, 2))
+    for r in range(4):
+        here = role == r
+        f, v, w = grid[here], y[here], weights[:, here]
+        s0, sy, syy = w.sum(axis=1)[:, None] + 1e-9, (w @ v)[:, None], (w @ v**2)[:, None]
+        s1, s2, sfy = w @ f, w @ f**2, w @ (f * v[:, None])
+        spread = s2 - s1**2 / s0
+        slope = np.where(spread > 0.3, (sfy - s1 * sy / s0) / np.maximum(spread, 0.3), 0.0)
+        base = (sy - slope * s1) / s0
+        misfit += syy - base * sy - slope * sfy
+        levels[:, :, r, 0], levels[:, :, r, 1] = base, base + slope
+    shape = (len(weights), len(thicknesses), len(_WIDTHS_NM))
+    return misfit.reshape(shape), levels.reshape(*shape, 4, 2)
+
+
+def _fit_profile(depth: np.ndarray, y: np.ndarray, role: np.ndarray, weights: np.ndarray, thicknesses: np.ndarray) -> list[_Profile]:
+    """One best profile for every row of weights."""
+    out = []
+    for part in np.array_split(weights, max(1, len(weights) // 25)):
+        misfit, levels = _profile_sums(depth, y, role, thicknesses, part)
+        for m, v in zip(misfit, levels, strict=True):
+            t, w = np.unravel_index(np.argmin(m), m.shape)
+            fine = thicknesses[t]
+            if 0 < t < len(thicknesses) - 1:
+                low, mid, high = m[t - 1 : t + 2, w]
+                bend = low - 2 * mid + high
+                fine += 0.5 * (low - high) / bend * (thicknesses[1] - thicknesses[0]) if bend > 0 else 0.0
+            out.append(_Profile(float(fine), _WIDTHS_NM[w], v[t, w], float(m[t, w])))
+    return out
+
+
+def _robust_weights(depth: np.ndarray, y: np.ndarray, role: np.ndarray, fit: _Profile) -> tuple[np.ndarray, float]:
+    f = _share(depth, fit.thickness, fit.width)
+    expected = fit.levels[role, 0] * (1 - f) + fit.levels[role, 1] * f
+    off = np.abs(y - expected)
+    scale = max(1.4826 * float(np.median(off)), 0.01)
+    return np.minimum(1.0, 2.5 * scale / np.maximum(off, 1e-9)), scale
+
+
+def measure_surface_layer(
+    rng: np.random.Generator, columns: Columns, cations: CationLattice, *, bootstraps: int = 300
+) -> SurfaceLayer | None:
+    """Thickness and kind of the transformed layer of a layered oxide, from the brightness of its cation columns.
+
+    The edge of the crystal is the curve that parts occupied from empty places of the lattice, so
+    half a column spacing outside the outermost columns; the brightness of the four kinds of
+    columns against depth follows one share 0.5 erfc((depth − thickness)/(√2 width)). A layer is reported
+    where it explains the columns better than none does (F ≥ 12 a level) and fills lithium
+    columns by more than 0.08 of a metal column. The interval comes from resampling blocks along the surface, with the
+    edge's own error added.
+
+    Returns None where the image holds no vacuum.
+    """
+    contour = surface_contour(columns, cations.spacing_nm)
+    if contour is None:
+        return None
+    level_of = columns
+    fit, role, depth, inside = None, None, None, None
+    for _ in range(4):
+        depth = contour.depth(columns.nm)
+        inside = (depth > 0) & (columns.present | ~columns.is_metal) & (np.abs(level_of.brightness) < 2)
+        seen = depth.max() if fit is None else fit.thickness
+        layer_weight = np.where(inside, 0.05 + _share(depth, min(seen, 1.0) if fit is None else seen, 0.2), 0.0)
+        role = _roles(level_of, layer_weight)
+        fit, weights, scale = _fitted(depth[inside], level_of.brightness[inside], role[inside])
+        expected = np.zeros(len(depth))
+        f = _share(depth[inside], fit.thickness, fit.width)
+        expected[inside] = fit.levels[role[inside], 0] * (1 - f) + fit.levels[role[inside], 1] * f
+        level = _metal_level(columns.nm, columns.height, columns.present & inside & columns.is_metal, expected)
+        level_of = Columns(
+            columns.index,
+            columns.px,
+            columns.nm,
+            columns.height,
+            columns.background,
+            columns.height / level,
+            columns.noise * columns.height / np.where(columns.brightness == 0, 1, columns.brightness) / level,
+            columns.present,
+        )
+        lithium_seen = (fit.levels[2:, 1] > 0.35)[np.maximum(role - 2, 0)] & (role >= 2)
+        visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
+        contour = surface_contour(columns, cations.spacing_nm, visible) or contour
+    return _layer_from(rng, fit, weights, scale, level_of, contour, depth, inside, role, bootstraps)
+
+
+def _fitted(depth: np.ndarray, y: np.ndarray, role: np.ndarray) -> tuple[_Profile, np.ndarray, float]:
+    """The profile over all columns, their robust weights and the scatter about it."""
+    thicknesses = np.arange(0.12, max(0.5, 0.9 * depth.max()), 0.04)
+    weights = np.ones((1, len(y)))
+    for _ in range(4):
+        fit = _fit_profile(depth, y, role, weights, thicknesses)[0]
+        robust, scale = _robust_weights(depth, y, role, fit)
+        weights = robust[None]
+    return fit, weights[0], scale
+
+
+def _layer_from(
+    rng: np.random.Generator,
+    fit: _Profile,
+    weights: np.ndarray,
+    scale: float,
+    columns: Columns,
+    contour: SurfaceContour,
+    depth: np.ndarray,
+    inside: np.ndarray,
+    role: np.ndarray,
+    bootstraps: int,
+) -> SurfaceLayer:
+    """The fitted profile as a layer or as none, with intervals by resampling blocks along the surface."""
+    d, y, r = depth[inside], columns.brightness[inside], role[inside]
+    flat = sum(
+        float(np.sum(weights[r == k] * (y[r == k] - np.average(y[r == k], weights=weights[r == k])) ** 2))
+        for k in range(4)
+        if np.any(r == k)
+    )
+    gain = (flat - fit.misfit) / 6 / max(fit.misfit / max(len(y) - 10, 1), 1e-12)
+    change = fit.levels[:, 1] - fit.levels[:, 0]
+    real = gain > 12 and change[2:].mean() > 0.08
+    edge_error = contour.error_nm
+    share = np.zeros(len(depth))
+    informative = np.abs(change) > 0.1
+    usable = inside & informative[np.maximum(role, 0)]
+    share[usable] = np.clip((columns.brightness[usable] - fit.levels[role[usable], 0]) / change[role[usable]], -0.5, 1.5)
+    if not real:
+        limit = _upper_limit(d, y, r, weights, scale) + 2 * edge_error
+        nothing = np.column_stack([fit.levels[:, 0]] * 2)
+        return SurfaceLayer(
+            0.0,
+            (0.0, limit),
+            limit,
+            "none",
+            fit.width,
+            nothing,
+            (0.0, 0.0),
+            (0.0, 0.0),
+            contour,
+            columns,
+            depth,
+            np.where(inside, role, -1),
+            0 * share,
+            np.zeros(0),
+        )
+    s = (columns.nm @ contour.along)[inside]
+    blocks = np.floor((s - s.min()) / max(0.5, float(np.ptp(s)) / 40)).astype(int)
+    count = blocks.max() + 1
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=bootstraps)
+    near = fit.thickness + np.arange(-0.6, 0.61, 0.03)
+    fits = _fit_profile(d, y, r, drawn[:, blocks] * weights, near[near > 0.05])
+    found = np.array([f.thickness for f in fits])
+    spread = math.hypot(float(found.std()) * math.sqrt(count / max(count - 1, 1)), math.sqrt(2) * edge_error)
+    half = 1.96 * spread * (1 + 1.2 / max(count - 1, 1))
+    levels = np.array([f.levels for f in fits])
+    alternate = (levels[:, 0, 1] - levels[:, 1, 1]) / (levels[:, 0, 1] + levels[:, 1, 1])
+    lithium = levels[:, 2:, 1].mean(axis=1)
+    alternation = (float((fit.levels[0, 1] - fit.levels[1, 1]) / (fit.levels[0, 1] + fit.levels[1, 1])), float(alternate.std()))
+    ci = (max(0.0, fit.thickness - half), fit.thickness + half)
+    return SurfaceLayer(
+        fit.thickness,
+        ci,
+        ci[1],
+        _kind(alternation),
+        fit.width,
+        fit.levels,
+        alternation,
+        (float(fit.levels[2:, 1].mean()), float(lithium.std())),
+        contour,
+        columns,
+        depth,
+        np.where(inside, role, -1),
+        share,
+        found,
+    )
+
+
+def _kind(alternation: tuple[float, float]) -> str:
+    """Spinel alternates full and half columns in its metal rows (1/3), rocksalt does not (0); between them, undecided."""
+    value, error = alternation
+    if value - 1.96 * error > 0.13:
+        return "spinel"
+    return "rocksalt" if value + 1.96 * error < 0.20 else "undecided"
+
+
+def _upper_limit(depth: np.ndarray, y: np.ndarray, role: np.ndarray, weights: np.ndarray, scale: float) -> float:
+    """The thickest layer with a quarter of a metal column in its lithium columns that the columns do not rule out (95 %)."""
+    lithium = role >= 2
+    d, v, w = depth[lithium], y[lithium], weights[lithium]
+    base = float(np.average(v, weights=w))
+    trial = np.arange(0.0, 1.5, 0.02)
+    inner = _share(d[:, None], trial[None], 0.05)
+    misfit = np.sum(w[:, None] * ((v[:, None] - base - (0.25 - base) * inner) / scale) ** 2, axis=0)
+    allowed = trial[misfit < misfit.min() + 3.84]
+    return float(allowed.max()) + 0.02
+
+
+FINGERPRINTS = {
+    "003": ((0.0, 0.5), "layered 003 / spinel 111, 0.474 nm"),
+    "111": ((0.5, 0.0), "second spinel 111 at 70.5°, 0.474 nm"),
+    "220": ((0.5, -0.5), "M3O4 spinel 220, 0.287 nm"),
+}
+
+
+def fingerprint_maps(image: np.ndarray, lattice: ImageLattice, cations: CationLattice, blur_nm: float = 0.35) -> dict[str, np.ndarray]:
+    """Local amplitude of the frequencies that tell the phases apart, and of those that all of them share.
+
+    The image is demodulated on the fitted lattice (so distortions of the scan do not blur it) and
+    smoothed with a Gaussian of ``blur_nm``. "003" is signed, positive where metal lies in the metal layers; "111" and
+    "220" are moduli; "shared" is the mean modulus of the two shortest cation frequencies. All (y, x), counts.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    image = np.asarray(image, dtype=float)
+    blur = blur_nm / lattice.scan()["pixel_size_nm"]
+    flat = image - gaussian_filter(image, blur)
+    y, x = np.meshgrid(np.arange(image.shape[0]), np.arange(image.shape[1]), indexing="ij")
+    ij = (lattice.to_lattice(np.stack([y.ravel(), x.ravel()], axis=1)) @ np.linalg.inv(cations.steps)).reshape(*image.shape, 2)
+
+    def lock_in(q: tuple[float, float]) -> np.ndarray:
+        phase = 2 * np.pi * (ij @ np.array(q))
+        return gaussian_filter(flat * np.cos(phase), blur) - 1j * gaussian_filter(flat * np.sin(phase), blur)
+
+    maps = {name: lock_in(q) for name, (q, _) in FINGERPRINTS.items()}
+    shared = 0.5 * (np.abs(lock_in((0.0, 1.0))) + np.abs(lock_in((1.0, 0.0))))
+    return {"003": maps["003"].real, "111": np.abs(maps["111"]), "220": np.abs(maps["220"]), "shared": shared}
+
+
+def fingerprint_profile(
+    maps: dict[str, np.ndarray], lattice: ImageLattice, contour: SurfaceContour, blur_nm: float = 0.35
+) -> dict[str, np.ndarray]:
+    """Mean over the surface of every fingerprint, relative to the shared frequencies, against depth in steps of 0.05 nm.
+
+    Returns ``depth_nm`` (m,) and one array (m,) for each fingerprint, "003" scaled to 1 in the bulk.
+    """
+    shape = maps["shared"].shape
+    step = max(1, round(0.04 / lattice.scan()["pixel_size_nm"]))
+    edge = round(blur_nm / lattice.scan()["pixel_size_nm"])
+    y, x = np.meshgrid(np.arange(edge, shape[0] - edge, step), np.arange(edge, shape[1] - edge, step), indexing="ij")
+    depth = contour.depth(lattice.to_lattice(np.stack([y.ravel(), x.ravel()], axis=1)) @ lattice.columns.basis_nm)
+    bins = np.floor(depth / 0.05).astype(int)
+    count = np.bincount(bins[bins >= 0])
+    good = count >= max(20, 0.3 * float(np.median(count)))
+    last = int(np.argmin(good)) if not good.all() else len(good)
+    total = {k: np.bincount(bins[bins >= 0], weights=m[y, x].ravel()[bins >= 0])[:last] for k, m in maps.items()}
+    out = {k: v / total["shared"] for k, v in total.items() if k != "shared"}
+    out["003"] = out["003"] / float(np.median(out["003"][-max(10, last // 5) :]))
+    return {"depth_nm": (np.arange(last) + 0.5) * 0.05, **out}
+
+
+def fingerprint_thickness(profile: dict[str, np.ndarray], blur_nm: float = 0.35) -> tuple[float, float, np.ndarray]:
+    """Thickness of the layer from the 003 amplitude alone, its level in the layer (bulk = 1), and the fitted profile (m,).
+
+    The share falls by a step with a width of 0.12 nm; blur and edge of the crystal are part of the model.
+    """
+    depth, seen = profile["depth_nm"], profile["003"]
+    x = np.arange(-2.0, depth[-1] + 2.0, 0.02)
+    kernel = np.exp(-0.5 * ((depth[:, None] - x) / blur_nm) ** 2) * (x > 0)
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    best = (math.inf, 0.0, 1.0, np.ones_like(seen))
+    for t in np.arange(0.0, 0.9 * depth[-1], 0.02):
+        blurred = kernel @ _share(x, t, 0.12)
+        spread = float(blurred @ blurred)
+        drop = float(blurred @ (1 - seen)) / max(spread, 1e-9)
+        drop = min(max(drop, 0.0), 1.5)
+        misfit = float(np.sum((seen - 1 + drop * blurred) ** 2))
+        if misfit < best[0]:
+            best = (misfit, float(t), 1 - drop, 1 - drop * blurred)
+    return best[1], best[2], best[3]
+
+
+def spinel_variant(image: np.ndarray, lattice: ImageLattice, cations: CationLattice, layer: SurfaceLayer) -> tuple[str, float, float]:
+    """ "LiM2O4", "M3O4" or "undecided", by the metal on the tetrahedral 8a columns, with that signal and its standard error.
+
+    The signal is the brightness at the two 8a places beside every empty column of the layer, less that at two places as far
+    off the other way, relative to a full column and to the same measure in the bulk.
+    """
+    from scipy.ndimage import gaussian_filter, map_coordinates
+
+    columns = layer.columns
+    smooth = gaussian_filter(np.asarray(image, dtype=float), 0.03 / lattice.scan()["pixel_size_nm"])
+    full = columns.height / np.where(np.abs(columns.brightness) > 1e-9, columns.brightness, 1e-9)
+    along = 0.25 * cations.steps.sum(axis=0)
+    other_nm = np.array([-1.0, 1.0]) * (along @ lattice.columns.basis_nm)[::-1]
+    across = other_nm @ np.linalg.inv(lattice.columns.basis_nm)
+
+    def signal(rows: np.ndarray) -> np.ndarray:
+        at = columns.index[rows] @ cations.steps
+        values = [
+            map_coordinates(smooth, lattice.to_px(at + side * v).T, order=1, mode="nearest") for v in (along, across) for side in (1, -1)
+        ]
+        return (values[0] + values[1] - values[2] - values[3]) / 2 / full[rows]
+
+    empty = (layer.role == 3) & (layer.depth_nm < layer.thickness_nm - 0.2) & (layer.depth_nm > 0.15)
+    bulk = (layer.role >= 2) & (layer.depth_nm > layer.thickness_nm + 0.4)
+    if empty.sum() < 6 or bulk.sum() < 6:
+        return "undecided", 0.0, 1.0
+    inner, outer = signal(empty), signal(bulk)
+    value = float(np.median(inner) - np.median(outer))
+    error = 1.25 * float(np.hypot(inner.std() / math.sqrt(len(inner)), outer.std() / math.sqrt(len(outer))))
+    if value - 1.96 * error > 0.12:
+        return "M3O4", value, error
+    return ("LiM2O4" if value + 1.96 * error < 0.20 else "undecided"), value, error
 
 
 # --------------------------------------------------------------------------------------
