@@ -30,14 +30,13 @@ $(READY): env.lock
 	pathlib.Path(sysconfig.get_paths()["purelib"], "workbook.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'
 	@touch $@
 
-# Snakemake ends with 1 where a step failed: the comparison still runs then, with the samples that succeeded.
+# Snakemake ends with 1 where a step failed: the other samples and the comparison run all the same.
 run: $(READY)
 	@mkdir -p "$${RESULTS:-results}"
 	@if [ -z "$$DATA" ] && ! ls data/samples/*/sample.yaml >/dev/null 2>&1; then $(MAKE) --no-print-directory demo; fi
-	@$(SNAKEMAKE) -- samples 2>"$(RUN_LOG)" || test $$? -eq 1
-	@$(SNAKEMAKE) --config comparison=true -- comparison 2>>"$(RUN_LOG)" || test $$? -eq 1
-	@$(BIN)/python -c 'import os, sys, helpers; \
-	sys.exit(helpers.finish_run(os.environ["DATA"], os.environ["RESULTS"]))'
+	@: >"$(RUN_LOG)"
+	@for stage in gate steps comparison; do $(SNAKEMAKE) --config stage=$$stage 2>>"$(RUN_LOG)" || test $$? -eq 1 || exit 1; done
+	@$(BIN)/python -c 'import os, sys, helpers; sys.exit(helpers.finish_run(os.environ["DATA"], os.environ["RESULTS"]))'
 
 demo: $(READY)
 	@echo "data/samples is empty: simulating the three demo samples ..."

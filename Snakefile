@@ -1,6 +1,12 @@
-"""The graph of samples x notebooks; `make run` calls it twice, for the samples and then for their comparison.
+"""The graph of samples x notebooks. `make run` calls it three times, `--config stage=`
 
-Every rule calls papermill, and the executed notebook is its log. Its output is an empty file,
+    gate        01 for every sample: checks sample.yaml and every file that it names
+    steps       02 to 07 for the samples that passed the gate
+    comparison  08, with what succeeded
+
+so that a sample that fails stops neither the others nor the comparison.
+
+Every rule calls papermill, and the executed notebook is its log. Its output is a mark,
 results/<id>/.done/<step>: Snakemake deletes the outputs of a job that fails, and results written before stay.
 A step runs again where its notebook, helpers.py, its sample.yaml, a file that it reads or a step that it needs changed.
 """
@@ -29,7 +35,8 @@ GRAPH = {
     "06_ped_matching": ("ped", ("05_ped_calibration",), True),
     "07_rocksalt_fraction": ("", ("03_haadf_surface", "04_interface_phases", "06_ped_matching"), False),
 }
-GATE = "01_lamella_metadata"  # checks sample.yaml and every file that it names; the others wait for it
+GATE = "01_lamella_metadata"
+STAGE = config.get("stage", "steps")
 
 workdir: RESULTS
 
@@ -117,11 +124,11 @@ PAPERMILL = (
 ONE_POOL = " ".join(f"{p}_NUM_{'WORKERS' if p == 'DASK' else 'THREADS'}={{threads}}" for p in ("OMP", "OPENBLAS", "MKL", "NUMBA", "DASK"))
 RUN = (
     "label={params.label:q}; started=$SECONDS; echo \"$label …\"; mkdir -p \"$(dirname {log:q})\"; "
-    f"if {ONE_POOL} {PAPERMILL}; then touch {{output:q}}; echo \"$label … $((SECONDS - started)) s\"; "
+    f"if {ONE_POOL} {PAPERMILL}; then echo \"done $(date), process $$\" >{{output:q}}; echo \"$label … $((SECONDS - started)) s\"; "
     "else echo \"$label … failed\"; exit 1; fi"
 )
 
-if config.get("comparison"):
+if STAGE == "comparison":
     FAILED = {sample: helpers.failed_step(RESULTS, sample) for sample in SAMPLES}
 
     rule comparison:
@@ -146,12 +153,14 @@ if config.get("comparison"):
             RUN
 
 else:
+    STEPS = [GATE] if STAGE == "gate" else [step for step in GRAPH if step != GATE]
+    READY = [sample for sample in SAMPLES if STAGE == "gate" or Path(RESULTS, sample, ".done", GATE).exists()]
+    FILES, PHASES, FAULT = {}, {}, {}
+    for sample in READY:
+        FILES[sample], PHASES[sample], FAULT[sample] = sample_files(sample)
+
     wildcard_constraints:
         sample="|".join(re.escape(sample) for sample in SAMPLES),
-
-    FILES, PHASES, FAULT = {}, {}, {}
-    for sample in SAMPLES:
-        FILES[sample], PHASES[sample], FAULT[sample] = sample_files(sample)
 
     def read_by(step, sample):
         acquisition, _, reads_phases = GRAPH[step]
@@ -160,8 +169,6 @@ else:
         return [str(p) for p in files]
 
     def make_rule(step):
-        _, needs, _ = GRAPH[step]
-
         rule:
             name:
                 step
@@ -170,8 +177,7 @@ else:
                 helpers=ROOT / "helpers.py",
                 parameters=lambda wc: str(write_parameters(step, wc.sample)),
                 files=lambda wc: read_by(step, wc.sample),
-                gate=[] if step == GATE else ancient(f"{{sample}}/.done/{GATE}"),
-                needs=[f"{{sample}}/.done/{other}" for other in needs],
+                needs=[f"{{sample}}/.done/{other}" for other in GRAPH[step][1]],
             output:
                 f"{{sample}}/.done/{step}",
             log:
@@ -181,16 +187,16 @@ else:
                 python=sys.executable,
                 errors=f"{{sample}}/notebooks/{step}.log",
                 label=f"{{sample}}  {step}",
-                # what mtimes alone do not tell: a file that was replaced by an older one, or is gone
+                # what times alone do not tell: a file that was replaced by an older one, or is gone
                 content=lambda wc: [FAULT[wc.sample], *(str(content_of(p)) for p in read_by(step, wc.sample))],
             threads: max(1, workflow.cores // len(SAMPLES))
             shell:
                 RUN
 
-    rule samples:
+    rule all:
         input:
-            expand("{sample}/.done/{step}", sample=SAMPLES, step=GRAPH),
+            expand("{sample}/.done/{step}", sample=READY, step=STEPS),
         default_target: True
 
-    for step in GRAPH:
+    for step in STEPS:
         make_rule(step)
