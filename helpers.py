@@ -624,7 +624,7 @@ class Step:
         stem = self.figures / f"{self.name[:2]}_{name}"
         stem.parent.mkdir(parents=True, exist_ok=True)
         if self.sample is not None and self.sample.simulated:
-            fig.text(0.995, 0.005, "simulated data", ha="right", va="bottom", fontsize=7, color="0.35")
+            fig.text(1, 0, "simulated data", ha="right", va="top", fontsize=7, color="0.35")  # below the axes, in the margin
         for suffix in (".png", ".svg"):
             options = {"metadata": {"Date": None}} if suffix == ".svg" else {}
             fig.savefig(stem.with_suffix(suffix), dpi=130, bbox_inches="tight", facecolor="white", **options)
@@ -2741,7 +2741,8 @@ def _planned_pages(results: Path, data_dir: str | Path) -> list[_Page]:
         steps = [(step, results / sample_id / "notebooks" / f"{step}.ipynb") for step in STEPS]
         links = [_step_link(results, sample_id, step, notebook) for step, notebook in steps]
         failure = failed_step(results, sample_id)
-        overview.append({"name": title, "links": links, "fault": f"{failure[0]}: {failure[1]}" if failure else ""})
+        name = title + (" (simulated)" if simulated else "")
+        overview.append({"name": name, "links": links, "fault": f"{failure[0]}: {failure[1]}" if failure else ""})
         for step, notebook in steps:
             if notebook.is_file():
                 own = [link | {"current": link["step"] == step, "href": link["href"].split("/")[-1]} for link in links]
@@ -2799,12 +2800,12 @@ def _without_paths(text: str, hidden: list[tuple[str, str]]) -> str:
 
 def _presentable(notebook: Any, hidden: list[tuple[str, str]]) -> Any:
     """The notebook as readers should see it: no paths, no tracebacks, no ticks of the progress, no markers of papermill."""
-    progress = re.compile(r"^\S+ \d\d_\w+: .* \d+ of \d+, \d+ s\n", re.MULTILINE)
+    progress = re.compile(r"^\S* ?\d\d_\w+: .* \d+ of \d+, \d+ s\n", re.MULTILINE)
     notebook.cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         cell.source = _without_paths(cell.source, hidden)
-        tags = cell.metadata.get("tags", [])
-        cell.metadata["summary"] = "Parameters" if "parameters" in tags or "injected-parameters" in tags else "Code"
+        summaries = {"parameters": "Parameters: defaults", "injected-parameters": "Parameters of this run"}
+        cell.metadata["summary"] = next((summaries[t] for t in cell.metadata.get("tags", []) if t in summaries), "Code")
         outputs = [o for o in cell.get("outputs", []) if not (o.output_type == "error" and _ended_well(o))]
         for output in outputs:
             if output.output_type == "error":
@@ -2815,9 +2816,22 @@ def _presentable(notebook: Any, hidden: list[tuple[str, str]]) -> Any:
                 texts = {kind: _without_paths("".join(text), hidden) for kind, text in output.data.items() if kind.startswith("text/")}
                 output.data.update(texts)
         if cell.cell_type == "code":
-            cell.outputs = [o for o in outputs if o.output_type != "stream" or o.text.strip()]
+            cell.outputs = _joined_streams(outputs)
     notebook.metadata.pop("widgets", None)
     return notebook
+
+
+def _joined_streams(outputs: list) -> list:
+    """Outputs with consecutive prints as one, and without empty ones."""
+    joined: list = []
+    for output in outputs:
+        if output.output_type != "stream":
+            joined.append(output)
+        elif joined and joined[-1].output_type == "stream" and joined[-1].name == output.name:
+            joined[-1].text += output.text
+        elif output.text.strip():
+            joined.append(output)
+    return joined
 
 
 def _safe_html(text: str) -> str:
