@@ -404,6 +404,8 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
         raise RecordingError(f"{path.name}: no such file")
     if path.stat().st_size == 0:
         raise RecordingError(f"{path.name}: the file is empty")
+    if path.suffix.lower().lstrip(".") not in _known_suffixes():
+        raise RecordingError(f"{path.name}: no reader for {path.suffix or 'a name without a suffix'}, expected a format of RosettaSciIO")
     try:
         with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy"):
             warnings.simplefilter("ignore")
@@ -419,9 +421,16 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     return max(frames, key=lambda s: s.data.size)
 
 
+def _known_suffixes() -> set[str]:
+    """Suffixes, in lower case and without the dot, of all formats that RosettaSciIO reads."""
+    from rsciio import IO_PLUGINS
+
+    return {suffix.lower() for plugin in IO_PLUGINS for suffix in plugin["file_extensions"]}
+
+
 def _as_frames(signal: Any, navigation_dimension: int | None) -> Any | None:
     """The signal with 2-D frames and the wanted number of navigation axes, or None."""
-    if signal.data.dtype.kind not in "iuf" or signal.data.ndim < 2 or min(signal.data.shape) < 1:
+    if signal.data.dtype.kind not in "iuf" or len(signal.axes_manager._axes) < 2 or min(signal.data.shape) < 1:
         return None
     if signal.axes_manager.signal_dimension != 2:
         signal = signal.transpose(signal_axes=2)
@@ -439,28 +448,39 @@ def _with_unit_axes(signal: Any, count: int) -> list[dict]:
     return axes + [a.get_axis_dictionary() | {"size": a.size} for a in signal.axes_manager._axes]
 
 
-def axis_scale(signal: Any, unit: str) -> float | None:
-    """The step of the frames' x axis in ``unit`` ("nm", "1/angstrom"), or None if it is not calibrated in such a unit."""
+#: Units as some writers spell them: NCEM's EMD, and pyxem in LaTeX
+_UNITS_AS_WRITTEN = {"n_m": "nm", "n_m^-1": "1/nm", "A^{-1}": "1/angstrom", "A^-1": "1/angstrom", "nm^{-1}": "1/nm", "1/A": "1/angstrom"}
+
+
+def axis_scale(signal: Any, unit: str, *, scan: bool = False) -> float | None:
+    """The step of the frames' x axis, or of the scan's, in ``unit`` ("nm", "1/angstrom"); None if it is not calibrated in such a unit."""
     import pint
 
-    axis = signal.axes_manager.signal_axes[0]
-    if axis.scale <= 0 or not isinstance(axis.units, str):
+    axes = signal.axes_manager.navigation_axes if scan else signal.axes_manager.signal_axes
+    if not axes or axes[0].scale <= 0 or not isinstance(axes[0].units, str):
         return None
+    written = axes[0].units.strip("$[] ")
     try:
-        return float(axis.scale_as_quantity.to(unit).magnitude)
-    except (pint.errors.PintError, ValueError, TypeError):
+        return float(pint.application_registry.Quantity(axes[0].scale, _UNITS_AS_WRITTEN.get(written, written)).to(unit).magnitude)
+    except (pint.errors.PintError, ValueError, TypeError, AssertionError):
         return None
 
 
 def calibration(sample: Sample, acquisition: str, key: str, signal: Any, unit: str) -> float:
-    """The value of ``key`` in sample.yaml, else the file's own scale; an error naming the key if neither has it."""
-    value = getattr(getattr(sample.acquisitions, acquisition), key)
-    value = value if value is not None else axis_scale(signal, unit)
+    """The value of ``key`` in sample.yaml, else the file's own scale; an error naming the key if neither has a possible one."""
+    section = getattr(sample.acquisitions, acquisition)
+    value = getattr(section, key)
+    if value is not None:
+        return value
+    value = axis_scale(signal, unit, scan=key == "step_nm")
+    name, file = f"{sample.id}/sample.yaml: acquisitions.{acquisition}.{key}", sample.path(acquisition).name
     if value is None:
-        raise SampleError(
-            f"{sample.id}/sample.yaml: acquisitions.{acquisition}.{key}: missing, and "
-            f"{sample.path(acquisition).name} holds no calibration in {unit}; expected a value here"
-        )
+        raise SampleError(f"{name}: missing, and {file} holds no calibration in {unit}; expected a value here")
+    try:
+        type(section).model_validate(section.model_dump() | {key: value})
+    except ValidationError as error:
+        expected = error.errors()[0]["msg"].replace("Input should be ", "")
+        raise SampleError(f"{name}: missing, and {file} says {value:.4g} {unit}, expected {expected}; give the value here") from None
     return value
 
 
@@ -1497,6 +1517,18 @@ def _terms(points: np.ndarray, degree: int) -> np.ndarray:
     return np.stack([points[:, 0] ** a * points[:, 1] ** b for a, b in powers], axis=1)
 
 
+def _binning(pixel_nm: float) -> int:
+    """How many pixels to add up a side: columns are broad, so pixels above 0.025 nm lose nothing."""
+    return max(1, int(0.0255 / pixel_nm))
+
+
+def _binned(image: np.ndarray, factor: int) -> np.ndarray:
+    """Means of squares of pixels as float64; a remainder at the far edges is left out."""
+    image = np.asarray(image, dtype=float)
+    rows, cols = (n // factor for n in image.shape)
+    return image[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor).mean(axis=(1, 3))
+
+
 @dataclass(frozen=True)
 class ImageLattice:
     """A projected lattice laid on an image, with a smooth distortion of the scan.
@@ -1524,6 +1556,25 @@ class ImageLattice:
     def to_lattice(self, px: np.ndarray) -> np.ndarray:
         """Lattice coordinates (n, 2) of pixels (n, 2)."""
         return _terms((np.asarray(px, dtype=float) - self.inverse_centre) / self.inverse_span, self.degree) @ self.inverse
+
+    def rescaled(self, factor: float) -> ImageLattice:
+        """The same lattice on pixels ``factor`` times as small (1/2 for an image binned by 2)."""
+        shift = 0.5 * (factor - 1)
+        forward = self.forward * factor
+        forward[0] += shift
+        return ImageLattice(
+            self.columns,
+            self.degree,
+            forward,
+            self.inverse,
+            self.centre,
+            self.span,
+            self.inverse_centre * factor + shift,
+            self.inverse_span * factor,
+            self.matrix * factor,
+            self.residual_px * factor,
+            self.n_columns,
+        )
 
     @property
     def px_per_nm(self) -> np.ndarray:
@@ -1722,7 +1773,7 @@ def _refined_positions(image: np.ndarray, start: np.ndarray, sigma_px: float, re
     window = image[corner[:, 0, None, None] + offsets[None, :, None], corner[:, 1, None, None] + offsets[None, None, :]]
     shift = start - corner
     height = np.zeros(len(start))
-    for _ in range(5):
+    for _ in range(4):
         dy, dx = offsets[None, :, None] - shift[:, 0, None, None], offsets[None, None, :] - shift[:, 1, None, None]
         bell = np.exp(-(dy**2 + dx**2) / (2 * sigma_px**2))
         taper = np.exp(-(dy**2 + dx**2) / (2 * (0.6 * half) ** 2))
@@ -1771,7 +1822,7 @@ def _grown_lattice(
         to_px = fit.to_px
         if radius >= far:
             break
-        radius = radius * 1.4 if radius * 1.4 < far else far
+        radius = radius * 1.6 if radius * 1.6 < far else far
     if fit is None or fit.n_columns < 12 or fit.residual_px > 0.2 * spacing:
         return None
     return fit
@@ -1834,7 +1885,9 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
             f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm apart "
             f"lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to {spacing * pixel_size_nm / 4:.3f} nm"
         )
-    size = int(min(min(image.shape), max(128, 16 * spacing)))
+    factor = _binning(pixel_size_nm)
+    image, pixel_size_nm, spacing = _binned(image, factor), pixel_size_nm * factor, spacing / factor
+    size = int(min(min(image.shape), max(96, 16 * spacing)))
     lowest = 0.6 * pixel_size_nm / (2 * float(np.linalg.norm(columns.basis_nm, axis=1).max()))
     spectra = {}
     for corner in _patches(image.shape, size):
@@ -1844,7 +1897,7 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
     order = sorted(spectra, key=lambda c: -float(np.sum(spectra[c].heights[:6])))[:6]
     tried = [(*_match_spectrum(spectra[c], columns, pixel_size_nm, (0.84, 1.19)), c) for c in order]
     score, trial, corner = max(tried, key=lambda t: t[0] * float(spectra[t[2]].heights[0]), default=(0.0, None, (0, 0)))
-    _check_match(spectra, order, score, columns, pixel_size_nm, name)
+    _check_match(spectra, order, score, columns, pixel_size_nm, factor, name)
     trial, explained, strong = _polished_map(spectra[corner], columns, trial)
     if explained < 3 or explained < 0.5 * strong:
         raise RecordingError(
@@ -1857,10 +1910,10 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
     fit = _grown_lattice(image, columns, origin, columns.basis_nm @ np.linalg.inv(trial).T, size / 3)
     if fit is None:
         raise RecordingError(f"{name}: the lattice of the spectrum is not there as columns: fewer than 12 stand where it says")
-    return fit
+    return fit.rescaled(factor)
 
 
-def _check_match(spectra: dict, order: list, score: float, columns: ProjectedColumns, pixel_size_nm: float, name: str) -> None:
+def _check_match(spectra: dict, order: list, score: float, columns: ProjectedColumns, pixel_size_nm: float, factor: int, name: str) -> None:
     """Say what is wrong where the expected lattice was not found: no lattice, another pixel size, another zone."""
     if score >= 0.45:
         return
@@ -1873,9 +1926,9 @@ def _check_match(spectra: dict, order: list, score: float, columns: ProjectedCol
     spectrum = spectra[lit[0]]
     other, trial = _match_spectrum(spectrum, columns, pixel_size_nm, (0.05, 20.0))
     if other > 0.6:
-        true = float(math.sqrt(abs(np.linalg.det(trial))))
+        true = float(math.sqrt(abs(np.linalg.det(trial)))) / factor
         raise SampleError(
-            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm:g}, but the lattice of {columns.name} fits at {true:.4g}; expected within 15 %"
+            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm / factor:g}, but the lattice of {columns.name} fits at {true:.4g}; expected within 15 %"
         )
     raise RecordingError(f"{name}: " + _wrong_zone(spectrum, columns, pixel_size_nm, f"agreement {score:.2f}, expected 0.45"))
 
@@ -2002,7 +2055,8 @@ def column_width(image: np.ndarray, positions: np.ndarray, spacing_px: float) ->
 
 def sublattice_heights(image: np.ndarray, lattice: ImageLattice, faintest: float = 0.2) -> dict[str, np.ndarray]:
     """Heights in counts of all columns of each sublattice, by its main element; those expected fainter than ``faintest`` are left out."""
-    image = np.asarray(image, dtype=float)
+    factor = _binning(lattice.scan()["pixel_size_nm"])
+    image, lattice = _binned(image, factor), lattice.rescaled(1 / factor)
     seen = np.flatnonzero(lattice.columns.brightness >= faintest)
     cells, _ = _sites_in(image.shape, lattice.to_px, lattice.matrix, lattice.to_px(np.zeros((1, 2)))[0], 0.0)
     px = np.concatenate([lattice.to_px(cells + lattice.columns.sites[k]) for k in seen])
@@ -2063,7 +2117,8 @@ def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLat
 
     Raises `RecordingError` where fewer than 30 columns stand in the image.
     """
-    image = np.asarray(image, dtype=float)
+    factor = _binning(lattice.scan()["pixel_size_nm"])
+    image, lattice = _binned(image, factor), lattice.rescaled(1 / factor)
     matrix = cations.steps @ lattice.matrix
     spacing = float(np.linalg.norm(matrix, axis=1).mean())
     to_px = lambda points: lattice.to_px(points @ cations.steps)
@@ -2085,8 +2140,9 @@ def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLat
     present = _connected(index, height > 0.28 * full)
     for _ in range(2):
         level = _metal_level(nm, height, metal & present)
-        present = _connected(index, (height > 0.26 * level) & (height > 0.08 * full) & (height > 4 * noise))
-    return Columns(index, px, nm, height, ground, height / level, noise / level, present)
+        present = _connected(index, (height > 0.26 * level) & (height > 0.08 * full) & (height > 4 * noise / factor))
+    px = (px + 0.5) * factor - 0.5
+    return Columns(index, px, nm, height, ground, height / level, noise / level / factor, present)
 
 
 def _metal_level(nm: np.ndarray, height: np.ndarray, usable: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:
@@ -2197,10 +2253,18 @@ def _edge_curve(s: np.ndarray, u: np.ndarray, present: np.ndarray, spacing_nm: f
     """Knots, curve and error of its mean: logistic boundary u(s), linear between knots, smooth by a penalty on bends."""
     from scipy.optimize import minimize
 
-    top = np.array([np.min(u[present & (np.abs(s - a) < 1.5 * spacing_nm)], initial=np.inf) for a in s])
-    bottom = np.array([np.max(u[~present & (np.abs(s - a) < 1.5 * spacing_nm)], initial=-np.inf) for a in s])
+    strip = np.floor((s - s.min()) / spacing_nm).astype(int)
+    top, bottom = np.full(strip.max() + 3, np.inf), np.full(strip.max() + 3, -np.inf)
+    np.minimum.at(top, strip[present] + 1, u[present])
+    np.maximum.at(bottom, strip[~present] + 1, u[~present])
+    top, bottom = (f(np.stack([v[:-2], v[1:-1], v[2:]]), axis=0) for f, v in ((np.min, top), (np.max, bottom)))
     both = np.isfinite(top) & np.isfinite(bottom)
-    low, high = s[both].min(), s[both].max()
+    guess = np.where(both, 0.5 * (np.where(both, top, 0) + np.where(both, bottom, 0)), 0)[strip]
+    known = both[strip]
+    low, high = s[known].min(), s[known].max()
+    near = known & (np.abs(u - guess) < 1.0)
+    middle = float(np.median(guess[near]))
+    s, u, present = s[near], u[near], present[near]
     count = max(4, round((high - low) / (2.5 * spacing_nm)) + 1)
     knots = np.linspace(low, high, count)
     inside = (s >= low) & (s <= high)
@@ -2218,7 +2282,7 @@ def _edge_curve(s: np.ndarray, u: np.ndarray, present: np.ndarray, spacing_nm: f
         bent = bends @ edge
         return float(np.sum(np.logaddexp(0, -z)) + 0.5 * bent @ bent), design.T @ pull + bends.T @ bent
 
-    start = np.interp(knots, *(v[np.argsort(s)] for v in (s, 0.5 * (np.full(len(s), np.median(top[both])) + np.median(bottom[both])))))
+    start = np.full(count, middle)
     edge = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
     return knots, edge, float(0.3 * spacing_nm / math.sqrt(max(1.0, (high - low) / spacing_nm)))
 
@@ -2287,17 +2351,29 @@ class _Profile:
 _WIDTHS_NM = (0.04, 0.08, 0.14, 0.22, 0.32, 0.45)
 
 
+_DEPTH_STEP_NM = 0.02
+
+
 def _profile_sums(
     depth: np.ndarray, y: np.ndarray, role: np.ndarray, thicknesses: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Misfit (b, t, w) of the best levels for every weighting (b, n), thickness and width; levels (b, t, w, 4, 2)."""
-    grid = _share(depth[:, None, None], thicknesses[None, :, None], np.array(_WIDTHS_NM)[None, None, :]).reshape(len(depth), -1)
+    """Misfit (b, t, w) of the best levels for every weighting (b, n), thickness and width; levels (b, t, w, 4, 2).
+
+    Columns are gathered in steps of depth of 0.02 nm first.
+    """
+    bins, place = np.unique(np.floor(depth / _DEPTH_STEP_NM).astype(int), return_inverse=True)
+    centres = (bins + 0.5) * _DEPTH_STEP_NM
+    grid = _share(centres[:, None, None], thicknesses[None, :, None], np.array(_WIDTHS_NM)[None, None, :]).reshape(len(bins), -1)
+    squares = grid**2
     misfit, levels = np.zeros((len(weights), grid.shape[1])), np.zeros((len(weights), grid.shape[1], 4, 2))
     for r in range(4):
         here = role == r
-        f, v, w = grid[here], y[here], weights[:, here]
+        gathered = np.zeros((here.sum(), len(bins)))
+        gathered[np.arange(here.sum()), place[here]] = 1
+        v, w = y[here], weights[:, here]
+        w_bin, wy_bin = w @ gathered, (w * v) @ gathered
         s0, sy, syy = w.sum(axis=1)[:, None] + 1e-9, (w @ v)[:, None], (w @ v**2)[:, None]
-        s1, s2, sfy = w @ f, w @ f**2, w @ (f * v[:, None])
+        s1, s2, sfy = w_bin @ grid, w_bin @ squares, wy_bin @ grid
         spread = s2 - s1**2 / s0
         slope = np.where(spread > 0.3, (sfy - s1 * sy / s0) / np.maximum(spread, 0.3), 0.0)
         base = (sy - slope * s1) / s0
@@ -2310,16 +2386,15 @@ def _profile_sums(
 def _fit_profile(depth: np.ndarray, y: np.ndarray, role: np.ndarray, weights: np.ndarray, thicknesses: np.ndarray) -> list[_Profile]:
     """One best profile for every row of weights."""
     out = []
-    for part in np.array_split(weights, max(1, len(weights) // 25)):
-        misfit, levels = _profile_sums(depth, y, role, thicknesses, part)
-        for m, v in zip(misfit, levels, strict=True):
-            t, w = np.unravel_index(np.argmin(m), m.shape)
-            fine = thicknesses[t]
-            if 0 < t < len(thicknesses) - 1:
-                low, mid, high = m[t - 1 : t + 2, w]
-                bend = low - 2 * mid + high
-                fine += 0.5 * (low - high) / bend * (thicknesses[1] - thicknesses[0]) if bend > 0 else 0.0
-            out.append(_Profile(float(fine), _WIDTHS_NM[w], v[t, w], float(m[t, w])))
+    misfits, all_levels = _profile_sums(depth, y, role, thicknesses, weights)
+    for m, v in zip(misfits, all_levels, strict=True):
+        t, w = np.unravel_index(np.argmin(m), m.shape)
+        fine = thicknesses[t]
+        if 0 < t < len(thicknesses) - 1:
+            low, mid, high = m[t - 1 : t + 2, w]
+            bend = low - 2 * mid + high
+            fine += 0.5 * (low - high) / bend * (thicknesses[1] - thicknesses[0]) if bend > 0 else 0.0
+        out.append(_Profile(float(fine), _WIDTHS_NM[w], v[t, w], float(m[t, w])))
     return out
 
 
@@ -2379,10 +2454,11 @@ def measure_surface_layer(
 
 def _fitted(depth: np.ndarray, y: np.ndarray, role: np.ndarray) -> tuple[_Profile, np.ndarray, float]:
     """The profile over all columns, their robust weights and the scatter about it."""
-    thicknesses = np.arange(0.12, max(0.5, 0.9 * depth.max()), 0.04)
     weights = np.ones((1, len(y)))
+    fit = _fit_profile(depth, y, role, weights, np.arange(0.12, max(0.5, 0.9 * depth.max()), 0.1))[0]
     for _ in range(4):
-        fit = _fit_profile(depth, y, role, weights, thicknesses)[0]
+        near = fit.thickness + np.arange(-0.4, 0.41, 0.04)
+        fit = _fit_profile(depth, y, role, weights, near[near > 0.08])[0]
         robust, scale = _robust_weights(depth, y, role, fit)
         weights = robust[None]
     return fit, weights[0], scale
@@ -2439,7 +2515,8 @@ def _layer_from(
     count = blocks.max() + 1
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=bootstraps)
     near = fit.thickness + np.arange(-0.6, 0.61, 0.03)
-    fits = _fit_profile(d, y, r, drawn[:, blocks] * weights, near[near > 0.05])
+    shallow = d < fit.thickness + 4.0
+    fits = _fit_profile(d[shallow], y[shallow], r[shallow], (drawn[:, blocks] * weights)[:, shallow], near[near > 0.05])
     found = np.array([f.thickness for f in fits])
     spread = math.hypot(float(found.std()) * math.sqrt(count / max(count - 1, 1)), math.sqrt(2) * edge_error)
     half = 1.96 * spread * (1 + 1.2 / max(count - 1, 1))
@@ -2497,16 +2574,18 @@ def fingerprint_maps(image: np.ndarray, lattice: ImageLattice, cations: CationLa
     """Local amplitude of the frequencies that tell the phases apart, and of those that all of them share.
 
     The image is demodulated on the fitted lattice (so distortions of the scan do not blur it) and
-    smoothed with a Gaussian of ``blur_nm``. "003" is signed, positive where metal lies in the metal layers; "111" and
+    smoothed with a Gaussian of ``blur_nm``, in steps of 0.04 nm. "003" is signed, positive where metal lies in the metal layers; "111" and
     "220" are moduli; "shared" is the mean modulus of the two shortest cation frequencies. All (y, x), counts.
     """
     from scipy.ndimage import gaussian_filter
 
     image = np.asarray(image, dtype=float)
-    blur = blur_nm / lattice.scan()["pixel_size_nm"]
-    flat = image - gaussian_filter(image, blur)
-    y, x = np.meshgrid(np.arange(image.shape[0]), np.arange(image.shape[1]), indexing="ij")
-    ij = (lattice.to_lattice(np.stack([y.ravel(), x.ravel()], axis=1)) @ np.linalg.inv(cations.steps)).reshape(*image.shape, 2)
+    pixel_nm = lattice.scan()["pixel_size_nm"]
+    factor = max(1, int(0.04 / pixel_nm))
+    coarse, lattice, blur = _binned(image, factor), lattice.rescaled(1 / factor), blur_nm / (pixel_nm * factor)
+    flat = coarse - gaussian_filter(coarse, blur)
+    y, x = np.meshgrid(np.arange(coarse.shape[0]), np.arange(coarse.shape[1]), indexing="ij")
+    ij = (lattice.to_lattice(np.stack([y.ravel(), x.ravel()], axis=1)) @ np.linalg.inv(cations.steps)).reshape(*coarse.shape, 2)
 
     def lock_in(q: tuple[float, float]) -> np.ndarray:
         phase = 2 * np.pi * (ij @ np.array(q))
@@ -2514,7 +2593,9 @@ def fingerprint_maps(image: np.ndarray, lattice: ImageLattice, cations: CationLa
 
     maps = {name: lock_in(q) for name, (q, _) in FINGERPRINTS.items()}
     shared = 0.5 * (np.abs(lock_in((0.0, 1.0))) + np.abs(lock_in((1.0, 0.0))))
-    return {"003": maps["003"].real, "111": np.abs(maps["111"]), "220": np.abs(maps["220"]), "shared": shared}
+    maps = {"003": maps["003"].real, "111": np.abs(maps["111"]), "220": np.abs(maps["220"]), "shared": shared}
+    over = [(0, n - m * factor) for n, m in zip(image.shape, coarse.shape, strict=True)]
+    return {name: np.pad(np.kron(m, np.ones((factor, factor))), over, mode="edge") for name, m in maps.items()}
 
 
 def fingerprint_profile(
