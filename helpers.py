@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -40,6 +40,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import yaml
+from numba import njit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 # --------------------------------------------------------------------------------------
@@ -297,9 +298,9 @@ def samples_folder(data_dir: str | Path = "") -> Path:
 
 
 def list_samples(data_dir: str | Path = "") -> list[str]:
-    """The ids of all samples of a data folder: its sub-folders that hold a sample.yaml, sorted."""
+    """The ids of all samples of a data folder, sorted: its sub-folders with a sample.yaml, or a YAML file that should be it."""
     folder = samples_folder(data_dir)
-    return sorted(p.name for p in folder.iterdir() if (p / "sample.yaml").is_file())
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and any(p.glob("*.y*ml")))
 
 
 def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
@@ -312,8 +313,9 @@ def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
     path = folder / "sample.yaml"
     name = f"{sample_id}/sample.yaml"
     if not path.is_file():
+        beside = ", ".join(sorted(p.name for p in folder.glob("*.y*ml")))
         have = ", ".join(list_samples(data_dir)) or "none: notebook 00_demo_data writes three"
-        raise SampleError(f"{name}: no such file; samples here: {have}")
+        raise SampleError(f"{name}: no such file; " + (f"the folder holds {beside}" if beside else f"samples here: {have}"))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -325,7 +327,7 @@ def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
     if "folder" in content:
         raise SampleError(f"{name}: folder: unknown key")
     try:
-        sample = Sample(**content, folder=folder)
+        sample = Sample.model_validate(content | {"folder": folder})
     except ValidationError as error:
         raise SampleError("\n".join(f"{name}: {_expected(e, Sample)}" for e in error.errors())) from None
     faults = _sample_faults(sample, sample_id, _phase_folders(data_dir))
@@ -348,7 +350,7 @@ def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) 
         path = sample.folder / acquisition.file
         if not path.resolve().is_relative_to(sample.folder.resolve()):
             faults.append(f"acquisitions.{kind}.file: got {acquisition.file!r}, expected a path inside the sample's folder")
-        elif not path.is_file():
+        elif not (path.is_file() or path.suffix == ".zspy" and path.is_dir()):
             faults.append(f"acquisitions.{kind}.file: no file {acquisition.file!r} in the sample's folder")
         for phase in getattr(acquisition, "phases", None) or []:
             if not any((folder / f"{phase}.cif").is_file() for folder in phase_folders):
@@ -400,9 +402,9 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     import hyperspy.api as hs
 
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise RecordingError(f"{path.name}: no such file")
-    if path.stat().st_size == 0:
+    if path.stat().st_size == 0 or path.is_dir() and not any(path.iterdir()):
         raise RecordingError(f"{path.name}: the file is empty")
     if path.suffix.lower().lstrip(".") not in _known_suffixes():
         raise RecordingError(f"{path.name}: no reader for {path.suffix or 'a name without a suffix'}, expected a format of RosettaSciIO")
@@ -556,7 +558,11 @@ def plain(value: Any, key: str = "") -> Any:
 
 
 def file_sha256(path: str | Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """The SHA-256 of a file's content, in hexadecimal; of a folder (.zspy), that of its files' names and hashes."""
+    path = Path(path)
+    if path.is_dir():
+        listing = [f"{file_sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in sorted(path.rglob("*")) if p.is_file()]
+        return hashlib.sha256("".join(listing).encode()).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -1051,6 +1057,163 @@ def _haze(rng: np.random.Generator, shape: tuple[int, int], px: np.ndarray, dept
     patchy = gaussian_filter(rng.normal(size=shape), 0.5 / pixel_nm)
     patchy = 1 + 0.5 * patchy / max(float(patchy.std()), 1e-12)
     return 0.015 + 0.18 * solid + rng.uniform(0.02, 0.10) * np.clip(near * (1.2 - near) * 2.5, 0, 1) * np.clip(patchy, 0, 2)
+
+
+#: Orientation of each cubic NCM phase grown on layered: [001]hex || [111]cubic, [100]hex || [1-10]cubic.
+_TOPOTACTIC = ("rocksalt", "spinel", "spinel_m3o4")
+
+
+def _view_along(crystal: Crystal, zone_axis: tuple[int, int, int]) -> np.ndarray:
+    """Rows x, y, z of an image frame in the crystal's Cartesian frame, z along the zone axis."""
+    z = np.asarray(zone_axis, dtype=float) @ crystal.lattice
+    z /= np.linalg.norm(z)
+    helper = np.eye(3)[int(np.argmin(np.abs(z)))]
+    x = np.cross(helper, z)
+    x /= np.linalg.norm(x)
+    return np.array([x, np.cross(z, x), z])
+
+
+def _topotactic_view(view: np.ndarray) -> np.ndarray:
+    """The same view for a cubic crystal grown on the hexagonal one."""
+    e1, e3 = np.array([1.0, -1.0, 0.0]) / math.sqrt(2), np.array([1.0, 1.0, 1.0]) / math.sqrt(3)
+    return view @ np.array([e1, np.cross(e3, e1), e3])
+
+
+def _projected_phase(
+    crystal: Crystal, view: np.ndarray, rotation_deg: float, positions_A: np.ndarray, thickness_A: float, tilt: np.ndarray
+) -> np.ndarray:
+    """Phase shift (rad) of 200 keV electrons by a crystal, from the reflections of its zone; positions (y, x, 2) in Å."""
+    found = reflections(crystal, 0.95, 3e-4)
+    in_zone = np.abs(found.g @ view[2]) < 1e-4
+    amplitude = structure_factors(crystal, found.hkl[in_zone], 0.7) / crystal.volume
+    c, s = math.cos(math.radians(rotation_deg)), math.sin(math.radians(rotation_deg))
+    g = found.g[in_zone] @ view[:2].T @ np.array([[c, s], [-s, c]])
+    wavelength = electron_wavelength_A(200)
+    error = 0.5 * wavelength * np.sum(g**2, axis=1) + g @ tilt
+    amplitude = amplitude * np.sinc(error * thickness_A) * 1.391 * wavelength * thickness_A
+    phase = np.zeros(positions_A.shape[:2], dtype=np.float32)
+    x, y = positions_A[..., 1].astype(np.float32), positions_A[..., 0].astype(np.float32)
+    upper = (g[:, 1] > 1e-9) | ((np.abs(g[:, 1]) <= 1e-9) & (g[:, 0] > 0))
+    for (gx, gy), a in zip(g[upper].astype(np.float32), amplitude[upper], strict=True):
+        phase += np.float32(2 * abs(a)) * np.cos(np.float32(2 * np.pi) * (gx * x + gy * y) + np.float32(np.angle(a)))
+    return phase
+
+
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], length_px: float) -> np.ndarray:
+    """Gaussian noise of unit variance, smooth over a length."""
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(rng.standard_normal(shape), length_px, mode="wrap")
+    return noise / noise.std()
+
+
+def _interface_regions(
+    rng: np.random.Generator, shape: tuple[int, int], pixel_size_nm: float, layer_nm: float, roughness_nm: float
+) -> tuple[np.ndarray, float]:
+    """0 left, 1 layer, 2 right of a rough interface; and the layer's mean width in nm."""
+    y, x = np.indices(shape, dtype=np.float32)
+    angle = rng.uniform(-0.35, 0.35)
+    across = ((x - shape[1] / 2) * math.cos(angle) + (y - shape[0] / 2) * math.sin(angle)) * pixel_size_nm
+    along = -(x - shape[1] / 2) * math.sin(angle) + (y - shape[0] / 2) * math.cos(angle)
+    index = np.clip(np.round(along + sum(shape) / 2).astype(int), 0, sum(shape) - 1)
+    middle = rng.uniform(-0.08, 0.08) * shape[1] * pixel_size_nm
+    edges = [_smooth_noise(rng, (sum(shape),), 2.0 / pixel_size_nm) * roughness_nm for _ in range(2)]
+    left = middle - layer_nm / 2 + edges[0]
+    right = np.maximum(left, middle + layer_nm / 2 + edges[1]) if layer_nm > 0 else left
+    region = (across > left[index]).astype(np.uint8) + (across > right[index]).astype(np.uint8)
+    inside = index[(region == 1) | (np.abs(across) < 1)]
+    return region, float(np.mean((right - left)[inside]))
+
+
+def _bright_field(phase: np.ndarray, pixel_A: float, defocus_A: float, cs_A: float, focal_spread_A: float) -> np.ndarray:
+    """Intensity of a bright-field image of a phase object at 200 keV, mean 1."""
+    wavelength = electron_wavelength_A(200)
+    fy, fx = (np.fft.fftfreq(n, pixel_A).astype(np.float32) for n in phase.shape)
+    g2 = fy[:, None] ** 2 + fx[None, :] ** 2
+    chi = np.pi * wavelength * defocus_A * g2 + 0.5 * np.pi * cs_A * wavelength**3 * g2**2
+    damping = np.exp(-0.5 * (np.pi * wavelength * focal_spread_A * g2) ** 2)
+    wave = np.fft.ifft2(np.fft.fft2(np.exp(1j * phase)) * np.exp(-1j * chi) * damping)
+    intensity = np.abs(wave) ** 2
+    return intensity / intensity.mean()
+
+
+def simulate_interface(
+    rng: np.random.Generator,
+    shape: tuple[int, int] = (1024, 1024),
+    pixel_size_nm: float = 0.02,
+    layer_nm: float = 4.0,
+    interface_phase: str = "rocksalt",
+    ncm_zone: tuple[int, int, int] = (1, 0, 0),
+    llzo_zone: tuple[int, int, int] = (1, 1, 1),
+    layer_zone: tuple[int, int, int] = (1, 1, 0),
+    counts: float = 150.0,
+    pixel_size_error: float = 0.0,
+    roughness_nm: float = 0.3,
+    amorphous: float = 1.0,
+) -> tuple[np.ndarray, dict]:
+    """A bright-field lattice image of an interface of layered NCM (left) and LLZO (right).
+
+    A phase object of three crystals, each in a zone axis with a small mistilt, strain and an
+    amorphous film over all, goes through the transfer of a corrected microscope at 200 keV,
+    so that spots differ from kinematical ones in strength and sums of reflections appear.
+
+    Parameters
+    ----------
+    layer_nm, interface_phase
+        Mean width and phase of the layer between them: a name of data/phases, "amorphous" or
+        "none". Rocksalt and spinel grow topotactically on the layered crystal; for others
+        ``layer_zone`` is the zone axis and the rotation is random.
+    counts
+        Electrons a pixel.
+    pixel_size_error
+        The true pixel is larger than ``pixel_size_nm`` by this share.
+    amorphous
+        Strength of the amorphous film.
+
+    Returns
+    -------
+    image (y, x) uint16, and the truth: ``phases`` (names), ``phase_map`` (y, x) their indices,
+    ``interface_phase``, ``interface_width_nm``, ``pixel_size_nm`` (true).
+    """
+    true_nm = pixel_size_nm * (1 + pixel_size_error)
+    none = interface_phase == "none"
+    region, width = _interface_regions(rng, shape, true_nm, 0.0 if none else layer_nm, roughness_nm)
+    strain = np.stack([_smooth_noise(rng, shape, 4.0 / true_nm) for _ in range(2)], axis=-1) * 0.06
+    positions = np.indices(shape).transpose(1, 2, 0) * (10 * true_nm) + strain
+    film = _smooth_noise(rng, shape, 0.045 / true_nm) - 0.7 * _smooth_noise(rng, shape, 0.08 / true_nm)
+    phase = (0.10 * amorphous * film).astype(np.float32)
+    crystals = {name: read_crystal(phase_file(name)) for name in ("layered", "llzo")}
+    ncm_view = _view_along(crystals["layered"], ncm_zone)
+    ncm_rotation, llzo_rotation = rng.uniform(0, 360, 2)
+    parts = [
+        ("layered", ncm_view, ncm_rotation),
+        (interface_phase, None, None),
+        ("llzo", _view_along(crystals["llzo"], llzo_zone), llzo_rotation),
+    ]
+    if interface_phase in _TOPOTACTIC:
+        parts[1] = (interface_phase, _topotactic_view(ncm_view), ncm_rotation)
+    elif interface_phase not in ("none", "amorphous"):
+        crystal = read_crystal(phase_file(interface_phase))
+        parts[1] = (interface_phase, _view_along(crystal, layer_zone), rng.uniform(0, 360))
+    thickness = 60 * np.exp(0.15 * _smooth_noise(rng, shape, 5.0 / true_nm)).astype(np.float32) / 60
+    for i, (name, view, rotation) in enumerate(parts):
+        if view is None or not np.any(region == i):
+            phase += np.where(region == i, 0.15 * film, 0).astype(np.float32)
+            continue
+        crystal = read_crystal(phase_file(name))
+        tilt = rng.normal(0, 0.002, 2)
+        phase += np.where(region == i, thickness * _projected_phase(crystal, view, rotation, positions, rng.uniform(25, 50), tilt), 0)
+    intensity = _bright_field(phase, 10 * true_nm, rng.uniform(-110, -60), 1e5, rng.uniform(30, 45))
+    intensity = 1 + 0.35 * (intensity - 1)  # images are flatter than theory: Stobbs' factor, about a third
+    image = rng.poisson(counts * intensity).clip(0, 65535).astype(np.uint16)
+    truth = {
+        "phases": ["layered", interface_phase, "llzo"],
+        "phase_map": region,
+        "interface_phase": interface_phase,
+        "interface_width_nm": 0.0 if none else width,
+        "pixel_size_nm": true_nm,
+    }
+    return image, truth
 
 
 # --------------------------------------------------------------------------------------
@@ -1882,8 +2045,8 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
     spacing = float(np.linalg.norm(columns.basis_nm, axis=1).min()) / pixel_size_nm
     if not 2.5 < spacing < min(image.shape) / 6:
         raise SampleError(
-            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm apart "
-            f"lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to {spacing * pixel_size_nm / 4:.3f} nm"
+            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm "
+            f"apart lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to {spacing * pixel_size_nm / 4:.3f} nm"
         )
     factor = _binning(pixel_size_nm)
     image, pixel_size_nm, spacing = _binned(image, factor), pixel_size_nm * factor, spacing / factor
@@ -1928,7 +2091,8 @@ def _check_match(spectra: dict, order: list, score: float, columns: ProjectedCol
     if other > 0.6:
         true = float(math.sqrt(abs(np.linalg.det(trial)))) / factor
         raise SampleError(
-            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm / factor:g}, but the lattice of {columns.name} fits at {true:.4g}; expected within 15 %"
+            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm / factor:g}, but the lattice of {columns.name} fits at {true:.4g}; "
+            "expected within 15 %"
         )
     raise RecordingError(f"{name}: " + _wrong_zone(spectrum, columns, pixel_size_nm, f"agreement {score:.2f}, expected 0.45"))
 
@@ -1975,12 +2139,12 @@ def cation_lattice(columns: ProjectedColumns) -> CationLattice:
     heavy = [k for k, b in enumerate(columns.brightness) if b > 0.4]
     if len(lithium) != 1 or len(heavy) != 1:
         raise ParameterError(
-            f"zone axis [{axis}] of {columns.name} does not show lithium columns apart from metal columns; no surface layer can be told there"
+            f"zone axis [{axis}] of {columns.name} does not show lithium columns apart from metal columns: no layer can be told there"
         )
     offset = columns.sites[lithium[0]] - columns.sites[heavy[0]]
     if not np.allclose(2 * offset, np.rint(2 * offset), atol=0.02):
         raise ParameterError(
-            f"zone axis [{axis}] of {columns.name}: metal and lithium columns share no lattice; no surface layer can be told there"
+            f"zone axis [{axis}] of {columns.name}: metal and lithium columns share no lattice: no layer can be told there"
         )
     cells = np.array(list(product(range(-2, 3), repeat=2)))
     by_length = lambda v: v[np.argsort(np.round(np.linalg.norm(v @ columns.basis_nm, axis=1), 6), kind="stable")]
@@ -2074,8 +2238,8 @@ class Columns:
     """All cation columns inside an image, one row each.
 
     ``index`` (n, 2) i, j of `CationLattice`; ``px`` (n, 2); ``nm`` (n, 2) in the undistorted crystal plane;
-    ``height`` and ``background`` in counts; ``brightness`` relative to a full metal column nearby; ``noise``
-    its standard error; ``present`` false where the place is empty (vacuum).
+    ``height`` and ``background`` in counts, ``surroundings`` the mean counts within some 0.3 nm; ``brightness`` relative to a full metal column nearby; ``noise``
+    its standard error; ``present`` is false where the place is empty (vacuum).
     """
 
     index: np.ndarray
@@ -2086,6 +2250,7 @@ class Columns:
     brightness: np.ndarray
     noise: np.ndarray
     present: np.ndarray
+    surroundings: np.ndarray
 
     @property
     def is_metal(self) -> np.ndarray:
@@ -2117,6 +2282,8 @@ def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLat
 
     Raises `RecordingError` where fewer than 30 columns stand in the image.
     """
+    from scipy.ndimage import gaussian_filter
+
     factor = _binning(lattice.scan()["pixel_size_nm"])
     image, lattice = _binned(image, factor), lattice.rescaled(1 / factor)
     matrix = cations.steps @ lattice.matrix
@@ -2141,8 +2308,9 @@ def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLat
     for _ in range(2):
         level = _metal_level(nm, height, metal & present)
         present = _connected(index, (height > 0.26 * level) & (height > 0.08 * full) & (height > 4 * noise / factor))
+    around = gaussian_filter(image, 1.2 * spacing)[tuple(np.rint(px).astype(int).T)]
     px = (px + 0.5) * factor - 0.5
-    return Columns(index, px, nm, height, ground, height / level, noise / level / factor, present)
+    return Columns(index, px, nm, height, ground, height / level, noise / level / factor, present, around)
 
 
 def _metal_level(nm: np.ndarray, height: np.ndarray, usable: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:
@@ -2284,7 +2452,7 @@ def _edge_curve(s: np.ndarray, u: np.ndarray, present: np.ndarray, spacing_nm: f
 
     start = np.full(count, middle)
     edge = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
-    return knots, edge, float(0.3 * spacing_nm / math.sqrt(max(1.0, (high - low) / spacing_nm)))
+    return knots, edge, float(0.4 * spacing_nm / math.sqrt(max(1.0, (high - low) / spacing_nm)))
 
 
 @dataclass(frozen=True)
@@ -2406,9 +2574,7 @@ def _robust_weights(depth: np.ndarray, y: np.ndarray, role: np.ndarray, fit: _Pr
     return np.minimum(1.0, 2.5 * scale / np.maximum(off, 1e-9)), scale
 
 
-def measure_surface_layer(
-    rng: np.random.Generator, columns: Columns, cations: CationLattice, *, bootstraps: int = 300
-) -> SurfaceLayer | None:
+def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: CationLattice, *, bootstraps: int = 300) -> SurfaceLayer:
     """Thickness and kind of the transformed layer of a layered oxide, from the brightness of its cation columns.
 
     The edge of the crystal is the curve that parts occupied from empty places of the lattice, so
@@ -2418,13 +2584,14 @@ def measure_surface_layer(
     columns by more than 0.08 of a metal column. The interval comes from resampling blocks along the surface, with the
     edge's own error added.
 
-    Returns None where the image holds no vacuum.
+    Raises `RecordingError` where the image holds no vacuum, so that there is no surface to measure from.
     """
     contour = surface_contour(columns, cations.spacing_nm)
     if contour is None:
-        return None
-    level_of = columns
-    fit, role, depth, inside = None, None, None, None
+        raise RecordingError("the image shows no vacuum: every place of the lattice holds a column, there is no surface to measure from")
+    _check_vacuum(columns)
+    level_of, fit = columns, None
+    old_level = columns.height / np.where(columns.brightness == 0, 1.0, columns.brightness)
     for _ in range(4):
         depth = contour.depth(columns.nm)
         inside = (depth > 0) & (columns.present | ~columns.is_metal) & (np.abs(level_of.brightness) < 2)
@@ -2436,20 +2603,23 @@ def measure_surface_layer(
         f = _share(depth[inside], fit.thickness, fit.width)
         expected[inside] = fit.levels[role[inside], 0] * (1 - f) + fit.levels[role[inside], 1] * f
         level = _metal_level(columns.nm, columns.height, columns.present & inside & columns.is_metal, expected)
-        level_of = Columns(
-            columns.index,
-            columns.px,
-            columns.nm,
-            columns.height,
-            columns.background,
-            columns.height / level,
-            columns.noise * columns.height / np.where(columns.brightness == 0, 1, columns.brightness) / level,
-            columns.present,
-        )
+        level_of = replace(columns, brightness=columns.height / level, noise=columns.noise * old_level / level)
         lithium_seen = (fit.levels[2:, 1] > 0.35)[np.maximum(role - 2, 0)] & (role >= 2)
         visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
         contour = surface_contour(columns, cations.spacing_nm, visible) or contour
     return _layer_from(rng, fit, weights, scale, level_of, contour, depth, inside, role, bootstraps)
+
+
+def _check_vacuum(columns: Columns) -> None:
+    """`RecordingError` where the lattice ends but the image stays bright: another grain or a support is not a surface."""
+    empty = _connected(columns.index, ~columns.present & columns.is_metal)
+    outside, crystal = float(np.median(columns.surroundings[empty])), float(np.median(columns.surroundings[columns.present]))
+    darkest = float(columns.surroundings.min())
+    if outside - darkest > 0.6 * (crystal - darkest) or outside > 0.7 * crystal:
+        raise RecordingError(
+            f"the lattice ends inside the image, but beyond it the image has {outside:.3g} counts where the crystal has {crystal:.3g}: "
+            "another grain or a support, no vacuum to measure a surface from"
+        )
 
 
 def _fitted(depth: np.ndarray, y: np.ndarray, role: np.ndarray) -> tuple[_Profile, np.ndarray, float]:
@@ -2524,7 +2694,7 @@ def _layer_from(
     alternate = (levels[:, 0, 1] - levels[:, 1, 1]) / (levels[:, 0, 1] + levels[:, 1, 1])
     lithium = levels[:, 2:, 1].mean(axis=1)
     alternation = (float((fit.levels[0, 1] - fit.levels[1, 1]) / (fit.levels[0, 1] + fit.levels[1, 1])), float(alternate.std()))
-    ci = (max(0.0, fit.thickness - half), fit.thickness + half)
+    ci = (max(0.0, float(fit.thickness - half)), float(fit.thickness + half))
     return SurfaceLayer(
         fit.thickness,
         ci,
@@ -2678,6 +2848,888 @@ def spinel_variant(image: np.ndarray, lattice: ImageLattice, cations: CationLatt
 # --------------------------------------------------------------------------------------
 # 04 Bright field: phases at the interface by local spectra
 # --------------------------------------------------------------------------------------
+
+
+#: Candidates where sample.yaml names none.
+INTERFACE_PHASES = ("layered", "rocksalt", "spinel", "llzo", "la2zr2o7", "lanio3", "li2co3")
+
+_MIN_Q, _MAX_Q = 0.12, 0.72  # 1/Å: below lies the slope of the background, above the damping of the microscope
+_STRAIN = 0.006  # share of q by which a spot may move with strain and bending
+_RANDOM_PEAK = 0.06  # share of peaks that no candidate explains
+_MISFIT = 0.45  # share of the amplitudes that the lattices found leave unexplained before a point is ambiguous
+
+
+@dataclass(frozen=True)
+class ZonePattern:
+    """Spots of a phase in a zone axis: ``spots`` complex x + iy in 1/Å, ``weight`` (sum 1 over a half plane), ``amplitude`` (max 1)."""
+
+    phase: str
+    zone_axis: tuple[int, int, int]
+    hkl: np.ndarray
+    spots: np.ndarray
+    weight: np.ndarray
+    amplitude: np.ndarray
+
+
+def _zone_basis(crystal: Crystal, zone_axis: np.ndarray) -> np.ndarray:
+    """Two rows, x and y of the view along a zone axis, right-handed with it."""
+    z = zone_axis @ crystal.lattice
+    z = z / np.linalg.norm(z)
+    x = np.cross(np.eye(3)[int(np.argmin(np.abs(z)))], z)
+    x /= np.linalg.norm(x)
+    return np.array([x, np.cross(z, x)])
+
+
+def zone_patterns(crystal: Crystal, max_index: int = 2) -> list[ZonePattern]:
+    """Spot patterns of a crystal in its low-index zone axes, one of each kind.
+
+    Zone axes whose reflections have the same lengths and intensities count once (equal by
+    symmetry or mirror images, and the search tries both hands). Left out are zones with spots
+    in one direction only.
+    """
+    found = reflections(crystal, _MAX_Q, 1e-4)
+    steps = range(-max_index, max_index + 1)
+    axes = [(u, v, w) for u in steps for v in steps for w in steps if math.gcd(u, v, w) == 1 and (u, v, w) > (0, 0, 0)]
+    axes.sort(key=lambda a: (sum(map(abs, a)), [-x for x in a]))
+    patterns: dict[tuple, ZonePattern] = {}
+    for axis in axes:
+        here = found.hkl @ np.array(axis) == 0
+        if here.sum() < 6:
+            continue
+        g, intensity = found.g[here], found.intensity[here]
+        key = tuple(sorted(zip(np.round(np.linalg.norm(g, axis=1), 4), np.round(np.log(intensity), 1), strict=True)))
+        spots = g @ _zone_basis(crystal, np.array(axis)).T @ np.array([1, 1j])
+        spread = np.linalg.eigvalsh(np.cov(np.stack([spots.real, spots.imag])))
+        if key in patterns or spread[0] < 1e-3:
+            continue
+        amplitude = np.sqrt(intensity / intensity.max())
+        weight = amplitude + 0.03
+        weight = 2 * weight / weight.sum()
+        patterns[key] = ZonePattern(crystal.name, axis, found.hkl[here], spots, weight, amplitude)
+    return list(patterns.values())
+
+
+def _window_origins(shape: tuple[int, int], size: int, stride: int) -> np.ndarray:
+    """Upper left corners (n, 2) of windows that cover an image evenly."""
+    rows, columns = (np.linspace(0, n - size, max(1, round((n - size) / stride) + 1)).round().astype(int) for n in shape)
+    return np.array([(y, x) for y in rows for x in columns])
+
+
+def _rings(half: int) -> np.ndarray:
+    """Whole number of bins from the middle, (2 half, 2 half)."""
+    return np.hypot(*np.indices((2 * half, 2 * half)) - half).astype(int)
+
+
+@dataclass(frozen=True)
+class WindowSpectra:
+    """Spectra of windows: ``power`` (n, m, m), zero frequency in the middle, ``background`` (n, m) in rings; ``origins`` (n, 2) px."""
+
+    power: np.ndarray
+    background: np.ndarray
+    origins: np.ndarray
+    size: int
+    bin_invA: float
+
+    @property
+    def centres(self) -> np.ndarray:
+        """Middle of every window (n, 2) in px."""
+        return self.origins + (self.size - 1) / 2
+
+    def mean(self, windows: np.ndarray | list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean power (m, m) of some windows, and that power over the mean background."""
+        power = self.power[windows].mean(axis=0)
+        return power, power / self.background[windows].mean(axis=0)[_rings(len(power) // 2)]
+
+
+def window_spectra(image: np.ndarray, pixel_size_nm: float, window_nm: float = 3.8, stride_nm: float = 1.0) -> WindowSpectra:
+    """Power spectra of Hann windows over the background of each.
+
+    The background is that of noise and amorphous matter: in every ring of frequency the 30 %
+    quantile, which spots do not reach, over 0.357, its value for exponential statistics.
+    """
+    from itertools import pairwise
+
+    from scipy.fft import fft2, fftshift
+    from scipy.ndimage import gaussian_filter1d
+
+    size = min(2 * round(window_nm / pixel_size_nm / 2), *(2 * (n // 2) for n in image.shape))
+    origins = _window_origins(image.shape, size, max(1, round(stride_nm / pixel_size_nm)))
+    taper = np.sin(np.pi * np.arange(size, dtype=np.float32) / size) ** 2
+    taper = taper[:, None] * taper
+    bin_invA = 1 / (10 * pixel_size_nm * size)
+    half = min(size // 2, math.ceil((_MAX_Q + 0.05) / bin_invA))
+    middle = slice(size // 2 - half, size // 2 + half)
+    ring = _rings(half)
+    order = np.argsort(ring.ravel(), kind="stable")
+    starts = np.searchsorted(ring.ravel()[order], np.arange(ring.max() + 2))
+    spectra = np.empty((len(origins), 2 * half, 2 * half), dtype=np.float32)
+    background = np.empty((len(origins), ring.max() + 1), dtype=np.float32)
+    for i, (y, x) in enumerate(origins):
+        part = image[y : y + size, x : x + size].astype(np.float32)
+        part = (part - part.mean()) * taper
+        power = np.abs(fftshift(fft2(part))[middle, middle]) ** 2
+        in_order = power.ravel()[order]
+        low = [np.quantile(in_order[a:b], 0.3) / 0.357 for a, b in pairwise(starts)]
+        background[i] = np.exp(gaussian_filter1d(np.log(np.maximum(low, 1e-12)), 1.5))
+        spectra[i] = power
+    return WindowSpectra(spectra, background, origins, size, bin_invA)
+
+
+def spectrum_peaks(
+    power: np.ndarray, snr: np.ndarray, bin_invA: float, threshold: float = 13.0, limit: int = 24
+) -> tuple[np.ndarray, np.ndarray]:
+    """Peaks of one spectrum in a half plane: positions complex x + iy (1/Å), and their power over background.
+
+    Sub-pixel from the ratio of neighbours, exact for a Hann window; strongest first.
+    """
+    from scipy.ndimage import maximum_filter
+
+    half = snr.shape[0] // 2
+    y, x = np.nonzero((snr == maximum_filter(snr, 3)) & (snr > threshold))
+    inside = (y > 0) & (x > 0) & (y < 2 * half - 1) & (x < 2 * half - 1) & ((y > half) | ((y == half) & (x > half)))
+    y, x = y[inside], x[inside]
+    height = np.sqrt(power)
+
+    def shift(before: np.ndarray, at: np.ndarray, after: np.ndarray) -> np.ndarray:
+        ratio = np.maximum(before, after) / at
+        return np.where(after > before, 1, -1) * np.clip((2 * ratio - 1) / (1 + ratio), 0, 0.6)
+
+    dy = shift(height[y - 1, x], height[y, x], height[y + 1, x])
+    dx = shift(height[y, x - 1], height[y, x], height[y, x + 1])
+    q = ((x - half + dx) + 1j * (y - half + dy)) * bin_invA
+    strength = snr[y, x]
+    keep = (np.abs(q) > _MIN_Q) & (np.abs(q) < _MAX_Q)
+    order = np.argsort(-strength[keep])[:limit]
+    return q[keep][order], strength[keep][order]
+
+
+@njit(cache=True)
+def _match(q, sigma, predicted, weight, area, matched):
+    """Log likelihood of peak positions over that of random ones; ``matched`` gets the spot of each peak or -1."""
+    total = 0.0
+    for i in range(len(q)):
+        best, best_k, var = -1e9, -1, 2 * sigma[i] ** 2
+        for k in range(len(predicted)):
+            d2 = abs(q[i] - predicted[k]) ** 2
+            if d2 < 8 * var:
+                value = math.log(weight[k]) - d2 / var
+                if value > best:
+                    best, best_k = value, k
+        matched[i] = best_k
+        density = _RANDOM_PEAK
+        if best_k >= 0:
+            density += (1 - _RANDOM_PEAK) * area * math.exp(best) / (math.pi * var)
+        total += math.log(density)
+    return total
+
+
+@njit(cache=True)
+def _missing(q, strength, predicted, amplitude, matched, threshold):
+    """Log likelihood of what is predicted strong and not seen, at worst -12; and whether spots of two directions are."""
+    seen = np.zeros(len(predicted), dtype=np.bool_)
+    measured, expected, cross = 0.0, 0.0, 0.0
+    for i in range(len(q)):
+        if matched[i] >= 0:
+            seen[matched[i]] = True
+            measured += math.sqrt(strength[i])
+            expected += amplitude[matched[i]]
+            for j in range(i):
+                if matched[j] >= 0:
+                    cross = max(cross, abs((q[i] * np.conj(q[j])).imag) / (abs(q[i]) * abs(q[j])))
+    if expected == 0.0:
+        return -12.0, 0.0
+    total = 0.0
+    for k in range(len(predicted)):
+        p = predicted[k]
+        if seen[k] or p.imag < 0 or (p.imag == 0 and p.real < 0) or abs(p) < _MIN_Q or abs(p) > _MAX_Q:
+            continue
+        near = 1e9
+        for j in range(len(predicted)):
+            if seen[j]:
+                near = min(near, abs(predicted[j] + p), abs(predicted[j] - p))
+        ratio = amplitude[k] * measured / expected / math.sqrt(threshold)
+        if near > 1e-6 and ratio > 1.3:
+            total -= 0.7 if ratio < 2.2 else 1.6
+    return max(total, -12.0), cross
+
+
+@njit(cache=True)
+def _fit_turn(q, sigma, predicted, matched):
+    """Complex factor of the pattern that fits the matched peaks best."""
+    top, bottom = 0j, 0.0
+    for i in range(len(q)):
+        if matched[i] >= 0:
+            p = predicted[matched[i]]
+            top += q[i] * np.conj(p) / sigma[i] ** 2
+            bottom += abs(p) ** 2 / sigma[i] ** 2
+    return top / bottom if bottom > 0 else 1 + 0j
+
+
+@njit(cache=True)
+def _search(q, sigma, strength, spots, weight, amplitude, offsets, tolerance, scale_sigma, threshold, area):
+    """Best score, complex factor and hand of every pattern for one window's peaks."""
+    n = len(offsets) - 1
+    best = np.full(n, -1e9)
+    turns = np.ones(n, dtype=np.complex128)
+    hands = np.zeros(n, dtype=np.int64)
+    matched = np.empty(len(q), dtype=np.int64)
+    for t in range(n):
+        a, b = offsets[t], offsets[t + 1]
+        w, f = weight[a:b], amplitude[a:b]
+        for hand in range(2):
+            g = spots[a:b] if hand == 0 else np.conj(spots[a:b])
+            for i in range(min(5, len(q))):
+                for k in range(b - a):
+                    scale = abs(q[i]) / abs(g[k])
+                    if abs(scale - 1) > tolerance or f[k] < 0.08:
+                        continue
+                    turn = q[i] / g[k]
+                    if scale_sigma < 0.005:
+                        turn /= scale
+                    score = _match(q, 1.5 * sigma, turn * g, w, area, matched)
+                    if score < best[t] - 8 or score < 0:
+                        continue
+                    turn *= _fit_turn(q, sigma, turn * g, matched)
+                    predicted = turn * g
+                    score = _match(q, sigma, predicted, w, area, matched)
+                    lack, cross = _missing(q, strength, predicted, f, matched, threshold)
+                    score += lack - 0.5 * ((abs(turn) - 1) / scale_sigma) ** 2
+                    if cross > 0.2 and score > best[t]:
+                        best[t], turns[t], hands[t] = score, turn, hand
+    return best, turns, hands
+
+
+class _PatternBank:
+    """All candidate patterns in the flat arrays that the search takes, with the prior of each."""
+
+    def __init__(self, patterns: list[ZonePattern]):
+        self.patterns = patterns
+        self.phases = list(dict.fromkeys(p.phase for p in patterns))
+        self.spots = np.concatenate([p.spots for p in patterns])
+        self.weight = np.concatenate([p.weight for p in patterns])
+        self.amplitude = np.concatenate([p.amplitude for p in patterns])
+        self.offsets = np.concatenate([[0], np.cumsum([len(p.spots) for p in patterns])])
+        zones = [sum(p.phase == other.phase for other in patterns) for p in patterns]
+        self.log_prior = -np.log(np.array(zones, dtype=float)) - math.log(len(self.phases))
+        self.phase_index = np.array([self.phases.index(p.phase) for p in patterns])
+
+    def search(self, q: np.ndarray, sigma: np.ndarray, strength: np.ndarray, tolerance: float, threshold: float) -> tuple:
+        """Log posterior (up to a constant; 0 is chance), complex factor and hand of every pattern."""
+        if len(q) < 2:
+            n = len(self.patterns)
+            return np.full(n, -1e9), np.ones(n, dtype=complex), np.zeros(n, dtype=int)
+        scale_sigma = 0.02 if tolerance > 0.02 else 0.004
+        area = math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2
+        arrays = (self.spots, self.weight, self.amplitude, self.offsets)
+        score, turn, hand = _search(q, sigma, strength, *arrays, tolerance, scale_sigma, threshold, area)
+        return score + self.log_prior, turn, hand
+
+    def phase_posterior(self, score: np.ndarray) -> np.ndarray:
+        """Posterior of each phase, and of chance as the last, from the scores of all patterns."""
+        best = np.array([score[self.phase_index == i].max() for i in range(len(self.phases))] + [0.0])
+        best = np.exp(best - best.max())
+        return best / best.sum()
+
+    def placed(self, index: int, turn: complex, hand: int) -> np.ndarray:
+        """The spots of a pattern as they lie in the image's spectrum, complex, 1/Å."""
+        spots = self.patterns[index].spots
+        return turn * (np.conj(spots) if hand else spots)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A crystal lattice found in an image: its most probable pattern and where its spots are.
+
+    ``posterior`` holds each candidate phase's probability and "unknown"; ``spots`` the placed
+    pattern (complex x + iy, 1/Å), ``measured`` the peaks that it explains (complex; power over
+    background in ``strength``), ``index`` the pattern's spot that each is.
+    """
+
+    pattern: ZonePattern
+    turn: complex
+    spots: np.ndarray
+    posterior: dict[str, float]
+    measured: np.ndarray
+    strength: np.ndarray
+    index: np.ndarray
+    n_windows: int
+
+    @property
+    def phase(self) -> str:
+        return max(self.posterior, key=self.posterior.get)
+
+    @property
+    def certain(self) -> bool:
+        return self.posterior[self.phase] > 0.95 and self.phase != "unknown"
+
+
+def _sigma(q: np.ndarray, bin_invA: float, bins: float = 0.15, strain: float = _STRAIN) -> np.ndarray:
+    return np.hypot(bins * bin_invA, strain * np.abs(q))
+
+
+def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, anchor: str = "layered", n_windows: int = 60) -> dict:
+    """True size of a pixel over its nominal one, from the windows whose phase is certain.
+
+    Returns ``scale``, its standard error ``scale_error``, the phase ``anchor`` it rests on and
+    ``n_windows``; where no phase is certain in three windows ``scale`` is 1, the error and the
+    anchor None, and ``reason`` says why.
+    """
+    chosen = range(0, len(spectra.power), max(1, len(spectra.power) // n_windows))
+    found: dict[str, list[float]] = {}
+    for i in chosen:
+        q, strength = spectrum_peaks(*spectra.mean([i]), spectra.bin_invA)
+        score, turn, _ = bank.search(q, _sigma(q, spectra.bin_invA), strength, 0.06, 13.0)
+        posterior = bank.phase_posterior(score)
+        if len(q) >= 3 and posterior[:-1].max() > 0.99 and score.max() > 10:
+            found.setdefault(bank.phases[int(np.argmax(posterior[:-1]))], []).append(abs(turn[int(np.argmax(score))]))
+    certain = {phase: np.array(values) for phase, values in found.items() if len(values) >= 3}
+    if not certain:
+        return {"scale": 1.0, "scale_error": None, "anchor": None, "n_windows": 0, "reason": "no phase is certain in three windows"}
+    anchor = anchor if anchor in certain else max(certain, key=lambda phase: len(certain[phase]))
+    values = certain[anchor]
+    scale = float(np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(values - scale)))
+    error = math.hypot(1.25 * spread / math.sqrt(len(values)), 1e-3)  # a crystal may be strained by a thousandth
+    return {"scale": scale, "scale_error": error, "anchor": anchor, "n_windows": len(values)}
+
+
+@dataclass
+class _Window:
+    """Peaks of one window and the hypotheses about it."""
+
+    q: np.ndarray
+    strength: np.ndarray
+    sigma: np.ndarray
+    score: np.ndarray
+    turn: np.ndarray
+    hand: np.ndarray
+
+
+def _searched_windows(spectra: WindowSpectra, bank: _PatternBank, scale: float, progress: Any) -> list[_Window]:
+    windows = []
+    for i in progress(range(len(spectra.power))):
+        q, strength = spectrum_peaks(*spectra.mean([i]), spectra.bin_invA)
+        q = q / scale
+        sigma = _sigma(q, spectra.bin_invA)
+        windows.append(_Window(q, strength, sigma, *bank.search(q, sigma, strength, 0.015, 13.0)))
+    return windows
+
+
+def _score_placed(window: _Window, spots: np.ndarray, weight: np.ndarray, amplitude: np.ndarray | None) -> float:
+    """Score of spots that are already placed; without amplitudes nothing is expected to be there."""
+    if len(window.q) < 2:
+        return -1e9
+    matched = np.empty(len(window.q), dtype=np.int64)
+    score = _match(window.q, window.sigma, spots, weight, math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2, matched)
+    if amplitude is not None:
+        score += _missing(window.q, window.strength, spots, amplitude, matched, 13.0)[0]
+    return score
+
+
+def _same_spots(a: np.ndarray, weight: np.ndarray, b: np.ndarray, reach: float = 0.012) -> float:
+    """Share of the weight of the first spots that has a spot of the second within reach."""
+    near = np.abs(a[:, None] - b[None, :]).min(axis=1) < reach
+    return float(weight[near].sum() / weight.sum())
+
+
+def _proposals(windows: list[_Window], bank: _PatternBank, limit: int = 40) -> list[tuple[int, np.ndarray]]:
+    """Distinct placed patterns that are among the best three of some windows, most supported first."""
+    groups: list[list] = []
+    for window in windows:
+        for index in np.argsort(-window.score)[:3]:
+            if window.score[index] < 6:
+                continue
+            spots = bank.placed(index, window.turn[index] / abs(window.turn[index]), window.hand[index])
+            weight = bank.patterns[index].weight
+            for group in groups:
+                if group[0] == index and _same_spots(spots, weight, group[1]) > 0.8:
+                    group[2] += window.score[index]
+                    break
+            else:
+                groups.append([index, spots, window.score[index]])
+    groups.sort(key=lambda g: -g[2])
+    return [(int(g[0]), g[1]) for g in groups[:limit]]
+
+
+def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+    """Lattices that the windows need, and the score (windows, lattices) of each; one enters while it explains what single
+    ones and pairs of those before it do not."""
+    proposals = _proposals(windows, bank)
+    scores = np.array(
+        [[_score_placed(w, spots, bank.patterns[i].weight, bank.patterns[i].amplitude) for i, spots in proposals] for w in windows]
+    )
+    base = np.zeros(len(windows))
+    accepted: list[int] = []
+    while proposals and len(accepted) < 8:
+        gain = np.clip(scores - base[:, None], 0, None)
+        gain = np.where(gain > 3, gain, 0)
+        support = np.where((gain > 0).sum(axis=0) >= 3, gain.sum(axis=0), 0)
+        best = int(np.argmax(support))
+        if support[best] < 25:
+            break
+        index, spots = proposals[best]
+        for other in accepted:
+            both = np.concatenate([spots, proposals[other][1]])
+            weight = 0.5 * np.concatenate([bank.patterns[index].weight, bank.patterns[proposals[other][0]].weight])
+            pair = np.array([_score_placed(w, both, weight, None) - 4 for w in windows])
+            base = np.maximum(base, pair)
+        base = np.maximum(base, scores[:, best])
+        accepted.append(best)
+    return [proposals[i] for i in accepted], scores[:, accepted]
+
+
+def _identified(spectra: WindowSpectra, chosen: np.ndarray, scale: float, bank: _PatternBank) -> Lattice | None:
+    """The lattice that the mean spectrum of some windows shows."""
+    n, bin_invA = len(chosen), spectra.bin_invA
+    threshold = max(3.0, 13 / math.sqrt(n))
+    q, strength = spectrum_peaks(*spectra.mean(chosen), bin_invA, threshold)
+    q = q / scale
+    if len(q) < 3:
+        return None
+    sigma = _sigma(q, bin_invA, 0.08, 0.004)
+    score, turn, hand = bank.search(q, sigma, strength, 0.015, threshold)
+    best = int(np.argmax(score))
+    spots = bank.placed(best, turn[best], hand[best])
+    nearest = np.abs(q[:, None] - spots[None, :]).argmin(axis=1)
+    explained = np.abs(q - spots[nearest]) < 3.5 * sigma
+    posterior = dict(zip([*bank.phases, "unknown"], bank.phase_posterior(score).tolist(), strict=True))
+    return Lattice(bank.patterns[best], turn[best], spots, posterior, q[explained], strength[explained], nearest[explained], n)
+
+
+def _strange_peaks(window: _Window, lattices: list[Lattice]) -> bool:
+    """Whether a window has a clear peak that is no spot of any of the lattices."""
+    known = np.concatenate([x.spots for x in lattices]) if lattices else np.array([1e3 + 0j])
+    if len(window.q) == 0:
+        return False
+    far = np.abs(window.q[:, None] - known[None, :]).min(axis=1) > 4 * window.sigma
+    return bool(np.any(far & (window.strength > 20)))
+
+
+def find_lattices(spectra: WindowSpectra, bank: _PatternBank, scale: float, progress: Any = iter) -> tuple[list[Lattice], np.ndarray]:
+    """The crystal lattices in an image, and for every window which it shows most clearly.
+
+    Every window is searched by itself; the lattices that several windows need are then
+    identified from the mean spectrum of the windows that show them best.
+
+    Returns
+    -------
+    lattices, and per window: its lattice, -1 where nothing is found, -2 where there are peaks
+    that no candidate explains.
+    """
+    windows = _searched_windows(spectra, bank, scale, progress)
+    accepted, scores = _accepted_lattices(windows, bank)
+    lattices: list[Lattice] = []
+    owner = np.full(len(windows), -1)
+    margin = np.zeros(len(windows))
+    if accepted:
+        order = np.sort(np.concatenate([scores, np.zeros((len(scores), 1))], axis=1), axis=1)
+        margin = order[:, -1] - order[:, -2]
+        winner = np.where(order[:, -1] > 6, scores.argmax(axis=1), -1)
+    for k in range(len(accepted)):
+        mine = np.nonzero(winner == k)[0]
+        mine = mine[np.argsort(-margin[mine])][:25]
+        if len(mine) < 2:
+            continue
+        lattice = _identified(spectra, mine, scale, bank)
+        if lattice is None:
+            continue
+        same = [
+            i
+            for i, other in enumerate(lattices)
+            if other.pattern is lattice.pattern and _same_spots(lattice.spots, lattice.pattern.weight, other.spots, 0.02) > 0.8
+        ]
+        if not same:
+            lattices.append(lattice)
+        owner[winner == k] = same[0] if same else len(lattices) - 1
+    strange = np.array([_strange_peaks(w, lattices) for w in windows])
+    owner[(owner < 0) & strange] = -2
+    return lattices, owner
+
+
+def _lock_in(image: np.ndarray, spots_px: np.ndarray, sigma_px: float, grid: tuple[int, int]) -> np.ndarray:
+    """Amplitude of each spatial frequency (cycles a pixel, complex x + iy) around every point of a grid that spans the image.
+
+    A Gaussian kernel of the given width; towards the border the amplitude is that of the part
+    inside. Returns amplitudes (n, *grid).
+    """
+    from scipy.fft import fft2, ifft2
+    from scipy.ndimage import gaussian_filter1d
+
+    pad = math.ceil(3 * sigma_px)
+    steps = [n / m for n, m in zip(image.shape, grid, strict=True)]
+    margins = [math.ceil(pad / step) for step in steps]
+    full = tuple(m + 2 * e for m, e in zip(grid, margins, strict=True))
+    padded = tuple(round(m * step) for m, step in zip(full, steps, strict=True))
+    canvas = np.zeros(padded, dtype=np.float32)
+    canvas[: image.shape[0], : image.shape[1]] = image - image.mean()
+    spectrum = fft2(canvas)
+    fy, fx = (np.fft.fftfreq(m, step) for m, step in zip(full, steps, strict=True))
+    kernel = np.exp(-2 * (np.pi * sigma_px) ** 2 * (fy[:, None] ** 2 + fx[None, :] ** 2))
+    inside = [gaussian_filter1d(np.pad(np.ones(m), e), sigma_px / step)[e : e + m] for m, e, step in zip(grid, margins, steps, strict=True)]
+    mass = inside[0][:, None] * inside[1][None, :]
+    rows, columns = (np.round(np.fft.fftfreq(m) * m).astype(int) for m in full)
+    out = np.empty((len(spots_px), *grid), dtype=np.float32)
+    offset = [(step - 1) / 2 for step in steps]
+    for i, spot in enumerate(spots_px):
+        at = (round(spot.imag * padded[0]), round(spot.real * padded[1]))
+        patch = spectrum[np.ix_((rows + at[0]) % padded[0], (columns + at[1]) % padded[1])] * kernel
+        patch = patch * np.exp(2j * np.pi * (fy[:, None] * offset[0] + fx[None, :] * offset[1]))
+        field = ifft2(patch) * (full[0] * full[1] / (padded[0] * padded[1]))
+        out[i] = 2 * np.abs(field[: grid[0], : grid[1]]) / mass
+    return out
+
+
+def _common_spots(lattices: list[Lattice], reach: float) -> np.ndarray:
+    """The measured spots of all lattices, those nearer than reach taken as one."""
+    spots: list[complex] = []
+    for lattice in lattices:
+        for q in lattice.measured[np.argsort(-lattice.strength)][:14]:
+            if not spots or min(min(abs(q - s), abs(q + s)) for s in spots) > reach:
+                spots.append(complex(q))
+    return np.array(spots)
+
+
+def _non_negative_shares(amplitudes: np.ndarray, signatures: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Non-negative c (n, lattices) that minimise sum_s w_s (a_s - sum_v c_v r_sv)², by coordinate descent."""
+    gram = (signatures * weight[:, None]).T @ signatures
+    right = amplitudes @ (signatures * weight[:, None])
+    shares = np.clip(right / np.diag(gram), 0, None)
+    for _ in range(60):
+        for v in range(len(gram)):
+            rest = right[:, v] - shares @ gram[:, v] + shares[:, v] * gram[v, v]
+            shares[:, v] = np.clip(rest / gram[v, v], 0, None)
+    return shares
+
+
+def lattice_shares(
+    image: np.ndarray, pixel_size_nm: float, spectra: WindowSpectra, lattices: list[Lattice], owner: np.ndarray, kernel_nm: float = 0.55
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+    """How much of each lattice there is around every point of a grid.
+
+    The amplitude of every spot is measured by lock-in with a Gaussian kernel, and explained as
+    a sum of the lattices' own amplitudes, taken from the windows that each of them owns.
+    Spots that two lattices share therefore count for both, and those of one only decide.
+
+    Returns
+    -------
+    shares (lattices, y, x), 1 inside a lattice; the grid's step in nm; the standard error of
+    the shares (lattices,); and the misfit (y, x), the share of the amplitudes, weighted, that
+    the sum does not explain: 0 where all do, 1 where none does, 0 where there is no lattice.
+    """
+    step_px = max(1, round(kernel_nm / 2.5 / pixel_size_nm))
+    grid = tuple(max(8, n // step_px) for n in image.shape)
+    spots = _common_spots(lattices, 0.02 / kernel_nm)
+    sigma_px = kernel_nm / pixel_size_nm
+    amplitudes = _lock_in(image.astype(np.float32), spots * 10 * pixel_size_nm, sigma_px, grid)
+    flat = amplitudes.reshape(len(spots), -1).T.astype(float)
+    floor = np.quantile(flat, 0.05, axis=0)
+    flat = np.sqrt(np.clip(flat**2 - floor**2, 0, None))
+    centres = np.clip((spectra.centres / np.array(image.shape) * np.array(grid)).astype(int), 0, np.array(grid) - 1)
+    at = centres[:, 0] * grid[1] + centres[:, 1]
+    signatures = np.array([np.median(flat[at[owner == v]], axis=0) for v in range(len(lattices))]).T
+    scale = signatures.max(axis=1) + 1e-9
+    weight = 1 / (0.3 * scale + np.median(scale) * 0.1) ** 2
+    for _ in range(2):
+        shares = _non_negative_shares(flat, signatures, weight)
+        winner = np.where(shares.max(axis=1) > 0.6, shares.argmax(axis=1), -1)
+        for v in range(len(lattices)):
+            core = (winner == v) & (np.delete(shares, v, axis=1).max(axis=1, initial=0) < 0.25)
+            if core.sum() >= 8:
+                signatures[:, v] = np.median(flat[core], axis=0)
+    shares = _non_negative_shares(flat, signatures, weight)
+    rest = flat - shares @ signatures.T
+    variance = float(np.average(np.median(rest**2, axis=0), weights=weight))
+    covariance = np.linalg.inv((signatures * weight[:, None]).T @ signatures) * variance * weight.mean()
+    error = np.sqrt(np.diag(covariance)) + 0.05
+    present = np.sqrt((flat**2) @ weight) / np.sqrt(np.median((signatures**2).T @ weight))
+    misfit = np.sqrt((rest**2) @ weight / np.maximum((flat**2) @ weight, 1e-12))
+    misfit = np.where(present > 0.35, misfit, 0.0)
+    return shares.T.reshape(len(lattices), *grid), step_px * pixel_size_nm, error, misfit.reshape(grid)
+
+
+@dataclass(frozen=True)
+class InterfaceMap:
+    """Phases around every point of a grid over the image.
+
+    ``posterior`` (classes, y, x) of ``classes``, the candidate phases and "amorphous";
+    ``label`` (y, x) indices into ``classes`` + ["ambiguous"]; ``lattice`` (y, x) the lattice, -1 none.
+    """
+
+    classes: list[str]
+    posterior: np.ndarray
+    label: np.ndarray
+    lattice: np.ndarray
+    step_nm: float
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.classes, "ambiguous"]
+
+    def area_fractions(self) -> dict[str, float]:
+        """Share of the image of each class; they sum to 1."""
+        counts = np.bincount(self.label.ravel(), minlength=len(self.names))
+        return {name: float(n / self.label.size) for name, n in zip(self.names, counts, strict=True)}
+
+
+def phase_map(
+    shares: np.ndarray,
+    error: np.ndarray,
+    lattices: list[Lattice],
+    unexplained: np.ndarray,
+    misfit: np.ndarray,
+    phases: list[str],
+    step_nm: float,
+) -> InterfaceMap:
+    """The posterior of every phase at every point, and its label.
+
+    A point belongs to the lattice with the largest share; the probability that it truly is the
+    largest comes from the shares' errors, and the phase from the lattice's posterior. What the
+    shares lack of one is amorphous, or ambiguous where ``unexplained`` (y, x) tells of spots
+    that no candidate has. Where no phase has 0.9, or the lattices found do not
+    explain the spots (``misfit`` (y, x): some are missing that should be there), it is
+    ambiguous.
+    """
+    from scipy.special import ndtr
+
+    classes = [*phases, "amorphous"]
+    posterior = np.zeros((len(classes), *unexplained.shape))
+    posterior[-1] = 1.0
+    lattice = np.full(unexplained.shape, -1)
+    if len(lattices):
+        levels = np.concatenate([shares, np.clip(1 - shares.sum(axis=0, keepdims=True), 0, None)])
+        sigma = np.append(error, 0.08)
+        presence = np.ones_like(levels)
+        for v in range(len(levels)):
+            for other in range(len(levels)):
+                if other != v:
+                    presence[v] *= ndtr((levels[v] - levels[other]) / math.hypot(sigma[v], sigma[other]))
+        presence /= presence.sum(axis=0)
+        identity = np.array([[x.posterior.get(phase, 0.0) for phase in phases] for x in lattices])
+        posterior[:-1] = np.tensordot(identity.T, presence[:-1], axes=1)
+        posterior[-1] = presence[-1]
+        lattice = np.where(levels.argmax(axis=0) < len(lattices), levels.argmax(axis=0), -1)
+    label = posterior.argmax(axis=0)
+    doubtful = (posterior.max(axis=0) < 0.9) | ((label == len(phases)) & unexplained) | misfit
+    return InterfaceMap(classes, posterior, np.where(doubtful, len(classes), label), lattice, step_nm)
+
+
+def _facing_distances(first: np.ndarray, second: np.ndarray, step_nm: float) -> list[np.ndarray]:
+    """Distances (nm) between the half-way contours of two shares, in blocks of 2 nm along each contour."""
+    from scipy.spatial import cKDTree
+    from skimage.measure import find_contours
+
+    contours = []
+    for share in (first, second):
+        lines = [line for line in find_contours(share, 0.5) if len(line) >= 8]
+        inside = [line[np.all((line > 2) & (line < np.array(share.shape) - 3), axis=1)] for line in lines]
+        contours.append([line for line in inside if len(line) >= 8])
+    if not contours[0] or not contours[1]:
+        return []
+    points = [np.concatenate(c) for c in contours]
+    trees = [cKDTree(p) for p in points]
+    distances = [[trees[1 - i].query(line)[0] for line in contours[i]] for i in (0, 1)]
+    limit = 2.5 * min(float(np.median(np.concatenate(d))) for d in distances) + 2 / step_nm
+    block = max(4, round(2 / step_nm))
+    blocks = [d[i : i + block] * step_nm for side in distances for d in side for i in range(0, len(d), block)]
+    blocks = [b[b < limit * step_nm] for b in blocks]
+    return [b for b in blocks if len(b) >= 2]
+
+
+def layer_width(first: np.ndarray, second: np.ndarray, step_nm: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Width of what lies between two lattices, from where the share of each falls to half.
+
+    Mean distance of the two contours, both ways; the interval is a bootstrap of 2 nm blocks
+    along them, and 0.1 nm for the place of the half value.
+
+    Returns
+    -------
+    ``width_nm``, ``ci95_nm``, ``spread_nm`` (standard deviation along the interface); without
+    facing contours ``width_nm`` is None.
+    """
+    blocks = _facing_distances(first, second, step_nm)
+    if len(blocks) < 3:
+        return {"width_nm": None, "ci95_nm": None, "spread_nm": None}
+    values = np.concatenate(blocks)
+    draws = [np.mean(np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])) for _ in range(400)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    width = float(values.mean())
+    ci = [max(0.0, width - math.hypot(width - low, 0.1)), width + math.hypot(high - width, 0.1)]
+    return {"width_nm": width, "ci95_nm": ci, "spread_nm": float(values.std())}
+
+
+def _sides(lattices: list[Lattice], lattice_map: np.ndarray) -> tuple[int, int] | None:
+    """The lattices on both sides of the interface: layered and LLZO if both are there, else the two largest."""
+    area = {v: int(np.sum(lattice_map == v)) for v in range(len(lattices))}
+    present = sorted((v for v in area if area[v] > 0.02 * lattice_map.size), key=lambda v: -area[v])
+    named = {lattices[v].phase: v for v in reversed(present) if lattices[v].certain}
+    if "layered" in named and "llzo" in named:
+        return named["layered"], named["llzo"]
+    return (present[0], present[1]) if len(present) >= 2 else None
+
+
+def _phase_between(found: InterfaceMap, sides: tuple[int, int], width_nm: float) -> str:
+    """The class that holds most of what lies between two lattices."""
+    from scipy.ndimage import distance_transform_edt
+
+    reach = 1.5 * width_nm / found.step_nm
+    label = np.where(found.label == len(found.classes), -1, found.lattice)
+    away = [distance_transform_edt(label != side) for side in sides]
+    between = (away[0] > 0) & (away[1] > 0) & (away[0] + away[1] < reach + 3)
+    counts = np.bincount(found.label[between], minlength=len(found.names))
+    decided = counts[:-1]
+    if decided.sum() < 0.5 * counts.sum() or decided.max(initial=0) < 0.6 * decided.sum() or decided.sum() < 10:
+        return "ambiguous"
+    return found.names[int(np.argmax(decided))]
+
+
+@dataclass(frozen=True)
+class InterfaceResult:
+    """All that `analyse_interface` finds; ``statements`` tell in words what could not be found."""
+
+    calibration: dict[str, Any]
+    pixel_size_nm: float
+    spectra: WindowSpectra
+    lattices: list[Lattice]
+    owner: np.ndarray
+    map: InterfaceMap
+    shares: np.ndarray
+    sides: tuple[int, int] | None
+    interface_phase: str | None
+    width: dict[str, Any]
+    statements: list[str]
+
+
+def check_lattice_image(image: np.ndarray, pixel_size_nm: float, window_nm: float, where: str) -> None:
+    """Raise where an image cannot hold a lattice: constant, too coarse, too fine or too small."""
+    values = np.asarray(image)
+    if not np.all(np.isfinite(values)) or values.std() == 0:
+        raise RecordingError(f"{where}.file: all pixels are equal or some are not finite, expected an image with contrast")
+    nyquist = 1 / (20 * pixel_size_nm)
+    if nyquist < 0.45:
+        raise SampleError(
+            f"{where}.pixel_size_nm: got {pixel_size_nm:g}, at which spacings below {1 / nyquist:.1f} Å are lost; "
+            "expected a lattice image of at most 0.11 nm a pixel"
+        )
+    field = [n * pixel_size_nm for n in values.shape]
+    if min(field) < 1.5 * window_nm:
+        raise SampleError(
+            f"{where}.pixel_size_nm: got {pixel_size_nm:g}, a field of {field[0]:.3g} × {field[1]:.3g} nm for {values.shape[0]} × "
+            f"{values.shape[1]} pixels; expected at least {1.5 * window_nm:g} nm on each side (or a smaller window_nm)"
+        )
+
+
+def _unexplained(spectra: WindowSpectra, owner: np.ndarray, shape: tuple[int, int], image_shape: tuple[int, ...]) -> np.ndarray:
+    """Grid points whose nearest window has spots that no candidate explains."""
+    from scipy.spatial import cKDTree
+
+    points = (np.indices(shape).reshape(2, -1).T + 0.5) * np.array(image_shape) / np.array(shape)
+    return (owner == -2)[cKDTree(spectra.centres).query(points)[1]].reshape(shape)
+
+
+def analyse_interface(
+    image: np.ndarray,
+    pixel_size_nm: float,
+    crystals: list[Crystal],
+    rng: np.random.Generator,
+    *,
+    window_nm: float = 3.8,
+    stride_nm: float = 1.0,
+    max_index: int = 2,
+    where: str = "acquisitions.interface",
+    progress: Any = iter,
+) -> InterfaceResult:
+    """Phases around every point of a bright-field lattice image, and the layer at its interface.
+
+    Spectra of sliding windows give peaks; lengths, angles and strengths of all peaks of a
+    window together score every candidate phase in every zone axis and rotation, and no phase is
+    taken for certain on spots of one direction. The pixel is calibrated on the phase that is
+    certain, layered where it is there. The lattices found are then followed over the image.
+
+    Parameters
+    ----------
+    image
+        (y, x), any real type.
+    crystals
+        Candidate phases.
+    rng
+        For the bootstrap of the width.
+    where
+        Key of the acquisition, for error messages.
+
+    Raises
+    ------
+    RecordingError, SampleError
+        Where the image cannot hold a lattice at this pixel size.
+    """
+    check_lattice_image(image, pixel_size_nm, window_nm, where)
+    bank = _PatternBank([p for crystal in crystals for p in zone_patterns(crystal, max_index)])
+    spectra = window_spectra(image, pixel_size_nm, window_nm, stride_nm)
+    scale = calibrate_on_lattice(spectra, bank)
+    true_nm = pixel_size_nm * scale["scale"]
+    lattices, owner = find_lattices(spectra, bank, scale["scale"], progress)
+    if lattices:
+        shares, step_nm, error, misfit = lattice_shares(image, true_nm, spectra, lattices, owner)
+    else:
+        step_nm, error = 0.22, np.zeros(0)
+        shares = np.zeros((0, *(max(8, round(n * true_nm / step_nm)) for n in image.shape)))
+        misfit = np.zeros(shares.shape[1:])
+    strange = _unexplained(spectra, owner, shares.shape[1:], image.shape)
+    found = phase_map(shares, error, lattices, strange, misfit > _MISFIT, bank.phases, step_nm)
+    sides = _sides(lattices, found.lattice)
+    width: dict[str, Any] = {"width_nm": None, "ci95_nm": None, "spread_nm": None}
+    phase = None
+    if sides:
+        sure = np.where(misfit > _MISFIT, np.minimum(shares, 0.3), shares)
+        width = layer_width(sure[sides[0]], sure[sides[1]], step_nm, rng)
+        if width["width_nm"] is not None:
+            phase = "none" if width["width_nm"] < 0.6 else _phase_between(found, sides, width["width_nm"])
+    result = InterfaceResult(scale, true_nm, spectra, lattices, owner, found, shares, sides, phase, width, [])
+    result.statements.extend(_interface_statements(result))
+    return result
+
+
+def _interface_statements(result: InterfaceResult) -> list[str]:
+    """What the image does not show, in words."""
+    told = []
+    if result.calibration["anchor"] is None:
+        told.append(f"the pixel size is not corrected: {result.calibration['reason']}")
+    if not result.lattices:
+        strange = float(np.mean(result.owner == -2))
+        told.append(
+            f"no lattice of a candidate phase is found; {100 * strange:.0f} % of the windows have spots that none explains"
+            + (": check the pixel size and the candidates" if strange > 0.1 else ": noise or amorphous matter only")
+        )
+    elif result.sides is None:
+        told.append(f"only one lattice fills the image ({result.lattices[0].phase}): there is no interface in it")
+    elif result.width["width_nm"] is None:
+        told.append("the two lattices do not face each other: no layer can be measured between them")
+    elif result.interface_phase == "none":
+        told.append(f"no layer between the lattices wider than {max(0.6, result.width['ci95_nm'][1]):.1f} nm")
+    elif result.interface_phase == "ambiguous":
+        told.append("what lies between the two lattices shows too few spots, or those of several phases, to be named")
+    told += [f"a lattice is ambiguous: {_named_posterior(x)}" for x in result.lattices if not x.certain]
+    return told
+
+
+def _named_posterior(lattice: Lattice) -> str:
+    likely = sorted(lattice.posterior.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{phase} {probability:.2f}" for phase, probability in likely)
+
+
+def spacing_table(lattice: Lattice) -> list[dict[str, Any]]:
+    """Measured against expected spacings (Å) of a lattice, the strongest peak of each reflection, longest first."""
+    rows: dict[int, dict[str, Any]] = {}
+    for q, strength, k in sorted(zip(lattice.measured, lattice.strength, lattice.index, strict=True), key=lambda r: -r[1]):
+        expected = 1 / abs(lattice.pattern.spots[k])
+        row = {
+            "hkl": tuple(int(i) for i in lattice.pattern.hkl[k]),
+            "expected_A": float(expected),
+            "measured_A": float(1 / abs(q)),
+            "deviation_percent": float(100 * (1 / abs(q) / expected - 1)),
+            "power_over_background": float(strength),
+        }
+        rows.setdefault(int(k), row)
+    return sorted(rows.values(), key=lambda r: -r["expected_A"])
 
 
 # --------------------------------------------------------------------------------------
