@@ -19,6 +19,7 @@ Conventions, used everywhere and not repeated in every docstring:
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -38,6 +39,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
+import numba
 import numpy as np
 import yaml
 from numba import njit
@@ -2003,9 +2005,7 @@ def check_haadf_image(image: np.ndarray, name: str = "image") -> np.ndarray:
         raise RecordingError(f"{name}: every pixel is {top}, expected contrast")
     clipped = float(np.mean(image == top))
     if clipped > 0.003 and top - np.median(image) > 8:
-        raise RecordingError(
-            f"{name}: {clipped:.1%} of the pixels sit at the highest value {top}: saturated, expected peaks below the limit"
-        )
+        raise RecordingError(f"{name}: {clipped:.1%} of the pixels sit at the highest value {top}: saturated, expected peaks below it")
     return image.astype(float)
 
 
@@ -2046,7 +2046,8 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
     if not 2.5 < spacing < min(image.shape) / 6:
         raise SampleError(
             f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm "
-            f"apart lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to {spacing * pixel_size_nm / 4:.3f} nm"
+            f"apart lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to "
+            f"{spacing * pixel_size_nm / 4:.3f} nm"
         )
     factor = _binning(pixel_size_nm)
     image, pixel_size_nm, spacing = _binned(image, factor), pixel_size_nm * factor, spacing / factor
@@ -3737,9 +3738,1283 @@ def spacing_table(lattice: Lattice) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """Geometry and noise of a PED scan, as notebook 05 finds it and 06 uses it.
+
+    ``centre_px`` (ny, nx, 2) is the direct beam (y, x) of every pattern; ``strain`` (2, 2) is the
+    symmetric matrix that takes g (x, y) in 1/Å times 1/scale to detector pixels; ``mask``
+    (ky, kx) is True where a pixel is hot, dead or otherwise unusable; counts are
+    (recorded - offset) / gain.
+    """
+
+    scale_invA_per_px: float
+    strain: np.ndarray
+    centre_px: np.ndarray
+    mask: np.ndarray
+    spot_sigma_px: float
+    gain: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def ellipticity(self) -> float:
+        """Long over short axis of a ring, minus 1."""
+        long, short = np.linalg.eigvalsh(self.strain)[::-1]
+        return float(long / short - 1)
+
+    @property
+    def metric(self) -> np.ndarray:
+        """(2, 2) matrix from g (x, y) in 1/Å to pixels (x, y)."""
+        return self.strain / self.scale_invA_per_px
+
+
+def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, direct_beam_radius_px: float) -> np.ndarray:
+    """Pixels (ky, kx) whose scan average stands far above or below their neighbours', True where bad.
+
+    A diffraction spot spreads over its neighbours in the scan average, a hot pixel does not.
+    The direct beam is left alone; ``variance`` (ky, kx) over the scan tells a dead pixel.
+    """
+    from scipy import ndimage
+
+    ring = np.ones((3, 3), bool)
+    ring[1, 1] = False
+    neighbours = ndimage.median_filter(mean_pattern, footprint=ring, mode="reflect")
+    upper = ndimage.percentile_filter(mean_pattern, 75, footprint=ring, mode="reflect")
+    typical = np.median(neighbours) + 1e-9
+    hot = (mean_pattern > 2.5 * upper + 2 * typical) & (mean_pattern > 4 * neighbours)
+    dead = (variance == 0) & (neighbours > 0.25 * typical) & (mean_pattern < 0.2 * neighbours)
+    y, x = np.unravel_index(np.argmax(ndimage.gaussian_filter(neighbours, 2)), mean_pattern.shape)
+    yy, xx = np.indices(mean_pattern.shape)
+    return (hot | dead) & (np.hypot(yy - y, xx - x) > direct_beam_radius_px)
+
+
+def direct_beam_positions(patterns: np.ndarray, mask: np.ndarray, radius_px: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids (ny, nx, 2) of the direct beam in patterns (ny, nx, ky, kx), and its intensity (ny, nx).
+
+    The search starts at the brightest blob of the scan average near its middle and follows
+    the centroid of a disc; a blanked pattern has an intensity of nearly nothing.
+    """
+    from scipy import ndimage
+
+    mean = patterns.reshape(-1, *patterns.shape[2:]).mean(axis=0, dtype=np.float64)
+    smooth = ndimage.gaussian_filter(np.where(mask, 0, mean), 2)
+    middle = np.hypot(*(np.indices(mean.shape) - (np.array(mean.shape)[:, None, None] - 1) / 2)) < 0.3 * min(mean.shape)
+    start = np.array(np.unravel_index(np.argmax(np.where(middle, smooth, 0)), mean.shape), float)
+    return _centroids(patterns, mask, start, radius_px)
+
+
+@numba.njit(cache=True, parallel=True)
+def _centroids(patterns: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    ny, nx, ky, kx = patterns.shape
+    centre = np.zeros((ny, nx, 2))
+    total = np.zeros((ny, nx))
+    for i in numba.prange(ny * nx):
+        image = patterns[i // nx, i % nx]
+        cy, cx = start[0], start[1]
+        reach = 2.0 * radius
+        for _ in range(12):
+            s = sy = sx = 0.0
+            edge, n_edge = 0.0, 0
+            for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+                for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                    d2 = (y - cy) ** 2 + (x - cx) ** 2
+                    if mask[y, x] or d2 > reach * reach:
+                        continue
+                    value = float(image[y, x])
+                    if d2 > (0.8 * reach) ** 2:
+                        edge += value
+                        n_edge += 1
+            background = edge / max(n_edge, 1)
+            for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+                for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                    if mask[y, x] or (y - cy) ** 2 + (x - cx) ** 2 > reach * reach:
+                        continue
+                    value = max(float(image[y, x]) - 2.0 * background, 0.0)
+                    s += value
+                    sy += value * y
+                    sx += value * x
+            if s <= 0:
+                break
+            shift = abs(sy / s - cy) + abs(sx / s - cx)
+            cy, cx = sy / s, sx / s
+            reach = max(radius, 0.8 * reach)
+            if shift < 1e-3 and reach <= radius:
+                break
+        centre[i // nx, i % nx] = cy, cx
+        total[i // nx, i % nx] = s
+    return centre, total
+
+
+def smooth_descan(centre_px: np.ndarray, weight: np.ndarray, order: int = 2) -> tuple[np.ndarray, float]:
+    """The descan as a polynomial surface over the scan, and the scatter about it.
+
+    Parameters
+    ----------
+    centre_px
+        Measured direct beam (ny, nx, 2), (y, x).
+    weight
+        Intensity (ny, nx) of the direct beam: blanked patterns (under a tenth of the median) do not count.
+    order
+        Highest power; lowered where the scan has too few lines for it.
+
+    Returns
+    -------
+    Centres (ny, nx, 2) on the surface and the robust standard deviation of one coordinate, px.
+    """
+    ny, nx = centre_px.shape[:2]
+    v, u = np.meshgrid(np.linspace(-1, 1, ny) if ny > 1 else [0.0], np.linspace(-1, 1, nx) if nx > 1 else [0.0], indexing="ij")
+    powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i) if i < max(1, ny - 1) and j < max(1, nx - 1)]
+    design = np.stack([v**i * u**j for i, j in powers], axis=-1).reshape(-1, len(powers))
+    measured = centre_px.reshape(-1, 2)
+    use = weight.ravel() > 0.1 * np.median(weight)
+    if use.sum() < 3 * len(powers):
+        use = np.ones(len(use), bool)
+        powers, design = powers[:1], design[:, :1]
+    spread = np.inf
+    for _ in range(8):
+        fit = np.linalg.lstsq(design[use], measured[use], rcond=None)[0]
+        off = np.abs(measured - design @ fit).max(axis=1)
+        spread = 1.4826 * float(np.median(off[use])) + 1e-3
+        use = (weight.ravel() > 0.1 * np.median(weight)) & (off < 4 * spread)
+    return (design @ fit).reshape(ny, nx, 2), spread
+
+
+def detector_gain(patterns: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """Gain (recorded units per electron) and offset of a detector from the noise of the patterns themselves.
+
+    Neighbouring pixels share nearly the same expectation, so half the mean square of their
+    difference is the variance; for counted electrons variance = gain x (mean - offset).
+    A counting detector gives 1 and 0. ``patterns`` is (n, ky, kx).
+    """
+    data = patterns.astype(np.float32)
+    offset = float(np.median(np.percentile(data[:, ~mask], 1, axis=1))) if patterns.dtype != np.uint8 else 0.0
+    offset = max(offset, 0.0)
+    second = data[:, :, 2:] - 2 * data[:, :, 1:-1] + data[:, :, :-2]
+    level = (data[:, :, 2:] + data[:, :, 1:-1] + data[:, :, :-2]) / 3 - offset
+    good = ~(mask[:, 2:] | mask[:, 1:-1] | mask[:, :-2])
+    level, variance = level[:, good].ravel(), second[:, good].ravel() ** 2 / 6
+    usual = level < np.percentile(level, 80)
+    mean = float(level[usual].mean())
+    if mean <= 0:
+        return 1.0, offset
+    gain = float(variance[usual].mean() / mean)
+    return (1.0 if 0.6 < gain < 1.6 else max(gain, 1e-3)), offset
+
+
 # --------------------------------------------------------------------------------------
 # 06 PED: template matching and the decision on the phase
 # --------------------------------------------------------------------------------------
+
+
+# --- spots of one pattern ---------------------------------------------------------------
+
+
+def _aperture(radius_px: float) -> np.ndarray:
+    """Half-widths of the rows of a disc, for summing counts over it."""
+    reach = math.floor(radius_px)
+    return np.array([math.floor(math.sqrt(radius_px**2 - dy * dy)) for dy in range(-reach, reach + 1)], np.int64)
+
+
+@numba.njit(cache=True)
+def _aperture_sums(image: np.ndarray, mask: np.ndarray, half: np.ndarray, gain: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and number of good pixels in a disc about every pixel."""
+    ny, nx = image.shape
+    reach = len(half) // 2
+    wide = half.max()
+    sums = np.zeros((ny, nx + 2 * wide + 1), np.float32)
+    good = np.zeros((ny, nx + 2 * wide + 1), np.float32)
+    for y in range(ny):
+        s = n = np.float32(0.0)
+        for x in range(nx + 2 * wide):
+            i = x - wide
+            if 0 <= i < nx and not mask[y, i]:
+                s += np.float32((image[y, i] - offset) / gain)
+                n += np.float32(1.0)
+            sums[y, x + 1] = s
+            good[y, x + 1] = n
+    counts = np.zeros((ny, nx), np.float32)
+    pixels = np.zeros((ny, nx), np.float32)
+    for y in range(ny):
+        for k in range(len(half)):
+            yy = y + k - reach
+            if yy < 0 or yy >= ny:
+                continue
+            h = half[k]
+            for x in range(nx):
+                counts[y, x] += sums[yy, x + wide + h + 1] - sums[yy, x + wide - h]
+                pixels[y, x] += good[yy, x + wide + h + 1] - good[yy, x + wide - h]
+    return counts, pixels
+
+
+@numba.njit(cache=True)
+def _radial_background(image, mask, counts, pixels, cy, cx, gain, offset, n_radii):
+    """Counts per pixel of the smooth background against radius (px), spots left out by iteration."""
+    ny, nx = image.shape
+    radius = np.empty((ny, nx), np.int32)
+    for y in range(ny):
+        for x in range(nx):
+            radius[y, x] = min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), n_radii - 1)
+    background = np.zeros(n_radii)
+    for turn in range(3):
+        total = np.zeros(n_radii + 1)
+        number = np.zeros(n_radii + 1)
+        for y in range(ny):
+            for x in range(nx):
+                if mask[y, x]:
+                    continue
+                r = radius[y, x]
+                if turn > 0:
+                    b = background[r] * pixels[y, x]
+                    if counts[y, x] > b + 2.5 * math.sqrt(b) + 1.5:
+                        continue
+                total[r + 1] += (image[y, x] - offset) / gain
+                number[r + 1] += 1
+        for r in range(n_radii):
+            total[r + 1] += total[r]
+            number[r + 1] += number[r]
+        for r in range(n_radii):
+            reach = 2 + r // 12
+            low, high = max(0, r - reach), min(n_radii, r + reach + 1)
+            background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
+    return background
+
+
+@numba.njit(cache=True)
+def _local_maxima(counts, pixels, background, cy, cx, first_radius, most, least):
+    """Peaks of a pattern: y, x (px), evidence in nats against background, and net counts; the strongest first."""
+    ny, nx = counts.shape
+    last = len(background) - 1
+    found = np.zeros((512, 4))
+    n = 0
+    for y in range(2, ny - 2):
+        for x in range(2, nx - 2):
+            a = counts[y, x]
+            if a < 2.5 or n >= 512:
+                continue
+            r = math.sqrt((y - cy) ** 2 + (x - cx) ** 2)
+            b = background[min(int(r), last)] * pixels[y, x] + 0.02
+            if r < first_radius or a <= b:
+                continue
+            evidence = a * math.log(a / b) - (a - b)
+            if evidence < least:
+                continue
+            highest = True
+            for dy in range(-2, 3):
+                for dx in range(-2, 3):
+                    other = counts[y + dy, x + dx]
+                    if other > a or (other == a and (dy < 0 or (dy == 0 and dx < 0))):
+                        highest = False
+            if not highest:
+                continue
+            sy = counts[y - 1, x] - 2 * a + counts[y + 1, x]
+            sx = counts[y, x - 1] - 2 * a + counts[y, x + 1]
+            found[n, 0] = y + (0.5 * (counts[y - 1, x] - counts[y + 1, x]) / sy if sy < 0 else 0.0)
+            found[n, 1] = x + (0.5 * (counts[y, x - 1] - counts[y, x + 1]) / sx if sx < 0 else 0.0)
+            found[n, 2] = evidence
+            found[n, 3] = a - b
+            n += 1
+    order = np.argsort(-found[:n, 2])[:most]
+    return found[:n][order]
+
+
+# --- template banks ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TemplateBank:
+    """All that matching needs of one phase.
+
+    ``g`` (n, 3) in 1/Å in the crystal's frame with ``intensity`` (n,) and the width in
+    excitation error ``width`` (n,) that precession, thickness and bending give it;
+    ``frames`` (m, 3, 3) one rotation (sample to crystal) for every zone axis of the coarse
+    search; ``spot_*`` its spots sorted by radius; ``operators`` the proper rotations of the
+    Laue group.
+    """
+
+    crystal: Crystal
+    hkl: np.ndarray
+    g: np.ndarray
+    intensity: np.ndarray
+    width: np.ndarray
+    wavelength_A: float
+    frames: np.ndarray
+    spot_radius: np.ndarray
+    spot_angle: np.ndarray
+    spot_weight: np.ndarray
+    spot_template: np.ndarray
+    operators: np.ndarray
+    step_deg: float
+
+    @property
+    def length(self) -> np.ndarray:
+        return np.linalg.norm(self.g, axis=1)
+
+    @property
+    def n_orientations(self) -> float:
+        """How many orientations of the coarse step's size the phase can take."""
+        return len(self.frames) * 360 / self.step_deg
+
+
+def zone_axes(operators: np.ndarray, step_deg: float) -> np.ndarray:
+    """Unit vectors (m, 3) that cover the sphere, reduced by proper rotations (o, 3, 3), at about one step's distance.
+
+    A spiral (Fibonacci) lattice; of every set of equivalent directions the one nearest to a
+    general direction stays.
+    """
+    n = round(4 * math.pi / (math.radians(step_deg) ** 2 * math.sqrt(3) / 2))
+    z = 1 - (2 * np.arange(n) + 1) / n
+    angle = math.pi * (1 + math.sqrt(5)) * np.arange(n)
+    directions = np.stack([np.sqrt(1 - z * z) * np.cos(angle), np.sqrt(1 - z * z) * np.sin(angle), z], axis=1)
+    pole = np.array([0.3125, 0.1234, 0.9418])
+    nearness = np.einsum("oij,nj->noi", operators, directions) @ pole
+    return directions[directions @ pole >= nearness.max(axis=1) - 1e-12]
+
+
+def rotation_to_zone(zone: np.ndarray) -> np.ndarray:
+    """A rotation (3, 3), sample to crystal, that puts the beam (sample z) along ``zone`` (crystal, Cartesian)."""
+    z = zone / np.linalg.norm(zone)
+    helper = np.eye(3)[np.argmin(np.abs(z))]
+    x = helper - z * (helper @ z)
+    x /= np.linalg.norm(x)
+    return np.stack([x, np.cross(z, x), z], axis=1)
+
+
+def excitation_error(g_sample: np.ndarray, wavelength_A: float) -> np.ndarray:
+    """Distance (n,) of reciprocal points (n, 3) in the sample's frame from the Ewald sphere along the beam (+z), 1/Å."""
+    return -g_sample[:, 2] - wavelength_A * np.sum(g_sample**2, axis=1) / 2
+
+
+def template_bank(
+    crystal: Crystal,
+    *,
+    max_g_invA: float,
+    beam_energy_keV: float,
+    precession_deg: float,
+    excitation_width_invA: float,
+    step_deg: float = 2.0,
+    min_relative_intensity: float = 4e-3,
+) -> TemplateBank:
+    """The bank of one phase for a precessed beam.
+
+    The intensity of a reflection is |F/V|² times a Gaussian in the excitation error, whose
+    width adds the cone of precession (|g| phi / sqrt 2) and that of thickness and bending in
+    quadrature; its integral over the excitation error is |F/V|² whatever the width. The
+    coarse templates are broader by the step of the search, and the weights of their spots
+    go with the fourth root of the intensity, because real intensities are not kinematical.
+    """
+    reflected = reflections(crystal, max_g_invA, min_relative_intensity)
+    wavelength = electron_wavelength_A(beam_energy_keV)
+    length = np.linalg.norm(reflected.g, axis=1)
+    width = np.hypot(excitation_width_invA, length * math.radians(precession_deg) / math.sqrt(2))
+    operators = np.asarray(crystal.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+    frames = np.array([rotation_to_zone(zone) for zone in zone_axes(operators, step_deg)])
+    coarse = np.hypot(width, 0.35 * length * math.radians(step_deg))
+    columns: list[list[np.ndarray]] = [[], [], [], []]
+    for number, frame in enumerate(frames):
+        g = reflected.g @ frame
+        strength = reflected.intensity / coarse * np.exp(-0.5 * (excitation_error(g, wavelength) / coarse) ** 2)
+        spots = np.flatnonzero(strength > 0.01 * strength.max())
+        spots = spots[np.argsort(-strength[spots], kind="stable")[:120]]
+        weight = strength[spots] ** 0.25
+        values = (np.hypot(g[spots, 0], g[spots, 1]), np.arctan2(g[spots, 1], g[spots, 0]) % (2 * np.pi), weight / np.linalg.norm(weight))
+        for column, value in zip(columns, (*values, np.full(len(spots), number)), strict=True):
+            column.append(value)
+    radius, angle, weight, template = (np.concatenate(column) for column in columns)
+    order = np.argsort(radius, kind="stable")
+    return TemplateBank(
+        crystal=crystal,
+        hkl=reflected.hkl,
+        g=reflected.g,
+        intensity=reflected.intensity,
+        width=width,
+        wavelength_A=wavelength,
+        frames=frames,
+        spot_radius=radius[order].astype(np.float32),
+        spot_angle=angle[order].astype(np.float32),
+        spot_weight=weight[order].astype(np.float32),
+        spot_template=template[order].astype(np.int32),
+        operators=operators,
+        step_deg=step_deg,
+    )
+
+
+# --- evidence ---------------------------------------------------------------------------
+
+# What a spot's true strength may be, as multiples of the kinematical expectation, and how
+# probable each is before looking: dynamical scattering makes a factor of four common.
+_STRENGTH = np.array([0.0, 0.05, 0.2, 0.6, 1.5, 4.0])
+_STRENGTH_PRIOR = np.array([0.10, 0.12, 0.22, 0.28, 0.20, 0.08])
+# Share of places in a pattern that hold a spot which no single crystal explains.
+_STRAY = 0.003
+_REACH = 3.5  # excitation errors beyond this many widths are not excited
+
+
+@numba.njit(cache=True, fastmath=True)
+def _stray_ratio(a: float, b: float) -> float:
+    """Likelihood of ``a`` counts under a spot of unknown strength (uniform in its logarithm), over that of background b."""
+    if a < b + 1.0:
+        return 0.05
+    total, n, strength = 0.0, 0, 2.0
+    while strength < 2000.0:
+        total += math.exp(min(a * math.log1p(strength / b) - strength, 600.0))
+        n += 1
+        strength *= 1.8
+    return total / n
+
+
+@numba.njit(cache=True, fastmath=True)
+def _predict(rotation, g, intensity, width, wavelength, metric, cy, cx, ny, nx, spots):
+    """Spots on the detector: rows (y, x, intensity, index) into ``spots``; returns their number and total intensity."""
+    total, n = 0.0, 0
+    for i in range(len(g)):
+        gz = g[i, 0] * rotation[0, 2] + g[i, 1] * rotation[1, 2] + g[i, 2] * rotation[2, 2]
+        g2 = g[i, 0] * g[i, 0] + g[i, 1] * g[i, 1] + g[i, 2] * g[i, 2]
+        s = (gz + 0.5 * wavelength * g2) / width[i]
+        if s > _REACH or s < -_REACH:
+            continue
+        gx = g[i, 0] * rotation[0, 0] + g[i, 1] * rotation[1, 0] + g[i, 2] * rotation[2, 0]
+        gy = g[i, 0] * rotation[0, 1] + g[i, 1] * rotation[1, 1] + g[i, 2] * rotation[2, 1]
+        x = cx + metric[0, 0] * gx + metric[0, 1] * gy
+        y = cy + metric[1, 0] * gx + metric[1, 1] * gy
+        if x < 0 or y < 0 or x > nx - 1.001 or y > ny - 1.001:
+            continue
+        strength = intensity[i] / width[i] * math.exp(-0.5 * s * s)
+        total += strength
+        spots[n, 0], spots[n, 1], spots[n, 2], spots[n, 3] = y, x, strength, i
+        n += 1
+    return n, total
+
+
+@numba.njit(cache=True, fastmath=True)
+def _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots):
+    """Log of the probability of the counts at all predicted spots, over that with background and stray spots only.
+
+    For each predicted place: either a stray spot, or the expected strength times a factor of
+    unknown size (Poisson in both). So a spot that is there earns at most -log(stray), one that
+    is missing costs at most the prior of a vanishing strength, and a dense bank pays for
+    everything that it predicts and the pattern does not show.
+    """
+    ny, nx = counts.shape
+    last = len(background) - 1
+    n, total = _predict(rotation, g, intensity, width, wavelength, metric, cy, cx, ny, nx, spots)
+    if n == 0 or total <= 0:
+        return 0.0
+    scale = diffracted / total
+    result = 0.0
+    for j in range(n):
+        mean = scale * spots[j, 2]
+        if mean < 0.15:
+            continue
+        y, x = spots[j, 0], spots[j, 1]
+        r = math.sqrt((y - cy) ** 2 + (x - cx) ** 2)
+        y0, x0 = int(y), int(x)
+        if r < limits[0] or pixels[y0, x0] < limits[1]:
+            continue
+        fy, fx = y - y0, x - x0
+        upper = counts[y0, x0] * (1 - fx) + counts[y0, x0 + 1] * fx
+        lower = counts[y0 + 1, x0] * (1 - fx) + counts[y0 + 1, x0 + 1] * fx
+        a = upper * (1 - fy) + lower * fy
+        b = background[min(int(r), last)] * pixels[y0, x0] + 0.02
+        likelihood = _STRENGTH_PRIOR[0]
+        for t in range(1, len(_STRENGTH)):
+            mu = mean * _STRENGTH[t]
+            likelihood += _STRENGTH_PRIOR[t] * math.exp(min(a * math.log1p(mu / b) - mu, 600.0))
+        stray = _STRAY * _stray_ratio(a, b)
+        result += math.log(((1 - _STRAY) * likelihood + stray) / ((1 - _STRAY) + stray))
+    return result
+
+
+@numba.njit(cache=True, fastmath=True)
+def _near_ewald(rotation, reach, g, intensity, width, wavelength, near_g, near_intensity, near_width):
+    """Copy the reflections that can be excited within ``reach`` radians of tilt; returns how many."""
+    n = 0
+    for i in range(len(g)):
+        gz = g[i, 0] * rotation[0, 2] + g[i, 1] * rotation[1, 2] + g[i, 2] * rotation[2, 2]
+        g2 = g[i, 0] * g[i, 0] + g[i, 1] * g[i, 1] + g[i, 2] * g[i, 2]
+        if abs(gz + 0.5 * wavelength * g2) < _REACH * width[i] + reach * math.sqrt(g2):
+            near_g[n] = g[i]
+            near_intensity[n] = intensity[i]
+            near_width[n] = width[i]
+            n += 1
+    return n
+
+
+@numba.njit(cache=True)
+def _turned(rotation, axis, angle):
+    """The rotation (sample to crystal) after turning the crystal by ``angle`` about an axis of the sample."""
+    c, s = math.cos(angle), math.sin(angle)
+    turn = np.eye(3)
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    turn[i, i] = c
+    turn[j, j] = c
+    turn[i, j] = -s
+    turn[j, i] = s
+    return rotation @ turn
+
+
+@numba.njit(cache=True)
+def _refine(
+    rotation, tilt, spin, levels, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots
+):
+    """Climb the evidence by turns about x, y (tilt) and z (spin), halving both ``levels`` times."""
+    best = _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots)
+    for _ in range(levels):
+        for _ in range(3):
+            moved = False
+            for axis in range(3):
+                step = spin if axis == 2 else tilt
+                for sign in (-1.0, 1.0):
+                    trial = _turned(rotation, axis, sign * step)
+                    value = _evidence(
+                        trial, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots
+                    )
+                    if value > best:
+                        best, rotation, moved = value, trial, True
+                        break
+            if not moved:
+                break
+        tilt *= 0.5
+        spin *= 0.5
+    return rotation, best
+
+
+@numba.njit(cache=True, fastmath=True)
+def _vote(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, n_bins, votes):
+    """Sum over pairs (peak, template spot) of equal radius, filed by template and in-plane angle."""
+    votes[:] = 0
+    per_radian = n_bins / (2 * math.pi)
+    for k in range(len(peaks)):
+        weight = math.sqrt(math.sqrt(peaks[k, 2]))
+        low = max(0, int((radii[k] - _RADIAL_TOLERANCE) / _RADIAL_BIN))
+        high = min(len(starts) - 1, int((radii[k] + _RADIAL_TOLERANCE) / _RADIAL_BIN) + 1)
+        if low >= len(starts):
+            continue
+        for i in range(starts[low], starts[high]):
+            off = (bank_radius[i] - radii[k]) / _RADIAL_TOLERANCE
+            near = 1 - off * off
+            if near <= 0:
+                continue
+            turn = (angles[k] - bank_angle[i]) * per_radian
+            if turn < 0:
+                turn += n_bins
+            j = int(turn)
+            share = turn - j
+            if j >= n_bins:
+                j -= n_bins
+            value = weight * bank_weight[i] * near
+            votes[bank_template[i], j] += value * (1 - share)
+            j = j + 1 if j + 1 < n_bins else 0
+            votes[bank_template[i], j] += value * share
+
+
+_RADIAL_TOLERANCE = 0.03  # 1/Å
+_RADIAL_BIN = 0.005  # 1/Å
+_ANGLE_BINS = 180
+
+
+@numba.njit(cache=True)
+def _solve_pattern(
+    peaks,
+    radii,
+    angles,
+    bank_radius,
+    bank_angle,
+    bank_weight,
+    bank_template,
+    starts,
+    frames,
+    operators,
+    n_coarse,
+    n_fine,
+    known,
+    tilt,
+    g,
+    intensity,
+    width,
+    wavelength,
+    metric,
+    cy,
+    cx,
+    counts,
+    pixels,
+    background,
+    diffracted,
+    limits,
+):
+    """Best rotation of one phase for one pattern, its evidence, and the best evidence at least 10 degrees away.
+
+    Candidates are the ``n_coarse`` best templates of the vote and the ``known`` rotations
+    (k, 3, 3) handed in; the ``n_fine`` best of them after one quick climb are refined.
+    """
+    n_voted = min(n_coarse, len(frames)) if len(peaks) > 0 else 0
+    candidates = np.empty((n_voted + len(known), 3, 3))
+    if n_voted > 0:
+        votes = np.zeros((len(frames), _ANGLE_BINS), np.float32)
+        _vote(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, _ANGLE_BINS, votes)
+        height = np.zeros(len(frames), np.float32)
+        where = np.zeros(len(frames), np.int64)
+        for t in range(len(frames)):
+            for j in range(_ANGLE_BINS):
+                if votes[t, j] > height[t]:
+                    height[t] = votes[t, j]
+                    where[t] = j
+        order = np.argsort(-height)
+        for i in range(n_voted):
+            t = order[i]
+            candidates[i] = _turned(frames[t], 2, -2 * math.pi * where[t] / _ANGLE_BINS)
+    for i in range(len(known)):
+        candidates[n_voted + i] = known[i]
+    spots = np.empty((len(g), 4))
+    near_g, near_intensity, near_width = np.empty_like(g), np.empty_like(intensity), np.empty_like(width)
+    value = np.empty(len(candidates))
+    for i in range(len(candidates)):
+        m = _near_ewald(candidates[i], 3 * tilt, g, intensity, width, wavelength, near_g, near_intensity, near_width)
+        candidates[i], value[i] = _refine(
+            candidates[i],
+            tilt,
+            tilt,
+            1,
+            near_g[:m],
+            near_intensity[:m],
+            near_width[:m],
+            wavelength,
+            metric,
+            cy,
+            cx,
+            counts,
+            pixels,
+            background,
+            diffracted,
+            limits,
+            spots,
+        )
+    best, best_value, runner_up = np.eye(3), -1e3, -1e3
+    kept = np.empty((n_fine, 3, 3))
+    kept_value = np.empty(n_fine)
+    n_kept = 0
+    for i in np.argsort(-value)[:n_fine]:
+        m = _near_ewald(candidates[i], 4 * tilt, g, intensity, width, wavelength, near_g, near_intensity, near_width)
+        kept[n_kept], kept_value[n_kept] = _refine(
+            candidates[i],
+            tilt / 2,
+            tilt / 2,
+            4,
+            near_g[:m],
+            near_intensity[:m],
+            near_width[:m],
+            wavelength,
+            metric,
+            cy,
+            cx,
+            counts,
+            pixels,
+            background,
+            diffracted,
+            limits,
+            spots,
+        )
+        if kept_value[n_kept] > best_value:
+            best, best_value = kept[n_kept].copy(), kept_value[n_kept]
+        n_kept += 1
+    for i in range(n_kept):
+        if kept_value[i] > runner_up and _angle_between(kept[i], best, operators) > _TEN_DEGREES:
+            runner_up = kept_value[i]
+    return best, best_value, runner_up
+
+
+_TEN_DEGREES = math.radians(10)
+
+
+@numba.njit(cache=True)
+def _angle_between(first, second, operators):
+    """Misorientation in radians of two rotations (sample to crystal) under proper symmetry."""
+    turn = first @ second.T
+    largest = -1.0
+    for o in range(len(operators)):
+        trace = 0.0
+        for i in range(3):
+            for j in range(3):
+                trace += operators[o, i, j] * turn[j, i]
+        largest = max(largest, trace)
+    return math.acos(min(1.0, max(-1.0, (largest - 1) / 2)))
+
+
+@numba.njit(cache=True, parallel=True)
+def _solve_patterns(
+    patterns,
+    centre,
+    mask,
+    half,
+    gain,
+    offset,
+    first_radius,
+    inverse_metric,
+    known,
+    n_known,
+    n_coarse,
+    n_fine,
+    tilt,
+    bank_radius,
+    bank_angle,
+    bank_weight,
+    bank_template,
+    starts,
+    frames,
+    operators,
+    g,
+    intensity,
+    width,
+    wavelength,
+    metric,
+):
+    """`_solve_pattern` for patterns (n, ky, kx); known (n, k, 3, 3) with n_known (n,) of them in use."""
+    n = len(patterns)
+    rotation = np.empty((n, 3, 3))
+    result = np.empty((n, 2))
+    pixels_of_disc = float(np.sum(2 * half + 1))
+    for i in numba.prange(n):
+        cy, cx = centre[i, 0], centre[i, 1]
+        counts, pixels = _aperture_sums(patterns[i], mask, half, gain, offset)
+        background = _radial_background(patterns[i], mask, counts, pixels, cy, cx, gain, offset, int(0.75 * max(counts.shape)))
+        peaks = _local_maxima(counts, pixels, background, cy, cx, first_radius, 60, 2.0)
+        diffracted = 3.0
+        radii = np.empty(len(peaks))
+        angles = np.empty(len(peaks))
+        for k in range(len(peaks)):
+            if peaks[k, 2] > 4:
+                diffracted += peaks[k, 3]
+            y, x = peaks[k, 0] - cy, peaks[k, 1] - cx
+            gx = inverse_metric[0, 0] * x + inverse_metric[0, 1] * y
+            gy = inverse_metric[1, 0] * x + inverse_metric[1, 1] * y
+            radii[k] = math.hypot(gx, gy)
+            angles[k] = math.atan2(gy, gx) % (2 * math.pi)
+        limits = np.array([first_radius, 0.5 * pixels_of_disc])
+        rotation[i], result[i, 0], result[i, 1] = _solve_pattern(
+            peaks,
+            radii,
+            angles,
+            bank_radius,
+            bank_angle,
+            bank_weight,
+            bank_template,
+            starts,
+            frames,
+            operators,
+            n_coarse,
+            n_fine,
+            known[i, : n_known[i]],
+            tilt,
+            g,
+            intensity,
+            width,
+            wavelength,
+            metric,
+            cy,
+            cx,
+            counts,
+            pixels,
+            background,
+            diffracted,
+            limits,
+        )
+    return rotation, result
+
+
+def orientation_relations(parent: Crystal, child: Crystal) -> np.ndarray:
+    """Rotations (v, 3, 3) that take the parent's orientation to those the child may have on the same lattice.
+
+    Cubic on cubic is cube on cube; a trigonal cell (hexagonal axes) and a cubic one share the
+    oxygen lattice: [001]hex || [111]cubic, [100]hex || [1-10]cubic (one cubic variant for a
+    layered crystal, four layered ones for a cubic). Other pairs have none.
+    """
+    e1, e3 = np.array([1, -1, 0]) / math.sqrt(2), np.array([1, 1, 1]) / math.sqrt(3)
+    to_cubic = np.stack([e1, np.cross(e3, e1), e3], axis=1)
+    kinds = ["cubic" if c.space_group >= 195 else "trigonal" if 143 <= c.space_group <= 167 else "other" for c in (parent, child)]
+    if kinds == ["cubic", "cubic"]:
+        return np.eye(3)[None]
+    if kinds == ["trigonal", "cubic"]:
+        return to_cubic[None]
+    if kinds != ["cubic", "trigonal"]:
+        return np.zeros((0, 3, 3))
+    operators, own = (np.asarray(c.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3) for c in (parent, child))
+    variants: list[np.ndarray] = []
+    for operator in operators:
+        variant = to_cubic.T @ operator
+        if all(_angle_between(variant, other, own) > 1e-3 for other in variants):
+            variants.append(variant)
+    return np.array(variants)
+
+
+def solve_patterns(
+    patterns: np.ndarray,
+    centre_px: np.ndarray,
+    calibration: Calibration,
+    bank: TemplateBank,
+    *,
+    known: np.ndarray | None = None,
+    n_known: np.ndarray | None = None,
+    n_coarse: int | None = None,
+    n_fine: int = 6,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best orientation of one phase for every pattern.
+
+    Parameters
+    ----------
+    patterns, centre_px
+        (n, ky, kx) of any real type and (n, 2), the direct beam (y, x) in px.
+    known, n_known
+        Rotations (n, k, 3, 3) to try beside those of the vote, the first ``n_known`` (n,) of each.
+    n_coarse, n_fine
+        How many templates are looked at and how many of these refined. ``n_coarse`` None takes
+        60, and fewer for a bank with many spots a template, whose vote is the surer one; 0 tries the known ones only.
+
+    Returns
+    -------
+    Rotations (n, 3, 3) sample to crystal, evidence (n,) in nats, and that of the best solution
+    at least 10 degrees away (n,); where there is none it is -1000.
+    """
+    if known is None:
+        known, n_known = np.zeros((len(patterns), 1, 3, 3)), np.zeros(len(patterns), np.int64)
+    if n_coarse is None:
+        n_coarse = int(np.clip(1200 * len(bank.frames) / len(bank.spot_radius), 12, 60))
+    starts = np.searchsorted(bank.spot_radius, np.arange(0, bank.spot_radius.max() + 0.1, _RADIAL_BIN)).astype(np.int64)
+    radius = 1.8 * calibration.spot_sigma_px
+    rotation, result = _solve_patterns(
+        patterns, centre_px, calibration.mask, _aperture(radius), calibration.gain, calibration.offset, first_radius_px(calibration),
+        np.linalg.inv(calibration.metric), known, n_known, n_coarse, n_fine, 0.4 * math.radians(bank.step_deg),
+        bank.spot_radius, bank.spot_angle, bank.spot_weight, bank.spot_template, starts, bank.frames, bank.operators,
+        bank.g, bank.intensity, bank.width, bank.wavelength_A, calibration.metric,
+    )  # fmt: skip
+    return rotation, result[:, 0], result[:, 1]
+
+
+def first_radius_px(calibration: Calibration) -> float:
+    """Spots nearer to the direct beam than this are not looked at."""
+    return 4.5 * calibration.spot_sigma_px
+
+
+@numba.njit(cache=True)
+def _gather_known(best_phase, rotation, trust, to_phase, relations, n_relations, operators, own, reach, most):
+    """For every pattern the distinct orientations its neighbours suggest for one phase: (n, most, 3, 3) and their number."""
+    ny, nx = best_phase.shape
+    known = np.zeros((ny * nx, most, 3, 3))
+    number = np.zeros(ny * nx, np.int64)
+    for y in range(ny):
+        for x in range(nx):
+            i = y * nx + x
+            known[i, 0] = own[y, x]
+            n = 1
+            for distance in range(reach + 1):
+                for v in range(max(0, y - distance), min(ny, y + distance + 1)):
+                    for u in range(max(0, x - distance), min(nx, x + distance + 1)):
+                        if max(abs(v - y), abs(u - x)) != distance or not trust[v, u]:
+                            continue
+                        source = best_phase[v, u]
+                        for k in range(n_relations[source]):
+                            trial = relations[source, k] @ rotation[v, u]
+                            new = n < most
+                            for m in range(n):
+                                if new and _angle_between(trial, known[i, m], operators) < 0.02:
+                                    new = False
+                            if new:
+                                known[i, n] = trial
+                                n += 1
+            number[i] = n
+    return known, number
+
+
+@dataclass
+class Indexing:
+    """The best solution of every phase for every pattern of a scan.
+
+    ``rotation`` (p, ny, nx, 3, 3), ``evidence`` and ``runner_up`` (p, ny, nx) in nats, for the
+    p phases in ``names``; ``chance`` (p,) is the evidence that patterns without any crystal
+    reach in one of twenty cases, so that ``evidence - chance`` compares phases whose banks
+    differ in size and density.
+    """
+
+    names: list[str]
+    rotation: np.ndarray
+    evidence: np.ndarray
+    runner_up: np.ndarray
+    chance: np.ndarray
+
+    @property
+    def support(self) -> np.ndarray:
+        """Evidence above chance, (p, ny, nx)."""
+        return self.evidence - self.chance[:, None, None]
+
+    @property
+    def best(self) -> np.ndarray:
+        """Number (ny, nx) of the phase with the most support."""
+        return np.argmax(self.support, axis=0)
+
+
+def index_scan(
+    patterns: Any,
+    calibration: Calibration,
+    banks: list[TemplateBank],
+    *,
+    neighbours: bool = True,
+    chunk: int = 256,
+    seed: int = 1,
+    progress: Any = None,
+) -> Indexing:
+    """Find the best orientation of every phase for every pattern of a scan (ny, nx, ky, kx), numpy or dask.
+
+    Every pattern is searched on its own first. Then (``neighbours``) it is offered the
+    orientations of the patterns around it, and what these mean for phases on the same
+    lattice; it takes one only where its own counts give it more evidence. This changes where
+    is searched, not what evidence counts.
+    """
+    ny, nx = patterns.shape[:2]
+    n = ny * nx
+    shape = (len(banks), ny, nx)
+    found = Indexing([b.crystal.name for b in banks], np.zeros((*shape, 3, 3)), np.zeros(shape), np.zeros(shape), np.zeros(len(banks)))
+    rounds = [None, 2, 3] if neighbours and n > 1 else [None]
+    parts = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)]
+    jobs = [(reach, part) for reach in rounds for part in parts]
+    known: list[Any] = []
+    for reach, part in progress(jobs) if progress else jobs:
+        if part.start == 0 and reach is not None:
+            if reach == rounds[1]:
+                found.chance = chance_evidence(patterns, calibration, banks, seed=seed)
+            known = [_known_from_neighbours(found, banks, k, reach) for k in range(len(banks))]
+        block = _read_patterns(patterns, part)
+        centres = calibration.centre_px.reshape(n, 2)[part]
+        for k, bank in enumerate(banks):
+            options = {} if reach is None else {"known": known[k][0][part], "n_known": known[k][1][part], "n_coarse": 0, "n_fine": 3}
+            rotation, evidence, runner_up = solve_patterns(block, centres, calibration, bank, **options)
+            _keep_better(found, k, part, rotation, evidence, runner_up, bank.operators)
+    if len(rounds) == 1:
+        found.chance = chance_evidence(patterns, calibration, banks, seed=seed)
+    return found
+
+
+def _read_patterns(patterns: Any, part: slice) -> np.ndarray:
+    """Patterns (n, ky, kx) of a slice of the flattened scan, read row by row of the scan from a lazy array."""
+    nx = patterns.shape[1]
+    rows = patterns[part.start // nx : (part.stop - 1) // nx + 1]
+    rows = np.asarray(rows.compute() if hasattr(rows, "compute") else rows)
+    first = part.start - part.start // nx * nx
+    return np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:])[first : first + part.stop - part.start])
+
+
+def _known_from_neighbours(found: Indexing, banks: list[TemplateBank], k: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    best = found.best
+    rotation = np.take_along_axis(found.rotation, best[None, :, :, None, None], axis=0)[0]
+    trust = np.max(found.support, axis=0) > 3
+    related = [orientation_relations(bank.crystal, banks[k].crystal) if i != k else np.eye(3)[None] for i, bank in enumerate(banks)]
+    relations = np.zeros((len(banks), max(1, *(len(r) for r in related)), 3, 3))
+    for i, r in enumerate(related):
+        relations[i, : len(r)] = r
+    number = np.array([len(r) for r in related])
+    return _gather_known(best, rotation, trust, k, relations, number, banks[k].operators, found.rotation[k], reach, 12)
+
+
+def _keep_better(
+    found: Indexing, k: int, part: slice, rotation: np.ndarray, evidence: np.ndarray, runner_up: np.ndarray, operators: np.ndarray
+) -> None:
+    """Replace solutions by better ones; what was best stays as the runner-up where it lies 10 degrees away."""
+    old_rotation = found.rotation[k].reshape(-1, 3, 3)[part]
+    old_evidence = found.evidence[k].reshape(-1)[part]
+    old_runner_up = found.runner_up[k].reshape(-1)[part]
+    first = not old_rotation.any()
+    for i in range(len(rotation)):
+        if first:
+            old_rotation[i], old_evidence[i], old_runner_up[i] = rotation[i], evidence[i], runner_up[i]
+            continue
+        better = evidence[i] > old_evidence[i]
+        worse = min(evidence[i], old_evidence[i])
+        far = _angle_between(rotation[i], old_rotation[i], operators) > _TEN_DEGREES
+        old_runner_up[i] = max(old_runner_up[i] if not (better and far) else -1e3, runner_up[i], worse if far else -1e3)
+        if better:
+            old_rotation[i], old_evidence[i] = rotation[i], evidence[i]
+
+
+def chance_evidence(
+    patterns: Any, calibration: Calibration, banks: list[TemplateBank], *, n: int = 48, quantile: float = 0.95, seed: int = 1
+) -> np.ndarray:
+    """What evidence each bank finds where there is no crystal: its 95 % quantile over patterns of background alone.
+
+    Each is the radial background of a pattern of this scan with Poisson noise and a few
+    stray spots of its own brightness at random places.
+    """
+    rng = np.random.default_rng(seed)
+    ny, nx = patterns.shape[:2]
+    chosen = np.sort(rng.choice(ny * nx, size=min(n, ny * nx), replace=False))
+    empty, centres = [], []
+    half = _aperture(1.8 * calibration.spot_sigma_px)
+    for i in chosen:
+        image = _read_patterns(patterns, slice(int(i), int(i) + 1))[0]
+        cy, cx = calibration.centre_px.reshape(-1, 2)[i]
+        counts, pixels = _aperture_sums(image, calibration.mask, half, calibration.gain, calibration.offset)
+        n_radii = int(0.75 * max(counts.shape))
+        background = _radial_background(image, calibration.mask, counts, pixels, cy, cx, calibration.gain, calibration.offset, n_radii)
+        yy, xx = np.indices(image.shape)
+        radius = np.minimum(np.hypot(yy - cy, xx - cx).astype(int), n_radii - 1)
+        for _ in range(max(1, n // len(chosen))):
+            empty.append(rng.poisson(background[radius]).astype(np.float32))
+            centres.append((cy, cx))
+    plain_counts = dataclasses.replace(calibration, gain=1.0, offset=0.0)
+    values = [solve_patterns(np.array(empty), np.array(centres), plain_counts, bank)[1] for bank in banks]
+    return np.array([np.quantile(v, quantile) for v in values])
+
+
+def decide_phases(found: Indexing, *, least_support: float = 2.0, least_margin: float = 3.0) -> dict[str, np.ndarray]:
+    """The phase of every pattern from the evidence above chance.
+
+    Returns maps (ny, nx): ``phase_id`` (-1 not indexed: less than ``least_support`` nats above
+    what chance gives), ``probability`` (p, ny, nx) of the phases taken as equally likely
+    before, ``phase_margin`` in nats to the next phase, ``orientation_margin`` to the next
+    orientation of the same phase, and ``decided``: a margin of at least ``least_margin`` (20 to 1).
+    """
+    support = found.support
+    best = found.best
+    order = np.sort(support, axis=0)
+    margin = order[-1] - order[-2] if len(support) > 1 else np.full(best.shape, order[-1])
+    weight = np.exp(np.clip(support - order[-1], -50, 0))
+    take = best[None]
+    evidence, runner_up = (np.take_along_axis(a, take, axis=0)[0] for a in (found.evidence, found.runner_up))
+    indexed = order[-1] > least_support
+    return {
+        "phase_id": np.where(indexed, best, -1),
+        "probability": weight / weight.sum(axis=0),
+        "phase_margin": margin,
+        "orientation_margin": np.minimum(evidence - runner_up, 100.0),
+        "decided": indexed & (margin >= least_margin),
+    }
+
+
+def explained_correlation(
+    image: np.ndarray, centre_px: np.ndarray, calibration: Calibration, bank: TemplateBank, rotation: np.ndarray
+) -> float:
+    """Correlation coefficient (0 to 1) of measured and predicted spot strengths (square roots) of one pattern.
+
+    Over all predicted places and all peaks that none of them explains; 1 is a pattern whose
+    spots are all predicted in their proportions.
+    """
+    places, strength, _ = predicted_spots(bank, rotation, centre_px, calibration, min_relative_intensity=0.005)
+    peaks = pattern_peaks(image, centre_px, calibration, most=60, least_nats=4.0)
+    if len(places) == 0 or len(peaks) == 0:
+        return 0.0
+    distance = np.hypot(places[:, None, 0] - peaks[None, :, 0], places[:, None, 1] - peaks[None, :, 1])
+    near = distance < 2.0 * calibration.spot_sigma_px
+    owner = np.where(near.any(axis=0), np.argmin(np.where(near, distance, np.inf), axis=0), -1)
+    measured = np.zeros(len(places))
+    np.add.at(measured, owner[owner >= 0], peaks[owner >= 0, 3].clip(min=0))
+    total = peaks[:, 3].clip(min=0).sum()
+    return float(np.sum(np.sqrt(measured * strength)) / math.sqrt(total * strength.sum()))
+
+
+def segment_grains(phase_id: np.ndarray, rotation: np.ndarray, operators: list[np.ndarray], threshold_deg: float = 5.0) -> np.ndarray:
+    """Grain numbers (ny, nx), -1 where not indexed: neighbours of one phase within a misorientation are one grain.
+
+    ``rotation`` (ny, nx, 3, 3) sample to crystal, ``operators`` the proper rotations of each phase.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    ny, nx = phase_id.shape
+    number = np.arange(ny * nx).reshape(ny, nx)
+    pairs = []
+    for first, second in ((np.s_[:-1, :], np.s_[1:, :]), (np.s_[:, :-1], np.s_[:, 1:])):
+        for i, j in zip(number[first].ravel(), number[second].ravel(), strict=True):
+            p, q = phase_id.flat[i], phase_id.flat[j]
+            if p >= 0 and p == q:
+                turn = _angle_between(rotation[i // nx, i % nx], rotation[j // nx, j % nx], operators[p])
+                if turn < math.radians(threshold_deg):
+                    pairs.append((i, j))
+    rows, columns = np.array(pairs, int).reshape(-1, 2).T
+    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(ny * nx, ny * nx))
+    label = connected_components(graph, directed=False)[1].reshape(ny, nx)
+    label[phase_id < 0] = -1
+    _, renumbered = np.unique(label[label >= 0], return_inverse=True)
+    label[label >= 0] = renumbered
+    return label
+
+
+def topotactic_angle(first: np.ndarray, second: np.ndarray, relations: np.ndarray, operators: np.ndarray) -> float:
+    """Least angle in degrees between the second orientation and those that the first one's lattice allows."""
+    return math.degrees(min((_angle_between(r @ first, second, operators) for r in relations), default=math.pi))
+
+
+def to_crystal_map(
+    phase_id: np.ndarray, rotation: np.ndarray, crystals: list[Crystal], step_nm: float, properties: dict[str, np.ndarray]
+) -> Any:
+    """An orix CrystalMap of a scan (ny, nx) with rotations (ny, nx, 3, 3) and properties (ny, nx)."""
+    from orix.crystal_map import CrystalMap, PhaseList
+    from orix.quaternion import Rotation
+
+    ny, nx = phase_id.shape
+    y, x = np.indices((ny, nx)) * step_nm
+    phases = PhaseList([c.orix_phase() for c in crystals], ids=list(range(len(crystals))))
+    if (phase_id < 0).any():
+        phases.add_not_indexed()
+    safe = np.where((phase_id >= 0)[..., None, None], rotation, np.eye(3))
+    return CrystalMap(
+        rotations=Rotation.from_matrix(safe.reshape(-1, 3, 3)),
+        phase_id=phase_id.ravel(),
+        x=x.ravel(),
+        y=y.ravel(),
+        phase_list=phases,
+        prop={k: v.ravel() for k, v in properties.items()},
+        scan_unit="nm",
+    )
+
+
+def pattern_peaks(
+    image: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, most: int = 100, least_nats: float = 4.0
+) -> np.ndarray:
+    """Spots of one pattern (ky, kx): rows (y px, x px, evidence against background in nats, net counts), the surest first."""
+    half = _aperture(1.8 * calibration.spot_sigma_px)
+    cy, cx = centre_px
+    counts, pixels = _aperture_sums(image, calibration.mask, half, calibration.gain, calibration.offset)
+    n_radii = int(0.75 * max(counts.shape))
+    background = _radial_background(image, calibration.mask, counts, pixels, cy, cx, calibration.gain, calibration.offset, n_radii)
+    return _local_maxima(counts, pixels, background, cy, cx, first_radius_px(calibration), most, least_nats)
+
+
+def predicted_spots(
+    bank: TemplateBank, rotation: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, min_relative_intensity: float = 0.01
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a crystal puts its spots: positions (n, 2) (y, x) in px, intensities (n,) of the kinematical model, hkl (n, 3)."""
+    spots = np.empty((len(bank.g), 4))
+    shape = calibration.mask.shape
+    n, _ = _predict(rotation, bank.g, bank.intensity, bank.width, bank.wavelength_A, calibration.metric, *centre_px, *shape, spots)
+    spots = spots[:n][spots[:n, 2] > min_relative_intensity * spots[:n, 2].max(initial=0)]
+    return spots[:, :2], spots[:, 2], bank.hkl[spots[:, 3].astype(int)]
+
+
+def spot_size(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> float:
+    """Standard deviation in px of the mean spot of patterns (n, ky, kx) about their clearest peaks; that of the guess where there are none."""
+    reach, windows = 5, []
+    for image, centre in zip(patterns, centre_px, strict=True):
+        for y, x, *_ in pattern_peaks(image, centre, calibration, most=6, least_nats=15.0):
+            v, u = round(y), round(x)
+            window = image[v - reach : v + reach + 1, u - reach : u + reach + 1].astype(float)
+            if window.shape == (2 * reach + 1,) * 2 and not calibration.mask[v - reach : v + reach + 1, u - reach : u + reach + 1].any():
+                windows.append(window / max(window.sum(), 1e-9))
+    if not windows:
+        return calibration.spot_sigma_px
+    mean = np.mean(windows, axis=0)
+    yy, xx = np.indices(mean.shape) - reach
+    distance = np.hypot(yy, xx)
+    mean = np.maximum(mean - mean[distance > reach].mean(), 0)
+    mean[distance > 0.9 * reach] = 0
+    return float(np.clip(math.sqrt((mean * distance**2).sum() / mean.sum() / 2), 0.7, 4.0))
+
+
+def _matched_spots(patterns, centres, calibration, banks, n_coarse=24) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Pairs of predicted g (m, 2) (x, y) and measured positions (m, 2) (x, y) from the beam, the pattern (m,) of each, and the total evidence."""
+    solved = [solve_patterns(patterns, centres, calibration, bank, n_coarse=n_coarse, n_fine=3) for bank in banks]
+    evidence = np.array([s[1] for s in solved])
+    best = evidence.argmax(axis=0)
+    predicted, measured, owner = [], [], []
+    for i, (image, centre) in enumerate(zip(patterns, centres, strict=True)):
+        if evidence[best[i], i] < 12:
+            continue
+        bank, rotation = banks[best[i]], solved[best[i]][0][i]
+        place, strength, _ = predicted_spots(bank, rotation, centre, calibration, min_relative_intensity=0.02)
+        for y, x, *_ in pattern_peaks(image, centre, calibration, most=40, least_nats=8.0):
+            distance = np.hypot(place[:, 0] - y, place[:, 1] - x)
+            if not (distance < 2.0 * calibration.spot_sigma_px).any():
+                continue
+            nearest = np.flatnonzero(distance < 2.0 * calibration.spot_sigma_px)
+            choice = nearest[np.argmax(strength[nearest] * np.exp(-0.5 * distance[nearest] ** 2))]
+            predicted.append(np.linalg.solve(calibration.metric, place[choice][::-1] - centre[::-1]))
+            measured.append((x - centre[1], y - centre[0]))
+            owner.append(i)
+    return np.array(predicted).reshape(-1, 2), np.array(measured).reshape(-1, 2), np.array(owner, int), float(evidence.max(axis=0).sum())
+
+
+def _symmetric_metric(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """The symmetric (2, 2) matrix that takes g to pixels best, outliers cut; a common rotation is taken out."""
+    use = np.ones(len(predicted), bool)
+    for _ in range(4):
+        matrix = np.linalg.lstsq(predicted[use], measured[use], rcond=None)[0].T
+        off = np.linalg.norm(measured - predicted @ matrix.T, axis=1)
+        use = off < 3 * max(1.4826 * np.median(off[use]), 0.15)
+    u, s, vt = np.linalg.svd(matrix)
+    return vt.T @ np.diag(s) @ vt
+
+
+def refine_calibration(
+    patterns: np.ndarray,
+    centres: np.ndarray,
+    calibration: Calibration,
+    banks: list[TemplateBank],
+    *,
+    search: float = 0.03,
+    seed: int = 1,
+    progress: Any = None,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Scale and ellipse of a scan from the phases expected in it.
+
+    The scales within ±``search`` of the given one are tried in steps of 1 % on the patterns
+    (n, ky, kx) with centres (n, 2); from the one with the most evidence the 2 x 2 metric is
+    fitted to the spots that its solutions explain, three times over. The uncertainty is the
+    spread over resampled patterns.
+
+    Returns the calibration and a dict: ``scan`` (list of scale, evidence), ``scale_sd_invA_per_px``,
+    ``residual_px`` (rms), ``n_spots``, ``n_patterns`` and ``predicted``/``measured`` pairs for a look.
+    """
+    rng = np.random.default_rng(seed)
+    trials = calibration.scale_invA_per_px * (1 + np.arange(-search, search + 0.005, 0.01))
+    scanned = []
+    for scale in progress(trials) if progress else trials:
+        scanned.append(
+            (float(scale), _matched_spots(patterns, centres, dataclasses.replace(calibration, scale_invA_per_px=scale), banks)[3])
+        )
+    best = max(scanned, key=lambda pair: pair[1])[0]
+    refined = dataclasses.replace(calibration, scale_invA_per_px=best)
+    for _ in range(3):
+        predicted, measured, owner, _ = _matched_spots(patterns, centres, refined, banks, n_coarse=40)
+        if len(predicted) < 12:
+            break
+        refined = _with_metric(refined, _symmetric_metric(predicted, measured))
+    found: dict[str, Any] = {
+        "scan": scanned,
+        "n_spots": len(predicted),
+        "n_patterns": len(set(owner.tolist())),
+        "predicted": predicted,
+        "measured": measured,
+    }
+    if len(predicted) < 12:
+        return calibration, found | {"scale_sd_invA_per_px": None, "residual_px": None}
+    members = [np.flatnonzero(owner == i) for i in np.unique(owner)]
+    scales = []
+    for _ in range(100):
+        rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+        scales.append(_with_metric(refined, _symmetric_metric(predicted[rows], measured[rows])).scale_invA_per_px)
+    off = np.linalg.norm(measured - predicted @ refined.metric.T, axis=1)
+    rms = float(np.sqrt(np.mean(np.minimum(off, 3 * np.median(off)) ** 2)))
+    return refined, found | {"scale_sd_invA_per_px": float(np.std(scales)), "residual_px": rms}
+
+
+def _with_metric(calibration: Calibration, metric: np.ndarray) -> Calibration:
+    """The calibration with this metric: its mean radius gives the scale, the rest the strain."""
+    size = math.sqrt(np.linalg.det(metric))
+    return dataclasses.replace(calibration, scale_invA_per_px=1 / size, strain=metric / size)
+
+
+def spread_patterns(patterns: Any, calibration: Calibration, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (n,) of the flattened scan with clear spots, spread over it, and the patterns (n, ky, kx) themselves.
+
+    Every n-th part of the scan gives its pattern with the most evidence in spots among a few.
+    """
+    total = patterns.shape[0] * patterns.shape[1]
+    chosen, images = [], []
+    for edge in np.array_split(np.arange(total), min(n, total)):
+        few = edge[:: max(1, len(edge) // 4)][:4]
+        blocks = [_read_patterns(patterns, slice(int(i), int(i) + 1))[0] for i in few]
+        strength = [
+            pattern_peaks(b, calibration.centre_px.reshape(-1, 2)[i], calibration)[:, 2].clip(max=20).sum()
+            for b, i in zip(blocks, few, strict=True)
+        ]
+        chosen.append(int(few[int(np.argmax(strength))]))
+        images.append(blocks[int(np.argmax(strength))])
+    return np.array(chosen), np.array(images)
 
 
 # --------------------------------------------------------------------------------------
@@ -3747,9 +5022,128 @@ def spacing_table(lattice: Lattice) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Fraction:
+    """A share of the NCM area with its 95 % interval; ``raw`` counts winners, ``value`` weighs them by probability."""
+
+    value: float
+    low: float
+    high: float
+    raw: float
+
+
+def phase_fraction(
+    phase_id: np.ndarray, probability: np.ndarray, blocks: np.ndarray, wanted: int, ncm: list[int], *, draws: int = 2000, seed: int = 1
+) -> Fraction:
+    """The share of one phase in the area of the NCM phases.
+
+    Parameters
+    ----------
+    phase_id
+        Winners (ny, nx), -1 not indexed.
+    probability
+        (p, ny, nx), of the phases for every pattern.
+    blocks
+        Numbers (ny, nx) of areas that vary together (grains with their layers); these are resampled, not pixels.
+    wanted, ncm
+        Number of the phase, and of all phases of the cathode.
+
+    Returns
+    -------
+    `Fraction`. The interval is the 2.5 to 97.5 % range over resampled blocks, in each of
+    which the undecided patterns are drawn by their probability; it always holds the value.
+    """
+    inside = np.isin(phase_id, ncm)
+    n = int(inside.sum())
+    if n == 0:
+        raise ResultError("no pattern of an NCM phase: a fraction of the NCM area does not exist here")
+    share = probability[:, inside]
+    share = share[ncm].sum(axis=0)
+    weight = probability[wanted][inside] / np.maximum(share, 1e-12)
+    _, block = np.unique(blocks[inside], return_inverse=True)
+    size = np.bincount(block).astype(float)
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(0, len(size), size=(draws, len(size)))
+    counts = np.apply_along_axis(np.bincount, 1, chosen, minlength=len(size))
+    values = np.empty(draws)
+    for i in range(draws):
+        drawn = np.bincount(block, weights=rng.random(n) < weight, minlength=len(size))
+        values[i] = (counts[i] @ drawn) / (counts[i] @ size)
+    value = float(weight.mean())
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Fraction(value, float(min(low, value)), float(max(high, value)), float((phase_id[inside] == wanted).mean()))
+
+
+def spatial_blocks(shape: tuple[int, int], step_px: int) -> np.ndarray:
+    """Numbers (ny, nx) of square blocks of ``step_px`` patterns."""
+    ny, nx = shape
+    y, x = np.indices(shape) // step_px
+    return y * (nx // step_px + 1) + x
+
+
+def correlation_length_px(indicator: np.ndarray, inside: np.ndarray) -> float:
+    """Distance (patterns) at which the autocorrelation of a map (ny, nx) inside a mask falls to 1/e, at least 1."""
+    mean = indicator[inside].mean()
+    field = np.where(inside, indicator - mean, 0.0)
+    variance = (field[inside] ** 2).mean()
+    if variance == 0:
+        return 1.0
+    longest = max(1, min(indicator.shape) // 3)
+    for lag in range(1, longest + 1):
+        products = []
+        for a, b in ((np.s_[lag:, :], np.s_[:-lag, :]), (np.s_[:, lag:], np.s_[:, :-lag])):
+            both = inside[a] & inside[b]
+            products.append((field[a] * field[b])[both])
+        values = np.concatenate(products)
+        if len(values) == 0 or values.mean() / variance < math.exp(-1):
+            return float(lag)
+    return float(longest)
+
+
+def detection_limit(n_effective: float, false_rate: float) -> float:
+    """The smallest fraction that counts as detected: the 95 % upper bound of what misclassification alone gives.
+
+    ``false_rate`` is the probability that an NCM pattern of another phase is taken for the
+    wanted one; ``n_effective`` independent observations (Clopper-Pearson bound).
+    """
+    from scipy.stats import beta
+
+    expected = false_rate * n_effective
+    return float(beta.ppf(0.95, expected + 1, max(n_effective - expected, 1e-3)))
+
+
 # --------------------------------------------------------------------------------------
 # 08 Comparison
 # --------------------------------------------------------------------------------------
+
+
+def compare_fractions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pairwise differences of rocksalt fractions with 95 % intervals and the probability of an increase.
+
+    ``rows`` hold ``sample``, ``rocksalt_fraction``, ``ci95_low``, ``ci95_high``; the intervals are
+    taken as split normal distributions and differences add in quadrature on the side that counts.
+    """
+    from itertools import combinations
+
+    from scipy.stats import norm
+
+    pairs = []
+    for first, second in combinations(rows, 2):
+        difference = second["rocksalt_fraction"] - first["rocksalt_fraction"]
+        down = math.hypot(second["rocksalt_fraction"] - second["ci95_low"], first["ci95_high"] - first["rocksalt_fraction"])
+        up = math.hypot(second["ci95_high"] - second["rocksalt_fraction"], first["rocksalt_fraction"] - first["ci95_low"])
+        side = (down if difference > 0 else up) / norm.ppf(0.975)
+        pairs.append(
+            {
+                "from": first["sample"],
+                "to": second["sample"],
+                "difference": difference,
+                "ci95_low": difference - down,
+                "ci95_high": difference + up,
+                "probability_of_increase": float(norm.cdf(difference / max(side, 1e-6))),
+            }
+        )
+    return pairs
 
 
 # --------------------------------------------------------------------------------------
