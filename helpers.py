@@ -878,6 +878,180 @@ def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: flo
 # --------------------------------------------------------------------------------------
 
 
+def _two_beam_intensity(structure_factor_invA2: np.ndarray, s: np.ndarray, thickness_A: float, wavelength_A: float) -> np.ndarray:
+    """Diffracted share of the beam in the two-beam dynamical theory, for F/V (1/Å²) and excitation errors s (1/Å)."""
+    inverse_extinction = 1.39 * wavelength_A * structure_factor_invA2 / np.pi  # 1.39: relativistic mass at 200 keV
+    effective = np.hypot(s, inverse_extinction)
+    return (inverse_extinction * np.sin(np.pi * thickness_A * effective) / np.maximum(effective, 1e-12)) ** 2
+
+
+def _precessed_spots(
+    reflected: Reflections,
+    amplitude: np.ndarray,
+    rotation: np.ndarray,
+    thicknesses_A: np.ndarray,
+    precession_deg: float,
+    wavelength_A: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions g (n, 2) (x, y) and intensities (n,) of a precessed pattern, averaged over the cone and a spread of thickness."""
+    g = reflected.g @ rotation
+    length = np.linalg.norm(g, axis=1)
+    cone = math.radians(precession_deg)
+    s = excitation_error(g, wavelength_A)
+    near = np.abs(s) < length * cone + 0.03
+    g, s, amplitude = g[near], s[near], amplitude[near]
+    turn = np.arange(24) * 2 * np.pi / 24
+    tilted = s[:, None] - cone * (g[:, :1] * np.cos(turn) + g[:, 1:2] * np.sin(turn))
+    intensity = np.mean([_two_beam_intensity(amplitude[:, None], tilted, t, wavelength_A).mean(axis=1) for t in thicknesses_A], axis=0)
+    bright = intensity > 1e-5
+    return g[bright, :2], intensity[bright]
+
+
+def _simulate_phase_map(
+    rng: np.random.Generator, shape: tuple[int, int], rocksalt_fraction: float, spinel_fraction: float, n_grains: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Phase (0 layered, 1 spinel, 2 rocksalt, 3 LLZO, -1 pore) and grain of every pattern of a co-sintered cathode.
+
+    Rocksalt, and under it spinel, grow inwards from the NCM's surfaces (LLZO, pores) and less from its
+    grain boundaries, with an uneven front, until they take their share of the NCM area.
+    """
+    from scipy import ndimage
+
+    ny, nx = shape
+
+    def smooth(width: float) -> np.ndarray:
+        noise = ndimage.gaussian_filter(rng.standard_normal(shape), width * min(shape), mode="reflect")
+        return noise / noise.std()
+
+    field = smooth(0.15) + np.linspace(-1.2, 1.2, nx)
+    llzo = field > np.quantile(field, 0.75)
+    holes = smooth(0.06)
+    pore = holes > np.quantile(holes, 0.93)
+    seeds = rng.uniform(0, 1, (n_grains, 2)) * shape
+    yy, xx = np.indices(shape)
+    grain = np.argmin((yy[..., None] - seeds[:, 0]) ** 2 + (xx[..., None] - seeds[:, 1]) ** 2, axis=-1)
+    grain[llzo] += n_grains
+    boundary = np.zeros(shape, bool)
+    boundary[:-1] |= grain[:-1] != grain[1:]
+    boundary[:, :-1] |= grain[:, :-1] != grain[:, 1:]
+    ncm = ~(llzo | pore)
+    depth = np.minimum(ndimage.distance_transform_edt(ncm), 2 + 1.5 * ndimage.distance_transform_edt(~boundary))
+    depth = np.where(ncm, depth * np.exp(0.4 * smooth(0.08)), np.inf)
+    phase = np.where(pore, -1, np.where(llzo, 3, 0))
+    order = np.argsort(depth, axis=None, kind="stable")
+    n_rocksalt, n_spinel = round(rocksalt_fraction * ncm.sum()), round(spinel_fraction * ncm.sum())
+    phase.flat[order[:n_rocksalt]] = 2
+    phase.flat[order[n_rocksalt : n_rocksalt + n_spinel]] = 1
+    return phase, grain
+
+
+def _simulate_rotations(
+    rng: np.random.Generator, phase: np.ndarray, grain: np.ndarray, crystals: list[Crystal], bend_deg: float
+) -> np.ndarray:
+    """Orientations (ny, nx, 3, 3): one a grain, surface layers on the grain's lattice (some rocksalt free of it), slightly bent."""
+    from scipy.spatial.transform import Rotation
+
+    n = int(grain.max()) + 1
+    of_grain = Rotation.random(n, rng=rng).as_matrix()
+    free = Rotation.random(n, rng=rng).as_matrix()
+    is_free = rng.random(n) < 0.15
+    to_cubic = orientation_relations(crystals[0], crystals[2])[0]
+    bend = Rotation.from_rotvec(rng.normal(0, math.radians(bend_deg) / math.sqrt(3), (phase.size, 3))).as_matrix()
+    rotation = np.empty((*phase.shape, 3, 3))
+    for i, (y, x) in enumerate(np.ndindex(phase.shape)):
+        g, p = grain[y, x], phase[y, x]
+        base = free[g] if p == 2 and is_free[g] else to_cubic @ of_grain[g] if p in (1, 2) else of_grain[g]
+        rotation[y, x] = base @ bend[i]
+    return rotation
+
+
+def _add_spots(image: np.ndarray, places: np.ndarray, weights: np.ndarray, radius_px: float) -> None:
+    """Add discs with soft edges (a converged beam on a camera) to an image (ky, kx), each of total ``weight``."""
+    reach = math.ceil(radius_px + 4)
+    for (x, y), weight in zip(places, weights, strict=True):
+        v, u = int(y), int(x)
+        rows = np.arange(max(0, v - reach), min(image.shape[0], v + reach + 1))
+        columns = np.arange(max(0, u - reach), min(image.shape[1], u + reach + 1))
+        if len(rows) and len(columns):
+            distance = np.hypot(rows[:, None] - y, columns[None, :] - x)
+            disc = 1 / (1 + np.exp((distance - radius_px) / (0.25 * radius_px)))
+            image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += weight * disc / (1.21 * math.pi * radius_px**2)
+
+
+def simulate_ped_scan(
+    rng: np.random.Generator,
+    crystals: list[Crystal],
+    shape: tuple[int, int] = (32, 32),
+    *,
+    rocksalt_fraction: float = 0.15,
+    spinel_fraction: float = 0.05,
+    electrons: float = 8000,
+    detector: int = 144,
+    scale_invA_per_px: float = 0.02178,
+    precession_deg: float = 0.5,
+    beam_energy_keV: float = 200,
+    thickness_nm: float = 60,
+    antisite: float = 0.05,
+    overlap: float = 0.5,
+    bend_deg: float = 0.3,
+    hot_pixels: int = 4,
+    n_grains: int = 10,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """A PED scan of a co-sintered cathode with its truth.
+
+    ``crystals`` are layered, spinel, rocksalt and LLZO in this order. The intensities are those
+    of two-beam dynamical theory averaged over the precession cone and a spread of thickness,
+    not those of a template bank; antisite disorder weakens the layered reflections of odd l;
+    a pattern next to another grain or phase holds up to ``overlap`` of it; the beam wanders
+    over the camera with the scan (descan); ``electrons`` a pattern are counted (Poisson) with
+    an inelastic background, saturating at 255.
+
+    Returns
+    -------
+    Patterns (ny, nx, ky, kx) uint8 and a dict with ``phase`` (ny, nx; -1 pore), ``grain``,
+    ``rotation`` (ny, nx, 3, 3; sample to crystal), ``centre_px`` (ny, nx, 2), and the true
+    ``rocksalt_fraction`` and ``spinel_fraction`` of the NCM area.
+    """
+    ny, nx = shape
+    wavelength = electron_wavelength_A(beam_energy_keV)
+    corner = detector / math.sqrt(2) * scale_invA_per_px
+    reflected = [reflections(c, corner, 1e-5) for c in crystals]
+    amplitudes = [np.sqrt(r.intensity) for r in reflected]
+    amplitudes[0] = amplitudes[0] * np.where(reflected[0].hkl[:, 2] % 2 != 0, 1 - 2 * antisite, 1.0)
+    phase, grain = _simulate_phase_map(rng, shape, rocksalt_fraction, spinel_fraction, n_grains)
+    rotation = _simulate_rotations(rng, phase, grain, crystals, bend_deg)
+    v, u = np.meshgrid(np.linspace(-1, 1, ny), np.linspace(-1, 1, nx), indexing="ij")
+    centre = (detector - 1) / 2 + np.stack([1.5 * v + 0.7 * u**2, -1.2 * u + 0.5 * u * v], axis=-1)
+    hot = rng.integers(0, detector, (hot_pixels, 2))
+    yy, xx = np.indices((detector, detector))
+    patterns = np.zeros((ny, nx, detector, detector), np.uint8)
+    for y, x in np.ndindex(shape):
+        parts = [((y, x), 1.0)] if phase[y, x] >= 0 else []
+        other = tuple(np.clip([y + rng.integers(-1, 2), x + rng.integers(-1, 2)], 0, [ny - 1, nx - 1]))
+        if parts and phase[other] >= 0 and (phase[other] != phase[y, x] or grain[other] != grain[y, x]):
+            share = rng.uniform(0, overlap) / 2
+            parts = [((y, x), 1 - share), (other, share)]
+        thickness = 10 * thickness_nm * (1 + 0.15 * rng.standard_normal()) * np.array([0.9, 1, 1.1])
+        cy, cx = centre[y, x]
+        image, diffracted = np.zeros((detector, detector)), 0.0
+        for where, share in parts:
+            p = phase[where]
+            g, intensity = _precessed_spots(reflected[p], amplitudes[p], rotation[where], thickness, precession_deg, wavelength)
+            _add_spots(image, g / scale_invA_per_px + (cx, cy), share * intensity, 1.8)
+            diffracted += share * intensity.sum()
+        r = np.hypot(yy - cy, xx - cx)
+        inelastic = 0.6 * np.exp(-r / 14) / (2 * np.pi * 14**2) + 0.4 * np.exp(-r / 30) / (2 * np.pi * 30**2)
+        direct = np.exp(-0.5 * (r / 1.5) ** 2) / (2 * np.pi * 1.5**2)
+        scattered = 0.4 if parts else 0.25
+        counts = rng.poisson(electrons * (image + scattered * inelastic + max(0.2, 1 - scattered - diffracted) * direct))
+        counts[hot[:, 0], hot[:, 1]] = rng.integers(30, 120, hot_pixels)
+        patterns[y, x] = np.minimum(counts, 255)
+    ncm = np.isin(phase, (0, 1, 2))
+    truth = {"phase": phase, "grain": grain, "rotation": rotation, "centre_px": centre}
+    fractions = {"rocksalt_fraction": float((phase[ncm] == 2).mean()), "spinel_fraction": float((phase[ncm] == 1).mean())}
+    return patterns, truth | fractions
+
+
 _HAADF_CELL_NM = (0.2867, 1.422)  # layered a and c, the bulk of every simulated image
 
 
