@@ -898,12 +898,12 @@ def _precessed_spots(
     length = np.linalg.norm(g, axis=1)
     cone = math.radians(precession_deg)
     s = excitation_error(g, wavelength_A)
-    near = np.abs(s) < length * cone + 0.03
+    near = np.abs(s) < length * cone + 0.012
     g, s, amplitude = g[near], s[near], amplitude[near]
-    turn = np.arange(24) * 2 * np.pi / 24
+    turn = np.arange(16) * 2 * np.pi / 16
     tilted = s[:, None] - cone * (g[:, :1] * np.cos(turn) + g[:, 1:2] * np.sin(turn))
     intensity = np.mean([_two_beam_intensity(amplitude[:, None], tilted, t, wavelength_A).mean(axis=1) for t in thicknesses_A], axis=0)
-    bright = intensity > 1e-5
+    bright = intensity > 5e-5
     return g[bright, :2], intensity[bright]
 
 
@@ -1015,7 +1015,7 @@ def simulate_ped_scan(
     ny, nx = shape
     wavelength = electron_wavelength_A(beam_energy_keV)
     corner = detector / math.sqrt(2) * scale_invA_per_px
-    reflected = [reflections(c, corner, 1e-5) for c in crystals]
+    reflected = [reflections(c, corner, 1e-3) for c in crystals]
     amplitudes = [np.sqrt(r.intensity) for r in reflected]
     amplitudes[0] = amplitudes[0] * np.where(reflected[0].hkl[:, 2] % 2 != 0, 1 - 2 * antisite, 1.0)
     phase, grain = _simulate_phase_map(rng, shape, rocksalt_fraction, spinel_fraction, n_grains)
@@ -2413,8 +2413,8 @@ class Columns:
     """All cation columns inside an image, one row each.
 
     ``index`` (n, 2) i, j of `CationLattice`; ``px`` (n, 2); ``nm`` (n, 2) in the undistorted crystal plane;
-    ``height`` and ``background`` in counts, ``surroundings`` the mean counts within some 0.3 nm; ``brightness`` relative to a full metal column nearby; ``noise``
-    its standard error; ``present`` is false where the place is empty (vacuum).
+    ``height`` and ``background`` in counts, ``surroundings`` the mean counts within some 0.3 nm; ``brightness``
+    relative to a full metal column nearby, ``noise`` its standard error; ``present`` is false where the place is empty.
     """
 
     index: np.ndarray
@@ -2482,7 +2482,7 @@ def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLat
     present = _connected(index, height > 0.28 * full)
     for _ in range(2):
         level = _metal_level(nm, height, metal & present)
-        present = _connected(index, (height > 0.26 * level) & (height > 0.08 * full) & (height > 4 * noise / factor))
+        present = _connected(index, (height > 0.2 * level) & (height > 0.08 * full) & (height > 4 * noise / factor))
     around = gaussian_filter(image, 1.2 * spacing)[tuple(np.rint(px).astype(int).T)]
     px = (px + 0.5) * factor - 0.5
     return Columns(index, px, nm, height, ground, height / level, noise / level / factor, present, around)
@@ -2809,6 +2809,9 @@ def _fitted(depth: np.ndarray, y: np.ndarray, role: np.ndarray) -> tuple[_Profil
     return fit, weights[0], scale
 
 
+_LEAST_LIMIT_NM = 0.12  # half a column spacing: thinner than that a layer holds no column of its own
+
+
 def _layer_from(
     rng: np.random.Generator,
     fit: _Profile,
@@ -2837,7 +2840,7 @@ def _layer_from(
     usable = inside & informative[np.maximum(role, 0)]
     share[usable] = np.clip((columns.brightness[usable] - fit.levels[role[usable], 0]) / change[role[usable]], -0.5, 1.5)
     if not real:
-        limit = _upper_limit(d, y, r, weights, scale) + 2 * edge_error
+        limit = max(_upper_limit(d, y, r, weights, scale) + 2 * edge_error, _LEAST_LIMIT_NM)
         nothing = np.column_stack([fit.levels[:, 0]] * 2)
         return SurfaceLayer(
             0.0,
