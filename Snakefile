@@ -14,6 +14,7 @@ A step runs again where its notebook, helpers.py, its sample.yaml, a file that i
 import fcntl
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def stop(message):
 def content_of(path):
     """A file's identity: the hash of a small one, size and time of a recording, None where it is absent."""
     path = Path(path)
+    if path.is_dir():  # .zspy
+        return [f"{p.name}: {content_of(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
     if not path.is_file():
         return None
     state = path.stat()
@@ -117,8 +120,14 @@ if not SAMPLES:
 for sample in SAMPLES:
     forget_lost_results(sample)
 
+def quoted(path):
+    """A path for a shell command that Snakemake formats."""
+    return shlex.quote(str(path)).replace("{", "{{").replace("}", "}}")
+
+
+# what runs is not what the result depends on, so it stands here and not in params: another .venv re-executes nothing
 PAPERMILL = (
-    "{params.python:q} -m papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd {params.root:q}/notebooks"
+    f"{quoted(sys.executable)} -m papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd {quoted(ROOT / 'notebooks')}"
     " -f {input.parameters:q} {input.notebook:q} {log:q} 2>{params.errors:q}"
 )
 ONE_POOL = " ".join(f"{p}_NUM_{'WORKERS' if p == 'DASK' else 'THREADS'}={{threads}}" for p in ("OMP", "OPENBLAS", "MKL", "NUMBA", "DASK"))
@@ -143,8 +152,6 @@ if STAGE == "comparison":
         log:
             f"{helpers.COMPARISON}.ipynb",
         params:
-            root=str(ROOT),
-            python=sys.executable,
             errors=f"{helpers.COMPARISON}.log",
             label=f"all samples  {helpers.COMPARISON}",
             samples=[f"{sample}: {FAILED[sample] or 'ok'}" for sample in SAMPLES],
@@ -183,8 +190,6 @@ else:
             log:
                 f"{{sample}}/notebooks/{step}.ipynb",
             params:
-                root=str(ROOT),
-                python=sys.executable,
                 errors=f"{{sample}}/notebooks/{step}.log",
                 label=f"{{sample}}  {step}",
                 # what times alone do not tell: a file that was replaced by an older one, or is gone

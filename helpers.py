@@ -867,7 +867,8 @@ def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: flo
     length = np.linalg.norm(g, axis=1)
     inside = (length > 1e-9) & (length <= max_g_invA)
     hkl, g, length = hkl[inside], g[inside], length[inside]
-    intensity = np.abs(structure_factors(crystal, hkl) / crystal.volume) ** 2
+    half = np.abs(structure_factors(crystal, hkl[: len(hkl) // 2]) / crystal.volume) ** 2
+    intensity = np.concatenate([half, half[::-1]])  # the grid is symmetric: its second half is the first one inverted (Friedel)
     keep = intensity > min_relative_intensity * intensity.max(initial=0)
     order = np.lexsort((*hkl[keep].T, np.round(length[keep], 9)))
     return Reflections(hkl[keep][order], g[keep][order], intensity[keep][order])
@@ -2833,7 +2834,9 @@ def _layer_from(
     )
     gain = (flat - fit.misfit) / 6 / max(fit.misfit / max(len(y) - 10, 1), 1e-12)
     change = fit.levels[:, 1] - fit.levels[:, 0]
-    real = gain > 12 and change[2:].mean() > 0.08
+    filled = (r >= 2) & (d < fit.thickness)
+    rise = float((y - fit.levels[r, 0])[filled].mean()) if filled.sum() > 3 else 0.0
+    real = gain > 12 and fit.thickness > _LEAST_LIMIT_NM and min(rise, float(change[2:].mean())) > 0.08
     edge_error = contour.error_nm
     share = np.zeros(len(depth))
     informative = np.abs(change) > 0.1
@@ -3945,6 +3948,62 @@ class Calibration:
         return self.strain / self.scale_invA_per_px
 
 
+def check_patterns(patterns: Any, scale_invA_per_px: float, name: str) -> None:
+    """`RecordingError` where patterns (ny, nx, ky, kx) cannot be diffraction at this scale: too small, or a camera that sees too little or far too much."""
+    size = min(patterns.shape[2:])
+    if size < 32:
+        raise RecordingError(f"{name}: patterns of {patterns.shape[2]} x {patterns.shape[3]} pixels, expected at least 32 x 32")
+    half_width = size / 2 * scale_invA_per_px
+    if not 0.4 < half_width < 6:
+        raise SampleError(
+            f"{name}: acquisitions.ped.scale_invA_per_px: {scale_invA_per_px:g} puts the edge of the camera at {half_width:.3g} 1/Å, "
+            "expected 0.4 to 6 1/Å; is the scale in 1/nm?"
+        )
+
+
+def scan_statistics(patterns: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and variance (ky, kx) over a scan (ny, nx, ky, kx), numpy or dask, and the sum (ny, nx) of every pattern; read row by row.
+
+    `RecordingError` where the scan holds NaN or nothing at all.
+    """
+    ny, nx = patterns.shape[:2]
+    first = np.zeros(patterns.shape[2:])
+    second = np.zeros(patterns.shape[2:])
+    total = np.zeros((ny, nx))
+    for y in range(ny):
+        row = _read_patterns(patterns, slice(y * nx, (y + 1) * nx)).astype(np.float64)
+        if not np.isfinite(row).all():
+            raise RecordingError(f"PED scan: line {y} holds NaN or infinity, expected counts")
+        first += row.sum(axis=0)
+        second += np.einsum("iyx,iyx->yx", row, row)
+        total[y] = row.sum(axis=(1, 2))
+    if not total.any():
+        raise RecordingError("PED scan: all patterns are zero, expected counts")
+    mean = first / (ny * nx)
+    return mean, np.maximum(second / (ny * nx) - mean**2, 0), total
+
+
+def patterns_at(patterns: Any, indices: np.ndarray) -> np.ndarray:
+    """Patterns (n, ky, kx) at indices (n,) of the flattened scan (ny, nx, ky, kx)."""
+    return np.stack([_read_patterns(patterns, slice(int(i), int(i) + 1))[0] for i in indices])
+
+
+def longest_g(calibration: Calibration) -> float:
+    """The longest g in 1/Å that is fully on the camera, no more than 1.6: beyond it spots are weak and crowd."""
+    ky, kx = calibration.mask.shape
+    cy, cx = calibration.centre_px.reshape(-1, 2).mean(axis=0)
+    return float(min(1.6, 1.1 * max(min(cy, ky - cy), min(cx, kx - cx)) * calibration.scale_invA_per_px))
+
+
+def _read_patterns(patterns: Any, part: slice) -> np.ndarray:
+    """Patterns (n, ky, kx) of a slice of the flattened scan, read by whole lines of the scan from a lazy array."""
+    nx = patterns.shape[1]
+    rows = patterns[part.start // nx : (part.stop - 1) // nx + 1]
+    rows = np.asarray(rows.compute() if hasattr(rows, "compute") else rows)
+    first = part.start - part.start // nx * nx
+    return np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:])[first : first + part.stop - part.start])
+
+
 def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, direct_beam_radius_px: float) -> np.ndarray:
     """Pixels (ky, kx) whose scan average stands far above or below their neighbours', True where bad.
 
@@ -3965,7 +4024,7 @@ def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, direct_b
     return (hot | dead) & (np.hypot(yy - y, xx - x) > direct_beam_radius_px)
 
 
-def direct_beam_positions(patterns: np.ndarray, mask: np.ndarray, radius_px: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
+def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
     """Centroids (ny, nx, 2) of the direct beam in patterns (ny, nx, ky, kx), and its intensity (ny, nx).
 
     The search starts at the brightest blob of the scan average near its middle and follows
@@ -3973,11 +4032,13 @@ def direct_beam_positions(patterns: np.ndarray, mask: np.ndarray, radius_px: flo
     """
     from scipy import ndimage
 
-    mean = patterns.reshape(-1, *patterns.shape[2:]).mean(axis=0, dtype=np.float64)
+    ny, nx = patterns.shape[:2]
+    mean = patterns_at(patterns, np.linspace(0, ny * nx - 1, min(64, ny * nx)).astype(int)).mean(axis=0)
     smooth = ndimage.gaussian_filter(np.where(mask, 0, mean), 2)
     middle = np.hypot(*(np.indices(mean.shape) - (np.array(mean.shape)[:, None, None] - 1) / 2)) < 0.3 * min(mean.shape)
     start = np.array(np.unravel_index(np.argmax(np.where(middle, smooth, 0)), mean.shape), float)
-    return _centroids(patterns, mask, start, radius_px)
+    lines = [_centroids(_read_patterns(patterns, slice(y * nx, (y + 1) * nx))[None], mask, start, radius_px) for y in range(ny)]
+    return np.concatenate([line[0] for line in lines]), np.concatenate([line[1] for line in lines])
 
 
 @numba.njit(cache=True, parallel=True)
@@ -4868,15 +4929,6 @@ def index_scan(
     return found
 
 
-def _read_patterns(patterns: Any, part: slice) -> np.ndarray:
-    """Patterns (n, ky, kx) of a slice of the flattened scan, read row by row of the scan from a lazy array."""
-    nx = patterns.shape[1]
-    rows = patterns[part.start // nx : (part.stop - 1) // nx + 1]
-    rows = np.asarray(rows.compute() if hasattr(rows, "compute") else rows)
-    first = part.start - part.start // nx * nx
-    return np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:])[first : first + part.stop - part.start])
-
-
 def _known_from_neighbours(found: Indexing, banks: list[TemplateBank], k: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
     best = found.best
     rotation = np.take_along_axis(found.rotation, best[None, :, :, None, None], axis=0)[0]
@@ -5387,7 +5439,7 @@ def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Pat
     disk without a network. One that is up to date is left as it is, one of a sample that is gone is
     removed. Returns the path of ``index.html``.
     """
-    results = _results_root(results_dir)
+    results = Path(os.path.abspath(_results_root(results_dir)))
     html = results / "html"
     pages = _planned_pages(results, data_dir)
     hidden = _hidden_paths(results, data_dir)
