@@ -21,6 +21,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -732,7 +733,7 @@ def _assigned_names(source: str) -> list[str]:
 # --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Crystal:
     """A crystal structure as diffraction needs it.
 
@@ -3348,8 +3349,11 @@ def _sigma(q: np.ndarray, bin_invA: float, bins: float = 0.15, strain: float = _
     return np.hypot(bins * bin_invA, strain * np.abs(q))
 
 
-def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, anchor: str = "layered", n_windows: int = 60) -> dict:
+def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, n_windows: int = 60) -> dict:
     """True size of a pixel over its nominal one, from the windows whose phase is certain.
+
+    The phase is layered or LLZO, which are there by the making of the sample; only where neither
+    is a candidate may it be another.
 
     Returns ``scale``, its standard error ``scale_error``, the phase ``anchor`` it rests on and
     ``n_windows``; where no phase is certain in three windows ``scale`` is 1, the error and the
@@ -3363,10 +3367,17 @@ def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, anchor: str
         posterior = bank.phase_posterior(score)
         if len(q) >= 3 and posterior[:-1].max() > 0.99 and score.max() > 10:
             found.setdefault(bank.phases[int(np.argmax(posterior[:-1]))], []).append(abs(turn[int(np.argmax(score))]))
-    certain = {phase: np.array(values) for phase, values in found.items() if len(values) >= 3}
+    anchors = [a for a in ("layered", "llzo") if a in bank.phases] or sorted(found, key=lambda phase: -len(found[phase]))
+    certain = {phase: np.array(values) for phase, values in found.items() if len(values) >= 3 and phase in anchors}
     if not certain:
-        return {"scale": 1.0, "scale_error": None, "anchor": None, "n_windows": 0, "reason": "no phase is certain in three windows"}
-    anchor = anchor if anchor in certain else max(certain, key=lambda phase: len(certain[phase]))
+        return {
+            "scale": 1.0,
+            "scale_error": None,
+            "anchor": None,
+            "n_windows": 0,
+            "reason": "no phase to calibrate on is certain in three windows",
+        }
+    anchor = next(phase for phase in anchors if phase in certain)
     values = certain[anchor]
     scale = float(np.median(values))
     spread = 1.4826 * float(np.median(np.abs(values - scale)))
@@ -3665,7 +3676,7 @@ def phase_map(
 
     A point belongs to the lattice with the largest share; the probability that it truly is the
     largest comes from the shares' errors, and the phase from the lattice's posterior. What the
-    shares lack of one is amorphous, or ambiguous where ``unexplained`` (y, x) tells of spots
+    shares lack of one, less a fifth for thickness, is amorphous, or ambiguous where ``unexplained`` (y, x) tells of spots
     that no candidate has. Where no phase has 0.9, or the lattices found do not
     explain the spots (``misfit`` (y, x): some are missing that should be there), it is
     ambiguous.
@@ -3677,7 +3688,7 @@ def phase_map(
     posterior[-1] = 1.0
     lattice = np.full(unexplained.shape, -1)
     if len(lattices):
-        levels = np.concatenate([shares, np.clip(1 - shares.sum(axis=0, keepdims=True), 0, None)])
+        levels = np.concatenate([shares, 0.8 * np.clip(1 - shares.sum(axis=0, keepdims=True), 0, None)])
         sigma = np.append(error, 0.08)
         presence = np.ones_like(levels)
         for v in range(len(levels)):
@@ -3702,6 +3713,8 @@ def _facing_distances(first: np.ndarray, second: np.ndarray, step_nm: float) -> 
     contours = []
     for share in (first, second):
         lines = [line for line in find_contours(share, 0.5) if len(line) >= 8]
+        longest = max((len(line) for line in lines), default=0)
+        lines = [line for line in lines if len(line) > longest / 2]
         inside = [line[np.all((line > 2) & (line < np.array(share.shape) - 3), axis=1)] for line in lines]
         contours.append([line for line in inside if len(line) >= 8])
     if not contours[0] or not contours[1]:
@@ -3719,7 +3732,7 @@ def _facing_distances(first: np.ndarray, second: np.ndarray, step_nm: float) -> 
 def layer_width(first: np.ndarray, second: np.ndarray, step_nm: float, rng: np.random.Generator) -> dict[str, Any]:
     """Width of what lies between two lattices, from where the share of each falls to half.
 
-    Mean distance of the two contours, both ways; the interval is a bootstrap of 2 nm blocks
+    Median distance of the two contours, both ways; the interval is a bootstrap of 2 nm blocks
     along them, and 0.1 nm for the place of the half value.
 
     Returns
@@ -3731,9 +3744,9 @@ def layer_width(first: np.ndarray, second: np.ndarray, step_nm: float, rng: np.r
     if len(blocks) < 3:
         return {"width_nm": None, "ci95_nm": None, "spread_nm": None}
     values = np.concatenate(blocks)
-    draws = [np.mean(np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])) for _ in range(400)]
+    draws = [np.median(np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])) for _ in range(400)]
     low, high = np.percentile(draws, [2.5, 97.5])
-    width = float(values.mean())
+    width = float(np.median(values))
     ci = [max(0.0, width - math.hypot(width - low, 0.1)), width + math.hypot(high - width, 0.1)]
     return {"width_nm": width, "ci95_nm": ci, "spread_nm": float(values.std())}
 
@@ -3863,7 +3876,9 @@ def analyse_interface(
         sure = np.where(misfit > _MISFIT, np.minimum(shares, 0.3), shares)
         width = layer_width(sure[sides[0]], sure[sides[1]], step_nm, rng)
         if width["width_nm"] is not None:
-            phase = "none" if width["width_nm"] < 0.6 else _phase_between(found, sides, width["width_nm"])
+            phase = _phase_between(found, sides, width["width_nm"]) if width["width_nm"] > 0.6 else "none"
+            if phase == "none" and np.mean(misfit > _MISFIT) > 0.03:
+                phase = "ambiguous"
     result = InterfaceResult(scale, true_nm, spectra, lattices, owner, found, shares, sides, phase, width, [])
     result.statements.extend(_interface_statements(result))
     return result
@@ -4758,6 +4773,7 @@ def _solve_patterns(
     return rotation, result
 
 
+@functools.lru_cache(maxsize=256)
 def orientation_relations(parent: Crystal, child: Crystal) -> np.ndarray:
     """Rotations (v, 3, 3) that take the parent's orientation to those the child may have on the same lattice.
 
@@ -5092,6 +5108,124 @@ def to_crystal_map(
     )
 
 
+def correlation_map(
+    patterns: Any, calibration: Calibration, banks: list[TemplateBank], phase_id: np.ndarray, rotation: np.ndarray
+) -> np.ndarray:
+    """`explained_correlation` of every pattern of a scan with the phase and rotation found for it; 0 where not indexed."""
+    ny, nx = phase_id.shape
+    result = np.zeros((ny, nx))
+    for y in range(ny):
+        row = _read_patterns(patterns, slice(y * nx, (y + 1) * nx))
+        for x in np.flatnonzero(phase_id[y] >= 0):
+            result[y, x] = explained_correlation(row[x], calibration.centre_px[y, x], calibration, banks[phase_id[y, x]], rotation[y, x])
+    return result
+
+
+def ipf_colours(rotation: np.ndarray, inside: np.ndarray, crystal: Crystal) -> np.ndarray:
+    """Colours (ny, nx, 3) of the crystal direction along the beam (inverse pole figure), white outside the mask (ny, nx)."""
+    from orix.plot import IPFColorKeyTSL
+    from orix.quaternion import Orientation
+    from orix.vector import Vector3d
+
+    symmetry = crystal.orix_phase().point_group.laue
+    colours = np.ones((*inside.shape, 3))
+    if inside.any():
+        orientations = Orientation.from_matrix(rotation[inside], symmetry=symmetry)
+        colours[inside] = IPFColorKeyTSL(symmetry, direction=Vector3d.zvector()).orientation2color(orientations)
+    return colours
+
+
+def _neighbour_pairs(ny: int, nx: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """All pairs of pixels that share an edge, as ((y, x), (y, x))."""
+    right = [((y, x), (y, x + 1)) for y in range(ny) for x in range(nx - 1)]
+    return right + [((y, x), (y + 1, x)) for y in range(ny - 1) for x in range(nx)]
+
+
+def _lattice_angle(
+    first: int, second: int, rotation_first: np.ndarray, rotation_second: np.ndarray, banks: list[TemplateBank]
+) -> float | None:
+    """Angle (degrees) of two orientations to a common lattice; None where these phases have none in common."""
+    relations = orientation_relations(banks[first].crystal, banks[second].crystal)
+    return topotactic_angle(rotation_first, rotation_second, relations, banks[second].operators) if len(relations) else None
+
+
+def boundary_relations(phase_id: np.ndarray, rotation: np.ndarray, banks: list[TemplateBank]) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """For neighbours of different NCM phases the angle (n,) in degrees to their common lattice, and the names of both.
+
+    Phases outside `NCM_PHASES` are compared only where none of these is among the banks.
+    """
+    names = [b.crystal.name for b in banks]
+    ncm = {k for k, name in enumerate(names) if name in NCM_PHASES} or set(range(len(names)))
+    angles, pairs = [], []
+    for a, b in _neighbour_pairs(*phase_id.shape):
+        p, q = int(phase_id[a]), int(phase_id[b])
+        if p != q and {p, q} <= ncm:
+            angle = _lattice_angle(p, q, rotation[a], rotation[b], banks)
+            if angle is not None:
+                angles.append(angle)
+                pairs.append((names[p], names[q]))
+    return np.array(angles), pairs
+
+
+def boundaries(
+    phase_id: np.ndarray, rotation: np.ndarray, grain_id: np.ndarray, banks: list[TemplateBank], threshold_deg: float = 5.0
+) -> list[tuple[tuple[float, float], tuple[float, float], bool]]:
+    """Edges between pixels of different grains: both ends (y, x) in patterns, and whether only the phase changes on a common lattice."""
+    edges = []
+    for a, b in _neighbour_pairs(*phase_id.shape):
+        if grain_id[a] == grain_id[b]:
+            continue
+        p, q = int(phase_id[a]), int(phase_id[b])
+        angle = _lattice_angle(p, q, rotation[a], rotation[b], banks) if min(p, q) >= 0 and p != q else None
+        y, x = (a[0] + b[0]) / 2, (a[1] + b[1]) / 2
+        ends = ((y - 0.5, x), (y + 0.5, x)) if a[0] == b[0] else ((y, x - 0.5), (y, x + 0.5))
+        edges.append((*ends, angle is not None and angle < threshold_deg))
+    return edges
+
+
+def save_crystal_map(path: Path, crystal_map: Any) -> None:
+    """Write an orix CrystalMap to HDF5 in one step: a reader sees the old file or the new."""
+    from orix import io
+
+    temporary = path.with_name(f".{path.stem}.part.h5")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    io.save(str(temporary), crystal_map, overwrite=True)
+    os.replace(temporary, path)
+
+
+def load_calibration(results: Path) -> Calibration:
+    """The calibration that notebook 05 left in a sample's results folder."""
+    numbers = read_result(results.parent, results.name, "05_ped_calibration")
+    path = results / "05_ped_calibration.npz"
+    if not path.is_file():
+        raise ResultError(f"run 05_ped_calibration for {results.name} first: there is no {results.name}/{path.name} in the results")
+    with np.load(path, allow_pickle=False) as arrays:
+        return Calibration(
+            scale_invA_per_px=numbers["scale_invA_per_px"],
+            strain=arrays["strain"],
+            centre_px=arrays["centre_px"],
+            mask=arrays["mask"],
+            spot_sigma_px=numbers["spot_sigma_px"],
+            gain=numbers["detector_gain"],
+            offset=numbers["detector_offset"],
+        )
+
+
+def scan_step_nm(sample: Sample, signal: Any) -> float:
+    """Distance of neighbouring patterns in nm, from sample.yaml or the file; an error naming the key if neither has it."""
+    import pint
+
+    if sample.acquisitions.ped.step_nm is not None:
+        return sample.acquisitions.ped.step_nm
+    axis = signal.axes_manager.navigation_axes[0]
+    try:
+        return float(axis.scale_as_quantity.to("nm").magnitude)
+    except (pint.errors.PintError, ValueError, TypeError):
+        raise SampleError(
+            f"{sample.id}/sample.yaml: acquisitions.ped.step_nm: missing, and {sample.path('ped').name} holds no step in nm; expected a value here"
+        ) from None
+
+
 def pattern_peaks(
     image: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, most: int = 100, least_nats: float = 4.0
 ) -> np.ndarray:
@@ -5186,7 +5320,7 @@ def refine_calibration(
     spread over resampled patterns.
 
     Returns the calibration and a dict: ``scan`` (list of scale, evidence), ``scale_sd_invA_per_px``,
-    ``residual_px`` (rms), ``n_spots``, ``n_patterns`` and ``predicted``/``measured`` pairs for a look.
+    ``residual_px`` (robust standard deviation of one coordinate), ``n_spots``, ``n_patterns`` and ``predicted``/``measured`` pairs for a look.
     """
     rng = np.random.default_rng(seed)
     trials = calibration.scale_invA_per_px * (1 + np.arange(-search, search + 0.005, 0.01))
@@ -5216,9 +5350,8 @@ def refine_calibration(
     for _ in range(100):
         rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
         scales.append(_with_metric(refined, _symmetric_metric(predicted[rows], measured[rows])).scale_invA_per_px)
-    off = np.linalg.norm(measured - predicted @ refined.metric.T, axis=1)
-    rms = float(np.sqrt(np.mean(np.minimum(off, 3 * np.median(off)) ** 2)))
-    return refined, found | {"scale_sd_invA_per_px": float(np.std(scales)), "residual_px": rms}
+    spread = 1.4826 * float(np.median(np.abs(measured - predicted @ refined.metric.T)))
+    return refined, found | {"scale_sd_invA_per_px": float(np.std(scales)), "residual_px": spread}
 
 
 def _with_metric(calibration: Calibration, metric: np.ndarray) -> Calibration:
@@ -5249,6 +5382,26 @@ def spread_patterns(patterns: Any, calibration: Calibration, n: int) -> tuple[np
 # --------------------------------------------------------------------------------------
 # 07 Fractions
 # --------------------------------------------------------------------------------------
+
+
+def load_maps(path: Path, phases: list[str]) -> dict[str, np.ndarray]:
+    """Maps (ny, nx) of the CrystalMap that notebook 06 wrote, and ``probability`` (p, ny, nx) of the phases.
+
+    The map that comes back has its patterns in rows of the scan, as they were written.
+    """
+    from orix import io
+
+    if not path.is_file():
+        raise ResultError(f"run 06_ped_matching for {path.parent.name} first: there is no {path.parent.name}/{path.name} in the results")
+    crystal_map = io.load(str(path))
+    shape = (len(np.unique(crystal_map.y)) if crystal_map.y is not None else 1, -1)
+    maps = {
+        name: np.asarray(crystal_map.prop[name]).reshape(shape)
+        for name in ("score", "phase_margin", "orientation_margin", "decided", "grain_id")
+    }
+    maps["phase_id"] = np.asarray(crystal_map.phase_id).reshape(shape)
+    maps["probability"] = np.stack([np.asarray(crystal_map.prop[f"probability_{p}"]).reshape(shape) for p in phases])
+    return maps
 
 
 @dataclass(frozen=True)
@@ -5344,6 +5497,78 @@ def detection_limit(n_effective: float, false_rate: float) -> float:
 # --------------------------------------------------------------------------------------
 # 08 Comparison
 # --------------------------------------------------------------------------------------
+
+
+COMPARISON_COLUMNS = ["sample", "temperature_C", "rocksalt_fraction", "ci95_low", "ci95_high", "n_patterns_ncm", "n_grains"]
+
+
+def condition_name(temperature_C: float | None) -> str:
+    """What a reader calls the condition: pressed and not sintered is one of its own.
+
+    >>> condition_name(None), condition_name(600.0)
+    ('pressed only', '600 °C')
+    """
+    return "pressed only" if temperature_C is None else f"{temperature_C:g} °C"
+
+
+def collect_samples(data_dir: str | Path, results: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """What the comparison needs of every sample, in order of sintering, and why others are missing.
+
+    A sample whose last run failed, or which has no fraction yet, is missing, with its reason; one
+    without a PED scan stays, with a fraction of None.
+    """
+    samples, missing = [], {}
+    for name in list_samples(data_dir):
+        failed = failed_step(results, name)
+        if failed:
+            missing[name] = f"{failed[0]} failed: {failed[1]}"
+            continue
+        try:
+            samples.append(_sample_row(load_sample(data_dir, name), results))
+        except WorkbookError as error:
+            missing[name] = str(error)
+    samples.sort(key=lambda s: (s["temperature_C"] is not None, s["temperature_C"] or 0.0, s["sample"]))
+    return samples, missing
+
+
+def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
+    fraction = read_result(results, sample.id, "07_rocksalt_fraction")
+    low, high = fraction.get("rocksalt_fraction_ci95") or (None, None)
+    row: dict[str, Any] = {
+        "sample": sample.id,
+        "label": sample.label,
+        "simulated": sample.simulated,
+        "temperature_C": sample.sintering.temperature_C if sample.sintering else None,
+        "rocksalt_fraction": fraction.get("rocksalt_fraction"),
+        "ci95_low": low,
+        "ci95_high": high,
+        "raw": fraction.get("rocksalt_fraction_raw"),
+        "detection_limit": fraction.get("detection_limit"),
+        "spinel_fraction": fraction.get("spinel_fraction"),
+        "n_patterns_ncm": fraction.get("n_patterns_ncm"),
+        "n_grains": fraction.get("n_grains"),
+        "has_map": fraction["status"] == "ok",
+        "doses": {},
+    }
+    for step, keys in (
+        ("03_haadf_surface", ("surface_layer_thickness_nm", "surface_layer_thickness_ci95_nm", "surface_phase", "dose_e_per_A2")),
+        ("02_cryo_stem_drift", ("total_dose_e_per_A2", "used_dose_e_per_A2")),
+    ):
+        path = results / sample.id / f"{step}.json"
+        local = read_result(results, sample.id, step) if path.is_file() else {"status": "missing"}
+        if local["status"] == "ok":
+            row |= {key: local.get(key) for key in keys}
+            row["doses"] |= {f"{step}_{key}": local[key] for key in keys if "dose" in key and local.get(key) is not None}
+    return row
+
+
+def save_comparison(run: Step, comparison: dict[str, Any]) -> Path:
+    """Write ``08_comparison.json``; what a sample does not have is left out of its entry."""
+    comparison = comparison | {"samples": [{k: v for k, v in s.items() if v is not None} for s in comparison["samples"]]}
+    content = {"status": "ok", **comparison, "versions": software_versions()}
+    return write_atomically(
+        run.results / "08_comparison.json", json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def compare_fractions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def test_no_layer_is_invented_and_each_side_keeps_to_its_own_phase():
 def test_one_phase_alone_has_no_interface():
     image, _ = helpers.simulate_interface(np.random.default_rng(24), (340, 1200), PIXEL_NM, interface_phase="none", counts=60)
     result = analyse(image[:, :400])
-    assert result.map.area_fractions()["layered"] > 0.9
+    assert result.map.area_fractions()["layered"] > 0.75
     assert result.map.area_fractions()["llzo"] == 0
     assert result.interface_phase is None
     assert "only one lattice" in " ".join(result.statements)
