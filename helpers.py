@@ -353,7 +353,7 @@ def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) 
         path = sample.folder / acquisition.file
         if not path.resolve().is_relative_to(sample.folder.resolve()):
             faults.append(f"acquisitions.{kind}.file: got {acquisition.file!r}, expected a path inside the sample's folder")
-        elif not (path.is_file() or path.suffix == ".zspy" and path.is_dir()):
+        elif not (path.is_file() or (path.suffix == ".zspy" and path.is_dir())):
             faults.append(f"acquisitions.{kind}.file: no file {acquisition.file!r} in the sample's folder")
         for phase in getattr(acquisition, "phases", None) or []:
             if not any((folder / f"{phase}.cif").is_file() for folder in phase_folders):
@@ -407,7 +407,7 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     path = Path(path)
     if not path.exists():
         raise RecordingError(f"{path.name}: no such file")
-    if path.stat().st_size == 0 or path.is_dir() and not any(path.iterdir()):
+    if path.stat().st_size == 0 or (path.is_dir() and not any(path.iterdir())):
         raise RecordingError(f"{path.name}: the file is empty")
     if path.suffix.lower().lstrip(".") not in _known_suffixes():
         raise RecordingError(f"{path.name}: no reader for {path.suffix or 'a name without a suffix'}, expected a format of RosettaSciIO")
