@@ -1,0 +1,268 @@
+"""PED: calibration, matching, decision, grains and fractions against truth, symmetry and recorded patterns."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+import helpers
+
+SHARED = Path(__file__).parents[2] / "shared"
+PHASES = ("layered", "spinel", "rocksalt", "llzo")
+OPTICS = {"beam_energy_keV": 200.0, "precession_deg": 0.5, "excitation_width_invA": 0.004}
+
+
+@pytest.fixture(scope="module")
+def crystals():
+    return [helpers.read_crystal(helpers.phase_file(p)) for p in PHASES]
+
+
+@pytest.fixture(scope="module")
+def scan(crystals):
+    """A small scan of known scale without overlap, bright enough for every pattern to be decidable on average."""
+    return helpers.simulate_ped_scan(
+        np.random.default_rng(3), crystals, (9, 9), rocksalt_fraction=0.25, spinel_fraction=0.15, electrons=12000, overlap=0.0, n_grains=3
+    )
+
+
+@pytest.fixture(scope="module")
+def banks(crystals):
+    return [helpers.template_bank(c, max_g_invA=1.5, **OPTICS) for c in crystals]
+
+
+@pytest.fixture(scope="module")
+def calibration(scan):
+    patterns, truth = scan
+    mean, variance, _ = helpers.scan_statistics(patterns)
+    mask = helpers.hot_and_dead_pixels(mean, variance, 12)
+    return helpers.Calibration(0.02178, np.eye(2), truth["centre_px"], mask, 1.4)
+
+
+@pytest.fixture(scope="module")
+def found(scan, calibration, banks):
+    return helpers.index_scan(scan[0], calibration, banks)
+
+
+# --- crystallography of the templates ------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["layered", "rocksalt", "li2co3"])
+def test_zone_axes_cover_the_sphere_up_to_symmetry(phase):
+    crystal = helpers.read_crystal(helpers.phase_file(phase))
+    operators = np.asarray(crystal.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+    zones = helpers.zone_axes(operators, 3.0)
+    directions = np.random.default_rng(0).standard_normal((300, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    nearest = np.max(np.einsum("oij,nj->noi", operators, directions) @ zones.T, axis=(1, 2))
+    assert np.degrees(np.arccos(nearest.min())) < 3.0
+    assert len(zones) == pytest.approx(4 * math.pi / len(operators) / (math.radians(3) ** 2 * math.sqrt(3) / 2), rel=0.05)
+
+
+def test_excited_reflections_of_a_zone_axis_obey_the_zone_law(crystals):
+    bank = helpers.template_bank(crystals[2], max_g_invA=1.0, **(OPTICS | {"precession_deg": 0.0, "excitation_width_invA": 1e-3}))
+    rotation = helpers.rotation_to_zone(np.array([1.0, 1.0, 0.0]))
+    calibration = helpers.Calibration(0.02, np.eye(2), np.full((1, 1, 2), 71.5), np.zeros((144, 144), bool), 1.3)
+    _, _, hkl = helpers.predicted_spots(bank, rotation, np.array([71.5, 71.5]), calibration, min_relative_intensity=0.0)
+    low = hkl[np.linalg.norm(hkl, axis=1) < 2.5]
+    assert len(low) >= 6
+    assert (low.sum(axis=1) % 1 == 0).all() and (low[:, 0] + low[:, 1] == 0).all()
+
+
+def test_layered_and_cubic_share_their_oxygen_lattice(crystals):
+    layered, _, rocksalt, _ = crystals
+    relation = helpers.orientation_relations(layered, rocksalt)
+    assert relation.shape == (1, 3, 3)
+    for hexagonal, cubic in (((1, 0, 4), (2, 0, 0)), ((1, 1, 0), (2, 0, -2)), ((0, 0, 6), (1, 1, 1))):
+        a = relation[0] @ (np.array(hexagonal) @ layered.reciprocal)
+        b = np.array(cubic) @ rocksalt.reciprocal
+        assert np.linalg.norm(np.sort(np.abs(a)) - np.sort(np.abs(b))) < 0.03 * np.linalg.norm(b)
+    assert helpers.orientation_relations(rocksalt, layered).shape == (4, 3, 3)
+
+
+def test_rotations_come_back_from_orix_as_they_went(tmp_path, crystals):
+    """Sample-to-crystal matrices survive the CrystalMap, and orix turns R-3m reflections into the frame of the sample as we do."""
+    from orix import io
+    from orix.vector import Miller
+
+    rotation = Rotation.random(6, rng=np.random.default_rng(1)).as_matrix().reshape(2, 3, 3, 3)
+    phase_id = np.array([[0, 0, 2], [-1, 3, 1]])
+    crystal_map = helpers.to_crystal_map(phase_id, rotation, crystals, 8.0, {"score": np.arange(6.0).reshape(2, 3)})
+    helpers.save_crystal_map(tmp_path / "map.h5", crystal_map)
+    again = io.load(str(tmp_path / "map.h5"))
+    assert again.phase_id.tolist() == [0, 0, 2, -1, 3, 1]
+    assert again.prop["score"].tolist() == list(range(6))
+    assert np.allclose(again.rotations[0].to_matrix()[0], rotation[0, 0], atol=1e-6)
+    miller = Miller(hkl=[[1, 0, 4]], phase=again.phases[0])
+    ours = (np.array([1, 0, 4]) @ crystals[0].reciprocal) @ rotation[0, 1]
+    assert np.allclose((~again.rotations[1] * miller).data.ravel(), ours, atol=1e-6)
+
+
+# --- calibration ---------------------------------------------------------------------------
+
+
+def test_direct_beam_follows_the_descan(scan, calibration):
+    patterns, truth = scan
+    measured, intensity = helpers.direct_beam_positions(patterns, calibration.mask)
+    smooth, scatter = helpers.smooth_descan(measured, intensity)
+    assert np.abs(smooth - truth["centre_px"]).max() < 0.1
+    assert scatter < 0.15
+
+
+def test_descan_ignores_blanked_patterns():
+    centre = np.stack(np.meshgrid(np.linspace(70, 73, 12), np.linspace(69, 70, 10), indexing="ij"), axis=-1)
+    odd = centre.copy()
+    odd[2, 3] += 20
+    intensity = np.full((12, 10), 100.0)
+    intensity[5, 5], odd[5, 5] = 0.0, (0, 0)
+    smooth, _ = helpers.smooth_descan(odd, intensity)
+    assert np.abs(smooth - centre).max() < 1e-6
+
+
+def test_hot_pixels_are_masked_and_spots_are_not(scan, calibration):
+    patterns, _ = scan
+    hot = np.argwhere(np.median(patterns.reshape(-1, *patterns.shape[2:]), axis=0) > 25)
+    hot = hot[np.hypot(*(hot - 71.5).T) > 12]
+    assert all(calibration.mask[tuple(p)] for p in hot)
+    assert calibration.mask.sum() <= len(hot) + 2
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(1.0, 0.0), (7.0, 100.0)])
+def test_detector_gain_from_noise(gain, offset):
+    rng = np.random.default_rng(5)
+    expected = 40 * np.exp(-np.hypot(*np.indices((96, 96)) - 47.5) / 30)
+    frames = (gain * rng.poisson(expected, (20, 96, 96)) + offset).astype(np.uint16)
+    found_gain, found_offset = helpers.detector_gain(frames, np.zeros((96, 96), bool))
+    assert found_gain == pytest.approx(gain, rel=0.15)
+    assert abs(found_offset - offset) <= 6 * gain
+
+
+def test_scale_is_found_from_the_scan(scan, calibration, banks):
+    patterns, _ = scan
+    wrong = helpers.replace(calibration, scale_invA_per_px=0.02178 * 1.021)
+    chosen, images = helpers.spread_patterns(patterns, wrong, 16)
+    refined, fit = helpers.refine_calibration(images, calibration.centre_px.reshape(-1, 2)[chosen], wrong, banks)
+    assert refined.scale_invA_per_px == pytest.approx(0.02178, rel=0.003)
+    assert refined.ellipticity < 0.005
+    assert fit["residual_px"] < 0.6
+
+
+# --- matching ------------------------------------------------------------------------------
+
+
+def test_phases_and_orientations_against_truth(scan, found, banks):
+    _, truth = scan
+    decision = helpers.decide_phases(found)
+    crystal = truth["phase"] >= 0
+    right = decision["phase_id"] == truth["phase"]
+    assert right[crystal].mean() > 0.85
+    assert (decision["phase_id"][~crystal] == -1).mean() > 0.8
+    sure = decision["decided"] & (decision["phase_margin"] > 10)
+    assert right[sure & crystal].mean() > 0.93
+    angles = [
+        math.degrees(helpers._angle_between(found.rotation[p, y, x], truth["rotation"][y, x], banks[p].operators))
+        for (y, x), p in np.ndenumerate(truth["phase"])
+        if p >= 0 and right[y, x]
+    ]
+    assert np.median(angles) < 0.5
+
+
+def test_same_input_same_result(scan, calibration, banks):
+    part = scan[0][:2, :3]
+    local = helpers.replace(calibration, centre_px=calibration.centre_px[:2, :3])
+    first, second = (helpers.index_scan(part, local, banks[1:3]) for _ in range(2))
+    assert np.array_equal(first.evidence, second.evidence) and np.array_equal(first.rotation, second.rotation)
+
+
+def test_background_alone_is_not_indexed(calibration, banks):
+    rng = np.random.default_rng(8)
+    radius = np.hypot(*np.indices((144, 144)) - 71.5)
+    expected = 2.5 * np.exp(-radius / 20) + 200 * np.exp(-0.5 * (radius / 1.5) ** 2)
+    patterns = np.minimum(rng.poisson(expected, (4, 5, 144, 144)), 255).astype(np.uint8)
+    local = helpers.replace(calibration, centre_px=np.full((4, 5, 2), 71.5))
+    decision = helpers.decide_phases(helpers.index_scan(patterns, local, banks))
+    assert (decision["phase_id"] == -1).mean() >= 0.9
+
+
+def test_grains_join_neighbours_of_one_orientation(banks):
+    turn = Rotation.from_euler("z", [0, 2, 20], degrees=True).as_matrix()
+    rotation = turn[np.array([[0, 1, 2], [0, 1, 2]])]
+    phase_id = np.array([[2, 2, 2], [2, -1, 2]])
+    grains = helpers.segment_grains(phase_id, rotation, [b.operators for b in banks])
+    assert grains[0, 0] == grains[0, 1] == grains[1, 0] != grains[0, 2] == grains[1, 2]
+    assert grains[1, 1] == -1
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [(0.2178, "is the scale in 1/nm"), (0.0005, "is the scale in 1/nm")],
+)
+def test_a_scale_wrong_by_ten_is_refused(scale, message):
+    with pytest.raises(helpers.SampleError, match=message):
+        helpers.check_patterns(np.zeros((2, 2, 144, 144)), scale, "ped.blo")
+
+
+def test_scans_without_counts_are_refused():
+    with pytest.raises(helpers.RecordingError, match="all patterns are zero"):
+        helpers.scan_statistics(np.zeros((2, 2, 40, 40)))
+    broken = np.ones((2, 2, 40, 40))
+    broken[1, 0, 3, 3] = np.nan
+    with pytest.raises(helpers.RecordingError, match="line 1 holds NaN"):
+        helpers.scan_statistics(broken)
+
+
+# --- fractions and comparison -----------------------------------------------------------------
+
+
+def test_interval_covers_the_true_fraction_of_clustered_maps():
+    """Layers in patches: the 95 % interval from blocks must cover the truth of the process, pixels as units would not."""
+    from scipy import ndimage
+
+    rng, covered = np.random.default_rng(4), 0
+    for i in range(40):
+        field = ndimage.gaussian_filter(rng.standard_normal((80, 80)), 2.0, mode="wrap")[20:60, 20:60]
+        phase_id = np.where(field > 0.0, 1, 0)
+        probability = np.stack([phase_id == 0, phase_id == 1]).astype(float)
+        inside = np.ones_like(phase_id, bool)
+        length = helpers.correlation_length_px((phase_id == 1).astype(float), inside)
+        blocks = helpers.spatial_blocks(phase_id.shape, max(2, round(2 * length)))
+        fraction = helpers.phase_fraction(phase_id, probability, blocks, 1, [0, 1], draws=400, seed=i)
+        covered += fraction.low <= 0.5 <= fraction.high
+    assert covered >= 34
+
+
+def test_fraction_of_no_patterns_is_an_error_with_a_reason():
+    with pytest.raises(helpers.ResultError, match="no pattern of an NCM phase"):
+        helpers.phase_fraction(np.full((3, 3), -1), np.ones((1, 3, 3)), np.zeros((3, 3), int), 0, [0])
+
+
+def test_comparison_of_fractions_is_antisymmetric_and_sure_where_intervals_part():
+    a = {"sample": "a", "rocksalt_fraction": 0.05, "ci95_low": 0.03, "ci95_high": 0.07}
+    b = {"sample": "b", "rocksalt_fraction": 0.20, "ci95_low": 0.16, "ci95_high": 0.24}
+    (up,), (down,) = helpers.compare_fractions([a, b]), helpers.compare_fractions([b, a])
+    assert up["difference"] == pytest.approx(0.15) and down["difference"] == pytest.approx(-0.15)
+    assert up["probability_of_increase"] > 0.999 and down["probability_of_increase"] < 0.001
+
+
+def test_detection_limit_falls_with_more_observations():
+    assert helpers.detection_limit(400, 0.01) < helpers.detection_limit(40, 0.01) < helpers.detection_limit(10, 0.01)
+
+
+# --- recorded patterns ------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (SHARED / "realdata" / "ped_steel").is_dir(), reason="recorded PED of steel is not here")
+def test_recorded_steel_shows_austenite_and_g_phase():
+    folder = SHARED / "realdata" / "ped_steel"
+    signal = helpers.load_recording(folder / "subset_data.hspy", navigation_dimension=2)
+    patterns = np.asarray(signal.data)
+    crystals = [helpers.read_crystal(folder / f"{n}.cif", n) for n in ("austeniteLP", "g-phaseLP")]
+    mean, variance, _ = helpers.scan_statistics(patterns)
+    mask = helpers.hot_and_dead_pixels(mean, variance, 20)
+    measured, _ = helpers.direct_beam_positions(patterns, mask)
+    gain, offset = helpers.detector_gain(patterns.reshape(-1, *patterns.shape[2:]), mask)
+    calibration = helpers.Calibration(0.01261, np.eye(2), measured, mask, 2.0, gain, offset)
+    banks = [helpers.template_bank(c, max_g_invA=1.4, **OPTICS) for c in crystals]
+    decision = helpers.decide_phases(helpers.index_scan(patterns, calibration, banks))
+    assert set(np.unique(decision["phase_id"])) == {0, 1}
