@@ -1394,6 +1394,144 @@ def simulate_interface(
     return image, truth
 
 
+# -- the cryo-STEM stack ---------------------------------------------------------------
+
+
+def _projected_columns(crystal: Crystal, decimals: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Columns along c of a crystal: (n, 2) in fractions of a and b, and their HAADF weights (n,), the largest 1.
+
+    An atom weighs Z^1.7 times its occupancy (Pennycook & Jesson, Ultramicroscopy 37 (1991) 14).
+    """
+    from ase.data import atomic_numbers
+
+    weight = np.array([atomic_numbers[e] for e in crystal.elements], dtype=float) ** 1.7 * crystal.occupancies
+    columns, index = np.unique(np.round(crystal.positions[:, :2] % 1, decimals) % 1, axis=0, return_inverse=True)
+    total = np.bincount(index.ravel(), weight)
+    return columns, total / total.max()
+
+
+def _smooth_field(rng: np.random.Generator, shape: tuple[int, int], length_px: float) -> np.ndarray:
+    """A smooth random field of zero mean and unit variance."""
+    from scipy.ndimage import gaussian_filter
+
+    out = gaussian_filter(rng.standard_normal(shape), length_px, mode="reflect")
+    return (out - out.mean()) / out.std()
+
+
+def _garnet_columns(rng: np.random.Generator, shape: tuple[int, int], pixel_size_nm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of LLZO along [001] over an image: positions (n, 2) in px and weights (n,).
+
+    Near periodic and no more: the weight of every column differs and a boundary of less than
+    one degree crosses the image.
+    """
+    columns, weights = _projected_columns(read_crystal(PROJECT_ROOT / "data" / "phases" / "llzo.cif"))
+    cell_px = 1.297 / pixel_size_nm
+    reach = int(np.ceil(0.8 * max(shape) / cell_px)) + 1
+    ij = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), -1)
+    flat = ((ij[:, :, None] + columns) * cell_px).reshape(-1, 2)
+    weight = np.tile(weights, len(flat) // len(weights)) * np.maximum(0, 1 + 0.2 * rng.standard_normal(len(flat)))
+    beyond = flat @ _direction(rng) > rng.uniform(0.0, 0.2) * max(shape)
+    angle = rng.uniform(0, np.pi / 2) + np.where(beyond, np.radians(rng.uniform(0.3, 0.9)), 0.0)
+    y = flat[:, 0] * np.cos(angle) - flat[:, 1] * np.sin(angle) + shape[0] / 2
+    x = flat[:, 0] * np.sin(angle) + flat[:, 1] * np.cos(angle) + shape[1] / 2
+    inside = (y > 0) & (y < shape[0] - 2) & (x > 0) & (x < shape[1] - 2)
+    return np.stack([y, x], 1)[inside], weight[inside]
+
+
+def _direction(rng: np.random.Generator) -> np.ndarray:
+    angle = rng.uniform(0, 2 * np.pi)
+    return np.array([np.sin(angle), np.cos(angle)])
+
+
+def _garnet_scene(rng: np.random.Generator, shape: tuple[int, int], pixel_size_nm: float) -> np.ndarray:
+    """A garnet lamella as an annular detector sees it at low dose: relative intensity, mean about 1."""
+    from scipy.ndimage import gaussian_filter
+
+    yx, weight = _garnet_columns(rng, shape, pixel_size_nm)
+    low = yx.astype(int)
+    part = yx - low
+    image = np.zeros(shape)
+    for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        share = np.abs(1 - dy - part[:, 0]) * np.abs(1 - dx - part[:, 1])
+        np.add.at(image, (low[:, 0] + dy, low[:, 1] + dx), weight * share)
+    image = gaussian_filter(image, 0.075 / pixel_size_nm)
+    image *= np.where(_smooth_field(rng, shape, 0.5 / pixel_size_nm) > 2.2, 0.3, 1.0)  # amorphous pockets
+    relative = 1 + 0.3 * (image / image.mean() - 1)
+    return relative * np.clip(1 + 0.05 * _smooth_field(rng, shape, 2.5 / pixel_size_nm), 0.5, 1.5)
+
+
+def _drift_path(rng: np.random.Generator, n_frames: int, drift_px: float, jumps: int) -> tuple[np.ndarray, list[int]]:
+    """Slow drift of about ``drift_px`` a frame whose velocity wanders, with jumps of 4-9 px; shifts (n, 2), frames that jump."""
+    velocity = drift_px * _direction(rng) + np.cumsum(0.08 * drift_px * rng.standard_normal((n_frames, 2)), axis=0)
+    steps = velocity + 0.3 * drift_px * rng.standard_normal((n_frames, 2))
+    last = max(2, n_frames - 2)
+    at = sorted(int(i) for i in rng.choice(np.arange(1, last), size=min(jumps, last - 1), replace=False)) if n_frames > 2 else []
+    for i in at:
+        steps[i] += rng.uniform(4, 9) * _direction(rng)
+    steps[0] = 0
+    return np.cumsum(steps, axis=0), at
+
+
+def simulate_cryo_stack(
+    rng: np.random.Generator,
+    n_frames: int = 30,
+    shape: tuple[int, int] = (256, 256),
+    counts_per_px: float = 2.0,
+    *,
+    pixel_size_nm: float = 0.045,
+    drift_px: float = 0.5,
+    jumps: int = 2,
+    blank_frames: int = 1,
+    critical_dose_frames: float = math.inf,
+    moves_within_frame: bool = False,
+) -> tuple[np.ndarray, dict]:
+    """A low-dose stack of LLZO along [001] that drifts, jumps and misses a frame.
+
+    Parameters
+    ----------
+    counts_per_px
+        Mean counts of a pixel in one frame.
+    drift_px, jumps, blank_frames
+        Drift a frame in px; number of jumps of 4-9 px; number of frames with a blanked beam.
+    critical_dose_frames
+        Frames after which the lattice contrast has fallen to 1/e.
+    moves_within_frame
+        Let the rows of a frame follow the drift while it is scanned; the truth is that of the middle row.
+
+    Returns
+    -------
+    frames
+        uint16 (n_frames, y, x), Poisson counts. The scene is larger than the field of view.
+    truth
+        ``shift_px`` (n, 2): the content of a frame is that of the first moved by +shift;
+        ``blank``, ``jumps``: numbers of frames; ``crlb_px``: the Cramér-Rao floor of one axis of
+        one frame against the noise-free scene, the root mean square over axes and frames.
+    """
+    from scipy.ndimage import map_coordinates, spline_filter
+
+    shift, jumped = _drift_path(rng, n_frames, drift_px, jumps)
+    room = np.ceil(np.abs(shift).max(axis=0)).astype(int) + 8
+    scene = _garnet_scene(rng, tuple(np.array(shape) + 2 * room), pixel_size_nm)
+    perfect, flat = spline_filter(scene), scene.mean()
+    first = max(1, n_frames // 10)
+    blank = sorted(int(i) for i in rng.choice(np.arange(first, n_frames), blank_frames, replace=False)) if n_frames > first else []
+    rows, columns = np.meshgrid(*[np.arange(n, dtype=float) for n in shape], indexing="ij")
+    late = (rows / shape[0] - 0.5)[..., None] if moves_within_frame else np.zeros((*shape, 1))
+    step = np.gradient(shift, axis=0) * (np.abs(np.gradient(shift, axis=0)) < 2) if n_frames > 1 else shift
+    frames, information = np.zeros((n_frames, *shape), np.uint16), []
+    for i in range(n_frames):
+        moved = shift[i] + late * step[i]
+        at = np.stack([rows - moved[..., 0] + room[0], columns - moved[..., 1] + room[1]])
+        rate = map_coordinates(perfect, at, order=3, prefilter=False, mode="nearest")
+        rate = counts_per_px * (flat + (rate - flat) * math.exp(-i / critical_dose_frames))
+        information.append(poisson_shift_information(rate))
+        frames[i] = rng.poisson(0.02 * counts_per_px if i in blank else rate)
+    good = [i for i in range(n_frames) if i not in blank]
+    floor = math.sqrt(np.mean([np.trace(np.linalg.inv(information[i])) / 2 for i in good]))
+    return frames, {"shift_px": shift, "blank": blank, "jumps": jumped, "crlb_px": floor}
+
+
+
 # --------------------------------------------------------------------------------------
 # 01 The lamella
 # --------------------------------------------------------------------------------------
@@ -1733,6 +1871,949 @@ def check_recordings(sample: Sample) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------
 # 02 Cryo-STEM: drift and dose
 # --------------------------------------------------------------------------------------
+
+# Registration follows the likelihood of Poisson counts. With a scene λ = λ0 (1 + T), frame k at
+# shift s and beam current a, the log-likelihood against a flat scene is
+#     L(s) = Σ_r [k(r) ln(1 + T(r - s)) - a λ0 T(r - s)]            r over the frame,
+# a correlation of the counts with the logarithm of the scene less that of the frame's box with
+# the scene: two products in Fourier space, without wrap-around on a canvas that holds all frames.
+# T is the Wiener estimate of the scene from the *other* frames (a template that holds the frame
+# itself pulls it to where it is), which weighs every frequency by what is known there.
+# Near-periodic lattices hop by a cell unless the frames are solved together: all frames choose
+# among their best peaks of L under a drift prior with a heavy tail (Viterbi), whole segments
+# between jumps are tested against the rest, then every frame climbs to its sub-pixel maximum.
+
+_JUMP_PROBABILITY = 0.03  # prior of a jump between two frames; the drift prior's tail
+_JUMP_LENGTH_PX = 6.0  # of half of the jumps about
+_START_SPREAD_PX = 1.2
+_SPREADS_PX = (0.15, 0.3, 0.6, 1.2, 2.5, 5.0)  # of the drift between frames, that the stack chooses from
+_FALSE_MODES = 1e-4  # share of noise modes of a spectrum that may be taken for signal
+_LEAST_SNR = 5.0  # of a frame's whole contrast, below which its highest peak may be noise
+_CANDIDATES = 12  # peaks of the likelihood that the joint solution may choose from
+
+
+@dataclass(frozen=True)
+class DriftSolution:
+    """Shifts of a stack: ``shift_px`` (n, 2) with NaN where a frame is left out, content moved by +shift.
+
+    ``sigma_px`` (n,) is the standard deviation of a frame's position along one axis, without
+    the error that all frames share. ``left_out`` maps frames to the reason. ``registered`` is
+    False where the counts do not suffice (``reason`` says why, the shifts are then 0);
+    ``group`` > 1 where so many neighbours share one shift. ``hop_probability`` (n,) is that of
+    another peak, a lattice cell away, given the frames around; ``jumps`` lists the first frame
+    after each jump and its margin (nats) over the next best cell. ``crlb_px`` is the Cramér-Rao
+    floor of one axis of one frame. ``contrast`` (n,) is relative to the average, 0 where unknown.
+    """
+
+    shift_px: np.ndarray
+    sigma_px: np.ndarray
+    used: np.ndarray
+    left_out: dict[int, str]
+    registered: bool
+    reason: str
+    group: int
+    hop_probability: np.ndarray
+    jumps: list[dict]
+    crlb_px: float | None
+    contrast: np.ndarray
+    counts_per_unit: float
+    notes: tuple[str, ...]
+
+
+def poisson_shift_information(rate: np.ndarray) -> np.ndarray:
+    """Fisher information (2, 2) of a rigid shift (y, x) of an image of Poisson counts, 1/px².
+
+    J = Σ ∂λ ∂λᵀ/λ over the pixels; the variance of an unbiased estimate is at least inv(J).
+    """
+    from scipy.ndimage import correlate1d
+
+    stencil = np.array([-1, 9, -45, 0, 45, -9, 1]) / 60
+    dy, dx = (correlate1d(rate, stencil, axis=axis, mode="nearest") for axis in (0, 1))
+    weight = 1 / np.maximum(rate, 1e-9)
+    yx = np.sum(dy * dx * weight)
+    return np.array([[np.sum(dy * dy * weight), yx], [yx, np.sum(dx * dx * weight)]])
+
+
+# -- counts ------------------------------------------------------------------------------
+
+
+def check_stack(frames: np.ndarray, name: str = "the stack") -> np.ndarray:
+    """The stack as an array (n, y, x); `RecordingError` for anything that cannot be frames of counts."""
+    frames = np.asarray(frames)
+    if frames.ndim != 3 or min(frames.shape) < 1 or frames.dtype.kind not in "iuf":
+        raise RecordingError(f"{name}: got an array of {frames.dtype} with shape {frames.shape}, expected numbers of shape (frame, y, x)")
+    if min(frames.shape[1:]) < 16:
+        raise RecordingError(f"{name}: frames of {frames.shape[1]} x {frames.shape[2]} px, expected 16 x 16 at least")
+    if frames.dtype.kind == "f" and not np.all(np.isfinite(frames)):
+        bad = np.flatnonzero(~np.isfinite(frames).all(axis=(1, 2)))
+        raise RecordingError(f"{name}: NaN or infinite values in {len(bad)} frames, the first is frame {bad[0]}; expected counts")
+    if frames.min() < 0:
+        bad = np.flatnonzero(frames.min(axis=(1, 2)) < 0)
+        raise RecordingError(
+            f"{name}: negative values (down to {frames.min():g}) in {len(bad)} frames, the first is frame {bad[0]}; expected counts"
+        )
+    if not frames.any():
+        raise RecordingError(f"{name}: all frames are blank (every pixel is 0)")
+    return frames
+
+
+def counts_per_unit(frames: np.ndarray) -> tuple[float, str | None]:
+    """Factor that turns grey values into counts, with a note where it is not 1.
+
+    White noise fills the corners of the spectrum, beyond the Nyquist circle, where optics leave
+    little signal; the variance there against the mean is the gain of the detector
+    (grey values a count). Whole numbers within 15 % of Poisson's variance are taken as counts.
+    """
+    n_y, n_x = frames.shape[1:]
+    q = np.hypot(np.fft.fftfreq(n_y)[:, None], np.fft.rfftfreq(n_x)[None])
+    window = np.outer(np.hanning(n_y), np.hanning(n_x)).astype(np.float32)
+    means, levels = [], []
+    for frame in frames[:: max(1, len(frames) // 16)]:
+        mean = float(frame.mean())
+        power = np.abs(np.fft.rfft2((frame - mean) * window)) ** 2
+        means.append(mean)
+        levels.append(np.median(power[q > 0.5]) / math.log(2) / np.sum(window**2))
+    mean = np.median(means)
+    gain = float(np.median(levels) / mean) if mean > 0 else 0.0
+    whole = frames.dtype.kind in "iu" or bool(np.all(frames[:: max(1, len(frames) // 4)] % 1 == 0))
+    if whole and 0.85 < gain < 1.15:
+        return 1.0, None
+    if gain <= 0 or mean <= 0:
+        raise RecordingError("the stack: no noise in the frames, expected counts of single electrons or grey values with their noise")
+    kind = "whole numbers" if whole else "not whole numbers"
+    note = f"grey values are not counts ({kind}, variance {gain:.3g} x mean at high frequencies): taken as counts times {gain:.3g}"
+    return 1 / gain, note
+
+
+def unusable_frames(frames: np.ndarray) -> dict[int, str]:
+    """Frames whose mean alone rules them out, with the reason; blanked beams above all."""
+    means = frames.reshape(len(frames), -1).mean(axis=1, dtype=np.float64)
+    lit = means[means > 0.2 * means.max()]
+    usual = float(np.median(lit))
+    out = {}
+    for i, mean in enumerate(means):
+        if mean < 0.4 * usual:
+            out[i] = f"blank: mean {mean:.3g} against {usual:.3g} of the others"
+        elif mean > 2.5 * usual:
+            out[i] = f"too bright: mean {mean:.3g} against {usual:.3g} of the others"
+    return out
+
+
+# -- template and likelihood in Fourier space --------------------------------------------
+
+
+class _Canvas:
+    """Spectra of frames on a canvas that holds all of them, and what follows from them.
+
+    Scene and canvas share coordinates; frame i lies at -shift. ``reach`` (2,) is the range of
+    shifts on either side of 0 for which nothing wraps around.
+    """
+
+    def __init__(self, counts: np.ndarray, reach: np.ndarray):
+        from scipy import fft
+
+        self.counts = counts
+        self.n, *self.frame_shape = counts.shape
+        self.shape = tuple(fft.next_fast_len(int(f + 2 * np.ceil(r)), real=True) for f, r in zip(self.frame_shape, reach, strict=True))
+        self.qy = (2 * np.pi * fft.fftfreq(self.shape[0])).astype(np.float32)
+        self.qx = (2 * np.pi * fft.rfftfreq(self.shape[1])).astype(np.float32)
+        self.totals = counts.reshape(self.n, -1).sum(axis=1, dtype=np.float64)
+        self.area = float(np.prod(self.frame_shape))
+        self.spectra = np.stack([fft.rfft2(c.astype(np.float32), self.shape) for c in counts])
+        self.box = fft.rfft2(np.ones(self.frame_shape, np.float32), self.shape)
+        self.double = np.where((np.arange(len(self.qx)) == 0) | (2 * np.arange(len(self.qx)) == self.shape[1]), 1.0, 2.0)
+        self.scale = self.totals / np.median(self.totals[self.totals > 0])
+        self.rate = float(np.median(self.totals[self.totals > 0]) / self.area)
+
+    def spectrum(self, image: np.ndarray) -> np.ndarray:
+        """Spectrum of an image of the size of a frame or of the canvas."""
+        from scipy import fft
+
+        return fft.rfft2(image.astype(np.float32, copy=False), self.shape)
+
+    def image(self, spectrum: np.ndarray) -> np.ndarray:
+        from scipy import fft
+
+        return fft.irfft2(spectrum, self.shape)
+
+    def phase(self, shift: np.ndarray) -> np.ndarray:
+        """Factor that brings the content of a frame at ``shift`` back to the scene."""
+        return np.exp(1j * self.qy * np.float32(shift[0]))[:, None] * np.exp(1j * self.qx * np.float32(shift[1]))[None]
+
+    def moved(self, i: int, shift: np.ndarray) -> np.ndarray:
+        """Spectrum of frame i in the scene's coordinates, less what a flat scene would give."""
+        return (self.spectra[i] - np.float32(self.scale[i] * self.rate) * self.box) * self.phase(shift)
+
+    def under(self, image: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """The part of an image of the canvas that a frame at a shift lies on, to the nearest pixel."""
+        rows, columns = (np.arange(n) - round(float(s)) for s, n in zip(shift, self.frame_shape, strict=True))
+        return image[np.ix_(rows % self.shape[0], columns % self.shape[1])]
+
+    def scale_at(self, i: int, scene: np.ndarray, seen: np.ndarray, shift: np.ndarray) -> float:
+        """Beam current of frame i relative to the scene's, from the pixels seen at its shift."""
+        inside = self.under(seen, shift)
+        expected = self.rate * float(np.sum((1 + self.under(scene, shift)) * inside))
+        return float(np.sum(self.counts[i] * inside)) / expected if inside.any() else float(self.scale[i])
+
+    def worth(self, i: int, scene: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """Spectrum of the log-likelihood that every pixel of a frame at a shift should earn from a scene."""
+        rate = 1 + self.under(scene, shift)
+        rate = rate / rate.mean()
+        return self.spectrum(np.float32(self.totals[i] / self.area) * (rate * np.log(rate) - rate + 1))
+
+    def coverage(self, shift: np.ndarray) -> np.ndarray:
+        """The frame's box in the scene, split over pixels where it lies between them."""
+        sides = []
+        for s, n, size in zip(shift, self.frame_shape, self.shape, strict=True):
+            low = math.floor(-s)
+            part = -s - low
+            side = np.zeros(size, np.float32)
+            side[np.arange(low, low + n) % size] += 1 - part
+            side[np.arange(low + 1, low + 1 + n) % size] += part
+            sides.append(side)
+        return np.outer(*sides)
+
+
+def _smoothed(power: np.ndarray, width: float) -> np.ndarray:
+    """A half spectrum of a real image smoothed with a Gaussian, its mirror image respected."""
+    from scipy.ndimage import gaussian_filter1d
+
+    wide = gaussian_filter1d(power, width, axis=0, mode="wrap", truncate=3)
+    pad = math.ceil(3 * width)
+    mirrored = np.concatenate([np.roll(wide[::-1], 1, axis=0)[:, pad:0:-1], wide], axis=1)
+    return gaussian_filter1d(mirrored, width, axis=1, mode="nearest", truncate=3)[:, pad:]
+
+
+def _signal_power(power: np.ndarray, noise: float, oversampling: float, spectra: int = 1) -> np.ndarray:
+    """What of a power spectrum is significantly above white noise, else 0.
+
+    Sharp lattice peaks are told mode by mode; what is left is averaged over a few modes, then
+    over many, so that no peak lends its power to the noise around it. ``oversampling`` is the
+    number of modes of the canvas for one independent mode, ``spectra`` that of the spectra that
+    ``power`` is the mean of; noise power is gamma distributed.
+    """
+    from scipy.stats import gamma
+
+    excess = power - noise
+    signal, found = np.zeros_like(power), np.zeros(power.shape, bool)
+    for width in (0.0, 1.0, 4.0):
+        free = (~found).astype(np.float32)
+        weight = _smoothed(free, width) if width else free
+        smooth = _smoothed(excess * free, width) / np.maximum(weight, 1e-3) if width else excess
+        modes = spectra * max(1.0, 4 * np.pi * width**2 / oversampling)
+        here = ~found & (weight > 0.3) & (smooth > noise * (gamma.isf(_FALSE_MODES, modes) / modes - 1))
+        signal[here] = smooth[here]
+        found |= here
+    return signal
+
+
+class _Sum:
+    """The aligned sum of frames of a canvas, from which frames can be taken out again."""
+
+    def __init__(self, canvas: _Canvas):
+        self.canvas = canvas
+        self.spectrum = np.zeros(canvas.spectra.shape[1:], np.complex64)
+        self.coverage = np.zeros(canvas.shape, np.float32)
+        self.held: set[int] = set()
+
+    def add(self, i: int, shift: np.ndarray, sign: int = 1) -> None:
+        """Put frame i in at its shift, or take it out (sign -1)."""
+        self.spectrum += np.float32(sign) * self.canvas.moved(i, shift)
+        self.coverage += np.float32(sign * self.canvas.scale[i]) * self.canvas.coverage(shift)
+        self.held ^= {i}
+
+    def power(self) -> np.ndarray:
+        """Spectral density of the scene's signal, (counts per pixel and frame)² a mode."""
+        canvas = self.canvas
+        noise = float(canvas.totals[list(self.held)].sum())
+        oversampling = float(np.prod(canvas.shape)) / canvas.area
+        return _signal_power(np.abs(self.spectrum) ** 2, noise, oversampling) / float(np.sum(self.coverage.astype(np.float64) ** 2))
+
+    def scene(self, power: np.ndarray | None = None, outside: np.ndarray | None = None, rounds: int = 2) -> np.ndarray:
+        """Wiener estimate of the scene over the canvas, relative to its mean less 1 (at least -0.9).
+
+        Pixels that few frames or none cover take, once a round, what the estimate itself holds
+        for them (expectation-maximisation with missing data), so that a lattice continues there.
+        """
+        from scipy.ndimage import gaussian_filter
+
+        rate, most = np.float32(self.canvas.rate), np.float32(self.canvas.scale[list(self.held)].sum())
+        power = self.power() if power is None else power
+        wiener = (power / (power + rate / most)).astype(np.float32)
+        counts = self.canvas.image(self.spectrum / rate)
+        if outside is None:
+            spread = [gaussian_filter(image, 8, mode="wrap", truncate=3) for image in (counts, self.coverage)]
+            outside = spread[0] / np.maximum(spread[1], 0.01 * most)
+        estimate = np.where(self.seen() > 0, counts / np.maximum(self.coverage, np.float32(0.1)), outside)
+        missing = np.clip(1 - self.coverage / most, 0, 1)
+        for _ in range(rounds):
+            estimate = self.canvas.image(wiener * self.canvas.spectrum(counts / most + missing * estimate))
+        return np.maximum(estimate, np.float32(-0.9))
+
+    def seen(self) -> np.ndarray:
+        """Where at least about one of the frames held covers the canvas, as 0 and 1."""
+        return (self.coverage > 0.5 * min(1.0, float(self.canvas.scale[list(self.held)].min()))).astype(np.float32)
+
+
+class _Match:
+    """Log-likelihoods of frames against a scene at every shift, whatever the beam current was.
+
+    L(s) = Σ k ln(1 + T) - Σk ln(Σλ/Σλ0) over the pixels seen, the likelihood of the counts' places
+    against a flat scene. Pixels of a frame that fall where nothing was seen are credited with
+    what they would have earned, ``worth``, so that an overlap larger or smaller is no advantage.
+    """
+
+    def __init__(self, canvas: _Canvas, scene: np.ndarray, seen: np.ndarray):
+        self.canvas = canvas
+        self._seen, self._log, self._bright = (canvas.spectrum(image * seen) for image in (np.ones_like(scene), np.log1p(scene), scene))
+
+    def images(self, counts: np.ndarray, box: np.ndarray, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """L at every whole shift, and the beam current relative to the scene's there (images of the canvas)."""
+        canvas = self.canvas
+        found, flat, bright = (canvas.image(np.conj(x) * y) for x, y in ((self._seen, counts), (self._seen, box), (self._bright, box)))
+        flat = np.maximum(flat, 1e-3 * flat.max())
+        mean = np.maximum(1 + bright / flat, 0.05)
+        likelihood = canvas.image(np.conj(self._log) * counts - np.conj(self._seen) * worth) - found * np.log(mean)
+        return likelihood, found / (canvas.rate * flat * mean)
+
+    def spectrum(self, counts: np.ndarray, box: np.ndarray, worth: np.ndarray, scale: float) -> np.ndarray:
+        """Spectrum of L but for a constant, with the beam current of one shift for all."""
+        return (
+            self._log * np.conj(counts) - np.float32(scale * self.canvas.rate) * self._bright * np.conj(box) - self._seen * np.conj(worth)
+        )
+
+
+def _likelihood(canvas: _Canvas, i: int, scene: np.ndarray, seen: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Spectrum of the log-likelihood of frame i about a shift, of the pixels that others saw there and around."""
+    from scipy.ndimage import minimum_filter
+
+    inside = minimum_filter(canvas.under(seen, shift), 5, mode="nearest")
+    counts, box = canvas.spectra[i], canvas.box
+    if not inside.all():
+        counts, box = canvas.spectrum(canvas.counts[i] * inside), canvas.spectrum(inside)
+    flat = np.float32(canvas.scale[i] * canvas.rate)
+    return np.conj(counts) * canvas.spectrum(np.log1p(scene)) - flat * np.conj(box) * canvas.spectrum(scene)
+
+
+def _evaluate(canvas: _Canvas, spectrum: np.ndarray, s: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """L(s), its gradient (2,) and -∂∂L (2, 2) from the spectrum A."""
+    qy, qx = canvas.qy.astype(np.float64), canvas.qx.astype(np.float64)
+    ey = np.exp(-1j * qy * s[0])
+    ex = np.exp(-1j * qx * s[1]) * canvas.double / float(np.prod(canvas.shape))
+    rows = spectrum @ np.stack([ex, -1j * qx * ex, -(qx**2) * ex], axis=1).astype(np.complex64)
+    table = (np.stack([ey, -1j * qy * ey, -(qy**2) * ey]) @ rows).real
+    return float(table[0, 0]), table[[1, 0], [0, 1]], -np.array([[table[2, 0], table[1, 1]], [table[1, 1], table[0, 2]]])
+
+
+def _climb(canvas: _Canvas, spectrum: np.ndarray, start: np.ndarray, steps: int = 5) -> tuple[np.ndarray, float, np.ndarray]:
+    """Newton's method on L, in steps below 0.7 px: the place of the maximum, L there and -∂∂L (2, 2)."""
+    s = np.array(start, dtype=np.float64)
+    for _ in range(steps):
+        _, slope, curvature = _evaluate(canvas, spectrum, s)
+        concave = np.linalg.eigvalsh(curvature)[0] > 0
+        move = np.linalg.solve(curvature, slope) if concave else slope
+        length = float(np.linalg.norm(move))
+        s = s + move * min(1.0, 0.7 / max(length, 1e-12))
+        if length < 1e-3:
+            break
+    value, _, curvature = _evaluate(canvas, spectrum, s)
+    return s, value, curvature
+
+
+def _peaks(match: _Match, frame: tuple, centre: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The highest maxima of L within ``reach`` (2,) of ``centre``: places (m, 2), values (m,), best first.
+
+    ``frame`` holds the spectra of its counts, of its box and of what its pixels are worth.
+    """
+    from scipy.ndimage import maximum_filter
+
+    image, scale = match.images(*frame)
+    middle = np.round(centre).astype(int)
+    rows, columns = (np.arange(m - int(r), m + int(r) + 1) for m, r in zip(middle, reach, strict=True))
+    at = np.ix_(rows % image.shape[0], columns % image.shape[1])
+    window, scale = image[at], scale[at]
+    y, x = np.nonzero(window == maximum_filter(window, 3))
+    order = np.argsort(window[y, x])[::-1][: 2 * _CANDIDATES]
+    order = order[window[y, x][order] > window.max() - max(40.0, 0.3 * float(np.ptp(window)))]
+    places, values = np.zeros((len(order), 2)), np.zeros(len(order))
+    for k, (row, column) in enumerate(zip(y[order], x[order], strict=True)):
+        spectrum, start = match.spectrum(*frame, float(scale[row, column])), np.array([rows[row], columns[column]], dtype=float)
+        places[k], top, _ = _climb(match.canvas, spectrum, start)
+        values[k] = window[row, column] + top - _evaluate(match.canvas, spectrum, start)[0]
+    apart = [k for k in range(len(order)) if not np.any(np.linalg.norm(places[:k] - places[k], axis=1) < 0.5)]
+    best = sorted(apart, key=lambda k: -values[k])[:_CANDIDATES]
+    return places[best], values[best]
+
+
+# -- the joint solution ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _DriftPrior:
+    """Steps between frames: a normal drift, or with small probability a jump (heavy-tailed)."""
+
+    step: np.ndarray
+    spread: float
+
+    def log_density(self, displacement: np.ndarray, gap: np.ndarray | int) -> np.ndarray:
+        """Log density of displacements (..., 2) over ``gap`` frames."""
+        variance = self.spread**2 * gap
+        away2 = np.sum((displacement - self.step * np.asarray(gap)[..., None]) ** 2, axis=-1)
+        drift = np.exp(-away2 / (2 * variance)) / (2 * np.pi * variance)
+        jump = _JUMP_LENGTH_PX / (2 * np.pi * (_JUMP_LENGTH_PX**2 + away2) ** 1.5)
+        share = np.minimum(0.5, _JUMP_PROBABILITY * np.asarray(gap))
+        return np.log((1 - share) * drift + share * jump)
+
+
+def _best_path(
+    places: list[np.ndarray], values: list[np.ndarray], frames: np.ndarray, prior: _DriftPrior
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """The most probable choice of one peak a frame, for each the probability of a peak elsewhere, and the log evidence.
+
+    Viterbi's algorithm for the first, forward-backward sums for the others.
+    """
+    from scipy.special import logsumexp
+
+    links = [prior.log_density(b[None] - a[:, None], int(g)) for a, b, g in zip(places[:-1], places[1:], np.diff(frames), strict=True)]
+    best, back, ahead = values[0], [], [values[0]]
+    for link, value in zip(links, values[1:], strict=True):
+        table = best[:, None] + link
+        back.append(np.argmax(table, axis=0))
+        best = table.max(axis=0) + value
+        ahead.append(logsumexp(ahead[-1][:, None] + link, axis=0) + value)
+    path = [int(np.argmax(best))]
+    for pointer in reversed(back):
+        path.append(int(pointer[path[-1]]))
+    path = path[::-1]
+    behind = [np.zeros(len(values[-1]))]
+    for link, value in zip(links[::-1], values[:0:-1], strict=True):
+        behind.append(logsumexp(link + (value + behind[-1])[None], axis=1))
+    total = [a + b for a, b in zip(ahead, behind[::-1], strict=True)]
+    elsewhere = [1 - np.exp(t[k] - logsumexp(t)) for t, k in zip(total, path, strict=True)]
+    return np.array([p[k] for p, k in zip(places, path, strict=True)]), np.clip(elsewhere, 0, 1), float(logsumexp(ahead[-1]))
+
+
+def _incoherent_power(canvas: _Canvas, members: np.ndarray) -> np.ndarray:
+    """Spectral density of the scene from the mean power of single frames, which knows no shifts."""
+    power = np.mean([np.abs(canvas.moved(int(i), np.zeros(2))) ** 2 for i in members], axis=0)
+    oversampling = float(np.prod(canvas.shape)) / canvas.area
+    return _signal_power(power, float(canvas.totals[members].mean()), oversampling, len(members)) / canvas.area
+
+
+def _first_path(canvas: _Canvas, members: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Shifts (n, 2) of members, each against the sum of those before it, drift preferred to jumps."""
+    shifts = np.zeros((canvas.n, 2))
+    total = _Sum(canvas)
+    power, prior = _incoherent_power(canvas, members), _DriftPrior(np.zeros(2), _START_SPREAD_PX)
+    total.add(int(members[0]), shifts[members[0]])
+    for before, i in zip(members[:-1], members[1:], strict=True):
+        scene, seen = total.scene(power), total.seen()
+        match = _Match(canvas, scene, seen)
+        frame = canvas.spectra[i], canvas.box, canvas.worth(int(i), scene, shifts[before])
+        places, values = _peaks(match, frame, shifts[before], np.minimum(reach, 25))
+        shifts[i] = places[np.argmax(values + prior.log_density(places - shifts[before], int(i - before)))]
+        shifts[i] = np.clip(shifts[i], -reach, reach)
+        canvas.scale[i] = canvas.scale_at(int(i), scene, seen, shifts[i])
+        total.add(int(i), shifts[i])
+    return shifts
+
+
+@dataclass
+class _Joint:
+    """The state of a joint registration: shifts (n, 2) of the frames in ``members`` on a canvas."""
+
+    canvas: _Canvas
+    members: np.ndarray
+    shifts: np.ndarray
+    elsewhere: np.ndarray
+    prior: _DriftPrior
+    jumps: list[dict] = field(default_factory=list)
+
+    def total(self, leave_out: set[int] = frozenset()) -> _Sum:
+        total = _Sum(self.canvas)
+        for i in self.members:
+            if int(i) not in leave_out:
+                total.add(int(i), self.shifts[i])
+        return total
+
+    def leave_one_out(self) -> Any:
+        """Each member with the scene that the others show, and where: (frame, scene, seen)."""
+        total = self.total()
+        scene = total.scene(rounds=4)
+        for i in self.members:
+            total.add(int(i), self.shifts[i], -1)
+            yield int(i), total.scene(outside=scene), total.seen()
+            total.add(int(i), self.shifts[i])
+
+    def choose_peaks(self, reach_px: int = 18) -> None:
+        """All frames choose among their best peaks together, under the drift that they show."""
+        places, values, scale = [], [], self.canvas.scale.copy()
+        for i, scene, seen in self.leave_one_out():
+            match = _Match(self.canvas, scene, seen)
+            frame = self.canvas.spectra[i], self.canvas.box, self.canvas.worth(i, scene, self.shifts[i])
+            p, v = _peaks(match, frame, self.shifts[i], np.array([reach_px, reach_px]))
+            places.append(p)
+            values.append(v)
+            scale[i] = self.canvas.scale_at(i, scene, seen, self.shifts[i])
+        self.canvas.scale = scale / np.median(scale[self.members])
+        solutions = []
+        for spread in _SPREADS_PX:
+            step = np.zeros(2)
+            for _ in range(2):
+                prior = _DriftPrior(step, spread)
+                path, elsewhere, evidence = _best_path(places, values, self.members, prior)
+                solutions.append((evidence, path, elsewhere, prior))
+                step = np.median(np.diff(path, axis=0) / np.diff(self.members)[:, None], axis=0)
+        _, self.shifts[self.members], self.elsewhere[self.members], self.prior = max(solutions, key=lambda solution: solution[0])
+
+    def segments(self) -> list[np.ndarray]:
+        """Members between jumps: steps far outside of the drift."""
+        if len(self.members) < 3:
+            return [self.members]
+        prior = self.prior
+        gaps = np.diff(self.members)[:, None]
+        away = np.linalg.norm(np.diff(self.shifts[self.members], axis=0) - prior.step * gaps, axis=1)
+        cuts = np.flatnonzero(away > np.maximum(4 * prior.spread * np.sqrt(gaps[:, 0]), 1.5)) + 1
+        return np.split(self.members, cuts)
+
+    def settle_segments(self) -> bool:
+        """Move whole segments to the lattice cell that the frames outside of them favour; True if one moved."""
+        segments = self.segments()
+        self.jumps, moved = [], False
+        if len(segments) < 2:
+            return False
+        largest = max(range(len(segments)), key=lambda k: len(segments[k]))
+        for k in sorted(range(len(segments)), key=lambda k: len(segments[k])):
+            step, margin = self._test_segment(segments[k])
+            if k != largest and np.linalg.norm(step) > 1:
+                self.shifts[segments[k]] += step
+                moved = True
+            if k > 0:
+                self.jumps.append({"frame": int(segments[k][0]), "margin_nats": margin})
+        self.jumps.sort(key=lambda jump: jump["frame"])
+        return moved
+
+    def _test_segment(self, segment: np.ndarray, reach_px: int = 14) -> tuple[np.ndarray, float]:
+        """Best common displacement of a segment against the template of all others, and its margin in nats."""
+        canvas = self.canvas
+        total = self.total(leave_out={int(i) for i in segment})
+        scene = total.scene(rounds=6)
+        parts = [(canvas.spectra[i], np.float32(canvas.scale[i]) * canvas.box, canvas.worth(i, scene, self.shifts[i])) for i in segment]
+        frame = tuple(sum(part[k] * canvas.phase(self.shifts[i]) for part, i in zip(parts, segment, strict=True)) for k in range(3))
+        places, values = _peaks(_Match(canvas, scene, total.seen()), frame, np.zeros(2), np.array([reach_px, reach_px]))
+        first, last = (int(np.flatnonzero(self.members == i)[0]) for i in (segment[0], segment[-1]))
+        score = values.copy()
+        for a, b, sign in ((first - 1, first, 1), (last, last + 1, -1)):
+            if a >= 0 and b < len(self.members):
+                i, j = self.members[a], self.members[b]
+                score += self.prior.log_density(self.shifts[j] - self.shifts[i] + sign * places, int(j - i))
+        order = np.argsort(score)[::-1]
+        margin = float(score[order[0]] - score[order[1]]) if len(order) > 1 else math.inf
+        return places[order[0]], min(margin, 1e6)
+
+    def climb(self) -> tuple[float, np.ndarray]:
+        """Move every frame to the maximum of its own likelihood nearby; rms move, and -∂∂L of every frame (n, 2, 2)."""
+        new, information = self.shifts.copy(), np.zeros((self.canvas.n, 2, 2))
+        scale = self.canvas.scale.copy()
+        for i, scene, seen in self.leave_one_out():
+            spectrum = _likelihood(self.canvas, i, scene, seen, self.shifts[i])
+            place, _, information[i] = _climb(self.canvas, spectrum, self.shifts[i])
+            if np.linalg.norm(place - self.shifts[i]) < 1.5:
+                new[i] = place
+            scale[i] = self.canvas.scale_at(i, scene, seen, self.shifts[i])
+        move = new - self.shifts
+        self.shifts, self.canvas.scale = new, scale / np.median(scale[self.members])
+        return float(np.sqrt(np.mean(move[self.members] ** 2))), information
+
+    def contrasts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Contrast of every frame relative to the scene of the others, and its standard error (n,)."""
+        contrast, error = np.zeros(self.canvas.n), np.full(self.canvas.n, np.inf)
+        canvas = self.canvas
+        for i, scene, seen in self.leave_one_out():
+            flat = canvas.scale[i] * canvas.rate
+            there = canvas.image(canvas.spectrum(scene) / canvas.phase(self.shifts[i]))[: canvas.frame_shape[0], : canvas.frame_shape[1]]
+            there = there * canvas.under(seen, self.shifts[i])
+            energy = flat * float(np.sum(there**2))
+            if energy > 1e-6:
+                contrast[i] = float(np.sum((canvas.counts[i] - flat) * there)) / energy
+                error[i] = 1 / math.sqrt(energy)
+        return contrast, error
+
+
+def _tight_canvas(counts: np.ndarray, shifts: np.ndarray, members: np.ndarray) -> tuple[_Canvas, np.ndarray]:
+    """A canvas just large enough for the shifts found, and the shifts about its middle."""
+    low, high = shifts[members].min(axis=0), shifts[members].max(axis=0)
+    middle = np.round((low + high) / 2)
+    return _Canvas(counts, (high - low) / 2 + 20), shifts - middle
+
+
+def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> tuple[_Joint, np.ndarray]:
+    """Joint shifts of members of a stack of counts (n, y, x) to the sub-pixel maximum, and -∂∂L of every frame."""
+    wide = _Canvas(counts, reach)
+    canvas, shifts = _tight_canvas(counts, _first_path(wide, members, reach - 20), members)
+    joint = _Joint(canvas, members, shifts, np.zeros(len(counts)), _DriftPrior(np.zeros(2), _START_SPREAD_PX))
+    for _ in range(4):
+        joint.choose_peaks()
+        if not joint.settle_segments():
+            break
+    for _ in range(5):
+        move, information = joint.climb()
+        if move < 0.003:
+            break
+    return joint, information
+
+
+# -- the stack ---------------------------------------------------------------------------
+
+
+def _weak_frames(joint: _Joint) -> tuple[dict[int, str], np.ndarray, float]:
+    """Members whose lattice is not that of the others, the contrasts (n,), and the median signal-to-noise of a frame."""
+    contrast, error = joint.contrasts()
+    members = joint.members
+    usual = float(np.median(contrast[members]))
+    out = {}
+    for i in members:
+        if len(members) > 3 and contrast[i] < 0.5 * usual and (usual - contrast[i]) > 4 * error[i]:
+            share = contrast[i] / usual
+            out[int(i)] = f"foreign or blurred: shows {share:.2f} ± {error[i] / usual:.2f} of the others' contrast"
+    return out, contrast, usual / float(np.median(error[members]))
+
+
+def _position_sigma(joint: _Joint, information: np.ndarray) -> tuple[np.ndarray, float]:
+    """Standard deviation of each frame's position along an axis (n,), and the floor of one frame with the scene known.
+
+    The curvature of L is noisy for one frame: its mean over the frames, scaled by the beam
+    current, serves all. Uncertainty that all frames share is left out: 1/J (1 - 1/n).
+    """
+    members, scale = joint.members, joint.canvas.scale
+    mean = np.mean(information[members] / scale[members, None, None], axis=0)
+    variance = float(np.trace(np.linalg.inv(mean))) / 2 if np.linalg.eigvalsh(mean)[0] > 0 else math.inf
+    total = joint.total()
+    rate = joint.canvas.rate * (1 + joint.canvas.under(total.scene(rounds=4), joint.shifts[members].mean(axis=0)))
+    floor = math.sqrt(float(np.trace(np.linalg.inv(poisson_shift_information(rate)))) / 2)
+    return np.sqrt(variance * (1 - 1 / len(members)) / np.maximum(scale, 1e-6)), floor
+
+
+def _register_counts(
+    counts: np.ndarray, members: np.ndarray, reach: np.ndarray
+) -> tuple[_Joint, dict[int, str], np.ndarray, float, np.ndarray] | None:
+    """Joint solution without foreign frames, those, contrasts, signal-to-noise and information; None where nothing shows."""
+    foreign: dict[int, str] = {}
+    for _ in range(3):
+        if not _incoherent_power(_Canvas(counts[members], np.zeros(2)), np.arange(len(members))).any():
+            return None
+        joint, information = _solve(counts, members, reach)
+        weak, contrast, snr = _weak_frames(joint)
+        if not weak or len(members) - len(weak) < 2:
+            break
+        foreign |= weak
+        members = np.array([i for i in members if int(i) not in weak])
+    return joint, foreign, contrast, snr, information
+
+
+def register_stack(frames: np.ndarray, *, max_shift_px: float | None = None, name: str = "the stack") -> DriftSolution:
+    """Joint registration of a low-dose stack of frames (n, y, x) of counts; see `DriftSolution`.
+
+    Where single frames do not show their lattice, 2, 4, then 8 neighbours are summed and share
+    a shift; where that fails too, the solution says so and has no shifts. ``max_shift_px`` is
+    the largest shift from the first frame (half of the frame if not given). Raises
+    `RecordingError` for arrays that cannot be counts (NaN, negative, all blank).
+    """
+    frames = check_stack(frames, name)
+    per_unit, note = counts_per_unit(frames)
+    left_out = unusable_frames(frames)
+    members = np.array([i for i in range(len(frames)) if i not in left_out])
+    notes = (note,) if note else ()
+    if len(members) < 2:
+        return _refusal(frames, left_out, per_unit, notes, f"{len(members)} usable frame: two at least are needed to see drift")
+    counts = frames if per_unit == 1 else frames.astype(np.float32) * np.float32(per_unit)
+    reach = np.full(2, max_shift_px if max_shift_px else 0.33 * min(frames.shape[1:])) + 20
+    for size in (1, 2, 4, 8):
+        groups = [members[k : k + size] for k in range(0, len(members), size)]
+        if size > 1 and len(groups) < 4:
+            break
+        summed = counts if size == 1 else np.stack([counts[g].sum(axis=0, dtype=np.float32) for g in groups])
+        found = _register_counts(summed, members if size == 1 else np.arange(len(groups)), reach)
+        if found is not None and found[3] >= _LEAST_SNR:
+            return _solution(frames, groups, found, left_out, per_unit, notes)
+    mean = float(counts[members].mean())
+    reason = f"{mean:.3g} counts a pixel and frame: no lattice stands out of the noise in frames or sums of them, so that they cannot be registered"
+    return _refusal(frames, left_out, per_unit, notes, reason)
+
+
+def _refusal(frames: np.ndarray, left_out: dict[int, str], per_unit: float, notes: tuple, reason: str) -> DriftSolution:
+    n = len(frames)
+    used = np.array([i not in left_out for i in range(n)])
+    nothing = np.zeros(n)
+    return DriftSolution(np.zeros((n, 2)), nothing, used, left_out, False, reason, 0, nothing, [], None, nothing, per_unit, notes)
+
+
+def _solution(frames: np.ndarray, groups: list[np.ndarray], found: tuple, left_out: dict, per_unit: float, notes: tuple) -> DriftSolution:
+    """What was found for groups of frames, told for frames; the first frame used is the origin."""
+    joint, foreign, contrast, _, information = found
+    single = len(groups[0]) == 1
+    sigma, floor = _position_sigma(joint, information)
+    n = len(frames)
+    index = np.full(n, -1)
+    for k, group in enumerate(groups):
+        index[group] = group[0] if single else k
+    left_out = dict(left_out)
+    for k, why in foreign.items():
+        left_out |= {int(i): why for i in np.flatnonzero(index == k)}
+    used = np.array([i not in left_out for i in range(n)])
+    first = int(np.flatnonzero(used)[0])
+    pick = lambda values: np.where(used.reshape(-1, *[1] * (values.ndim - 1)), values[index], 0.0)
+    shift = pick(joint.shifts - joint.shifts[index[first]])
+    size = len(groups[0])
+    jumps = [jump | {"frame": jump["frame"] if single else int(groups[jump["frame"]][0])} for jump in joint.jumps]
+    reason = "" if single else f"single frames are too noisy: {size} neighbours share a shift"
+    return DriftSolution(
+        shift,
+        pick(sigma),
+        used,
+        left_out,
+        True,
+        reason,
+        size,
+        pick(joint.elsewhere),
+        jumps,
+        floor * math.sqrt(size),
+        pick(contrast),
+        per_unit,
+        notes,
+    )
+
+
+def sum_frames(frames: np.ndarray, shift_px: np.ndarray, used: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Sum of frames moved back by their shifts to the nearest pixel: every count is kept, none is spread.
+
+    Returns the sum (y, x), the coverage (frames a pixel), and the position (y, x) of the
+    first frame's pixel (0, 0) in them. No wrap-around: the images are as large as needed.
+    """
+    chosen = np.flatnonzero(used)
+    whole = -np.round(shift_px).astype(int)
+    low, high = whole[chosen].min(axis=0), whole[chosen].max(axis=0)
+    shape = tuple(np.array(frames.shape[1:]) + high - low)
+    total = np.zeros(shape, np.float64 if frames.dtype.kind == "f" else np.uint64)
+    coverage = np.zeros(shape, np.uint32)
+    for i in chosen:
+        y, x = whole[i] - low
+        here = np.s_[y : y + frames.shape[1], x : x + frames.shape[2]]
+        total[here] += frames[i].astype(total.dtype)
+        coverage[here] += 1
+    return total, coverage, (int(-low[0]), int(-low[1]))
+
+
+def covered_average(total: np.ndarray, coverage: np.ndarray, least_share: float = 0.5) -> tuple[np.ndarray, tuple[int, int]]:
+    """Mean counts a frame over the largest box where at least this share of the frames lies; and the box's corner (y, x)."""
+    good = coverage >= least_share * coverage.max()
+    rows, columns = (np.arange(n) for n in good.shape)
+    top, bottom, left, right = 0, good.shape[0], 0, good.shape[1]
+    while not good[top:bottom, left:right].all():
+        part = good[top:bottom, left:right]
+        missing = [(~part[0]).sum() / part.shape[1], (~part[-1]).sum() / part.shape[1]]
+        missing += [(~part[:, 0]).sum() / part.shape[0], (~part[:, -1]).sum() / part.shape[0]]
+        side = int(np.argmax(missing))
+        top, bottom, left, right = top + (side == 0), bottom - (side == 1), left + (side == 2), right - (side == 3)
+    del rows, columns
+    box = np.s_[top:bottom, left:right]
+    return total[box] / coverage[box], (top, left)
+
+
+# -- checks on the result ----------------------------------------------------------------
+
+
+def pair_shifts(frames: np.ndarray, used: np.ndarray, max_shift_px: float = 40.0) -> np.ndarray:
+    """Shifts (n, n, 2) between all pairs of frames by themselves: [i, j] is that of j less that of i, NaN if not used.
+
+    The highest peak of the correlation, each frequency weighted by its signal, per pixel of
+    overlap. On near-periodic lattices many are off by lattice cells: that is what the joint
+    solution is for.
+    """
+    from scipy import fft
+
+    members = np.flatnonzero(used)
+    canvas = _Canvas(frames.astype(np.float32, copy=False), np.full(2, max_shift_px / 2 + 1))
+    power, noise = _incoherent_power(canvas, members), float(canvas.totals[members].mean()) / canvas.area
+    weight = (power / (noise + 2 * power)).astype(np.float32)
+    r = int(max_shift_px)
+    near = np.arange(-r, r + 1)
+    overlap = np.outer(*(1 - np.abs(near) / n for n in canvas.frame_shape))
+    moved = {int(i): canvas.moved(int(i), np.zeros(2)) for i in members}
+    pairs = np.full((len(frames), len(frames), 2), np.nan)
+    pairs[members, members] = 0
+    for a, i in enumerate(members):
+        left = np.conj(moved[int(i)]) * weight
+        for j in members[a + 1 :]:
+            image = fft.irfft2(left * moved[int(j)], canvas.shape)[np.ix_(near % canvas.shape[0], near % canvas.shape[1])] / overlap
+            pairs[i, j] = _parabola_peak(image) - r
+            pairs[j, i] = -pairs[i, j]
+    return pairs
+
+
+def _parabola_peak(image: np.ndarray) -> np.ndarray:
+    """Place of the maximum of an image with a parabola through its neighbours on either axis."""
+    y, x = np.unravel_index(int(np.argmax(image)), image.shape)
+    place = np.array([y, x], dtype=float)
+    for axis, line in enumerate((image[:, x], image[y])):
+        k = (y, x)[axis]
+        if 0 < k < len(line) - 1 and (bend := line[k - 1] - 2 * line[k] + line[k + 1]) < 0:
+            place[axis] += 0.5 * (line[k - 1] - line[k + 1]) / bend
+    return place
+
+
+def solve_pair_shifts(pairs: np.ndarray, *, scale_px: float = 1.0, rounds: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Shifts (n, 2), the first 0, from measured pair shifts (n, n, 2) of which many may be wrong.
+
+    ``pairs[i, j]`` is the shift of j less that of i, NaN where not measured. The frame that most
+    pairs agree with is the start, every frame then moves to where most of its pairs put it, and
+    least squares with redescending weights (Geman-McClure, its scale from the residuals) ends
+    it. Also returns which pairs agree (n, n). Raises `RecordingError` where frames are not linked.
+    """
+    pairs = np.asarray(pairs, dtype=float)
+    n = len(pairs)
+    known = np.isfinite(pairs).all(axis=2) & ~np.eye(n, dtype=bool)
+    if n < 2 or not known.any(axis=1).all():
+        raise RecordingError(f"pair shifts: frames {np.flatnonzero(~known.any(axis=1)).tolist()} have no pair, expected one at least")
+    filled = np.where(known[..., None], pairs, 0)
+    agree = lambda x: np.where(known, np.exp(-np.sum((filled - (x[None] - x[:, None])) ** 2, axis=2) / (2 * scale_px**2)), 0)
+    starts = [np.where(known[i][:, None], filled[i], 0) for i in range(n)]
+    x = max(starts, key=lambda start: float(agree(start).sum()))
+    for _ in range(rounds):
+        before = x.copy()
+        for j in range(n):
+            votes = (x + filled[:, j])[known[:, j]]
+            near = np.exp(-np.sum((votes[:, None] - votes[None]) ** 2, axis=2) / (2 * scale_px**2)).sum(axis=1)
+            x[j] = votes[np.argmax(near)]
+        if np.abs(x - before).max() < 1e-6:
+            break
+    for _ in range(rounds):
+        residual = np.linalg.norm(filled - (x[None] - x[:, None]), axis=2)
+        inner = residual[known & (residual < 3 * scale_px)]
+        width = max(1e-3, 3 * float(np.median(inner))) if inner.size else scale_px
+        weight = np.where(known, 1 / (1 + (residual / width) ** 2) ** 2, 0)
+        laplacian = np.diag(weight.sum(axis=0)) - weight
+        x = np.linalg.lstsq(laplacian, (weight[..., None] * filled).sum(axis=0), rcond=None)[0]
+    agreeing = known & (np.linalg.norm(filled - (x[None] - x[:, None]), axis=2) < 3 * scale_px)
+    return x - x[0], agreeing
+
+
+def fourier_ring_correlation(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fourier ring correlation of two images: frequency (cycles a pixel), correlation, half-bit threshold, a ring each.
+
+    Images are windowed (Hann). Half-bit curve of van Heel & Schatz, J. Struct. Biol. 151 (2005) 250.
+    """
+    n = min(first.shape)
+    window = np.outer(*(np.hanning(k) for k in first.shape))
+    a, b = (np.fft.rfft2((image - image.mean()) * window) for image in (first, second))
+    q = np.hypot(np.fft.fftfreq(first.shape[0])[:, None], np.fft.rfftfreq(first.shape[1])[None])
+    ring = np.round(q * n).astype(int).ravel()
+    count = n // 2
+    sums = [np.bincount(ring, v.ravel(), minlength=count + 1)[1:count] for v in ((a * b.conj()).real, np.abs(a) ** 2, np.abs(b) ** 2)]
+    modes = np.bincount(ring, minlength=count + 1)[1:count] / 2.25  # the window correlates neighbours
+    correlation = sums[0] / np.sqrt(np.maximum(sums[1] * sums[2], 1e-30))
+    root = np.sqrt(np.maximum(modes, 1))
+    half_bit = (0.2071 + 1.9102 / root) / (1.2071 + 0.9102 / root)
+    return np.arange(1, count) / n, correlation, np.minimum(half_bit, 1)
+
+
+def half_average_resolution(frames: np.ndarray, solution: DriftSolution) -> dict:
+    """Fourier ring correlation of the averages of even and odd frames, each half registered by itself.
+
+    Returns ``frequency`` (cycles a pixel), ``correlation``, ``threshold`` and ``resolution_px``: the
+    period of the highest ring above the threshold (half a bit, and 4 standard errors), or None.
+    """
+    used = np.flatnonzero(solution.used)
+    halves = [frames[used[k::2]] for k in (0, 1)]
+    if not solution.registered or min(len(h) for h in halves) < 2:
+        return {"resolution_px": None, "reason": "fewer than four frames that can be registered"}
+    solved = [register_stack(half) for half in halves]
+    if not all(s.registered for s in solved):
+        return {"resolution_px": None, "reason": "half of the frames alone cannot be registered"}
+    averages = [covered_average(*sum_frames(h, s.shift_px, s.used)[:2], 0.8)[0] for h, s in zip(halves, solved, strict=True)]
+    shape = np.min([a.shape for a in averages], axis=0)
+    pair = np.stack([a[: shape[0], : shape[1]] * s.used.sum() * solution.counts_per_unit for a, s in zip(averages, solved, strict=True)])
+    joint, _ = _solve(pair.astype(np.float32), np.arange(2), np.full(2, 0.33 * min(shape)) + 20)
+    first, second = _overlapping(pair, joint.shifts[1] - joint.shifts[0])
+    frequency, correlation, half_bit = fourier_ring_correlation(first, second)
+    modes = np.pi * frequency * min(first.shape) ** 2 * frequency[0] / 2.25
+    threshold = np.maximum(half_bit, 4 / np.sqrt(np.maximum(modes, 1)))
+    above = np.flatnonzero(correlation > threshold)
+    out = {"frequency": frequency, "correlation": correlation, "threshold": threshold}
+    if len(above) == 0:
+        return out | {"resolution_px": None, "reason": "the halves agree at no frequency"}
+    return out | {"resolution_px": float(1 / frequency[above[-1]])}
+
+
+def _overlapping(pair: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The parts of two images that show the same, the second being moved by +shift; its fraction of a pixel undone in Fourier space."""
+    from scipy.ndimage import fourier_shift
+
+    whole = np.round(shift).astype(int)
+    mean = pair[1].mean()
+    moved = np.fft.ifft2(fourier_shift(np.fft.fft2(pair[1] - mean), -(shift - whole))).real + mean
+    n_y, n_x = pair.shape[1:]
+    y, x = whole
+    first = pair[0][max(0, -y) : n_y - max(0, y), max(0, -x) : n_x - max(0, x)]
+    second = moved[max(0, y) : n_y - max(0, -y), max(0, x) : n_x - max(0, -x)]
+    return first[2:-2, 2:-2], second[2:-2, 2:-2]
+
+
+def lattice_decay(frames: np.ndarray, solution: DriftSolution, dose: np.ndarray, peaks: int = 12) -> dict:
+    """Decay of lattice frequencies with dose, from the stack itself.
+
+    Every frame's amplitude at the strongest lattice frequencies is measured in phase with the
+    average of the others, relative to it; ``dose`` (n,) is that before the middle of each frame
+    (any unit). An exponential is fitted to all together. Returns ``amplitude`` and ``error``
+    (frames), ``period_px`` (peaks), ``rate`` and ``rate_sigma`` (1/dose) of each, and the
+    ``pooled_rate``, ``pooled_rate_sigma``.
+    """
+    from scipy.ndimage import maximum_filter
+    from scipy.optimize import curve_fit
+
+    members = np.flatnonzero(solution.used)
+    counts = frames.astype(np.float32) * np.float32(solution.counts_per_unit)
+    shifts = solution.shift_px - np.round((solution.shift_px[members].max(axis=0) + solution.shift_px[members].min(axis=0)) / 2)
+    canvas = _Canvas(counts, np.abs(shifts[members]).max(axis=0) + 2)
+    total = _Sum(canvas)
+    for i in members:
+        total.add(int(i), shifts[i])
+    power = np.abs(total.spectrum) ** 2 / canvas.totals[members].sum()
+    q = np.hypot(canvas.qy[:, None], canvas.qx[None]) / (2 * np.pi)
+    lattice = (q > 6 / min(canvas.frame_shape)) & (canvas.qx[None] > 0) & (power > 30)
+    reach = 2 * math.ceil(2.5 * max(np.array(canvas.shape) / canvas.frame_shape)) + 1
+    top = np.argwhere(lattice & (power == maximum_filter(power, reach, mode="wrap")))
+    top = top[np.argsort(power[tuple(top.T)])[::-1][:peaks]]
+    if len(top) == 0 or len(members) < 6:
+        return {"period_px": [], "reason": "no lattice frequency stands out far enough" if len(members) >= 6 else "fewer than six frames"}
+    at = tuple(top.T)
+    amplitude, error = np.zeros((len(members), len(top))), np.zeros((len(members), len(top)))
+    for k, i in enumerate(members):
+        own = canvas.moved(int(i), shifts[i])[at]
+        rest = total.spectrum[at] - own
+        level = np.abs(rest) / (len(members) - 1)
+        amplitude[k] = (own * rest.conj()).real / np.abs(rest) / level / canvas.scale[i]
+        error[k] = math.sqrt(canvas.totals[i] / 2) / level / canvas.scale[i]
+    decay = lambda d, a, rate: a * np.exp(-rate * d)
+
+    def fit(a: np.ndarray, e: np.ndarray) -> tuple[float, float]:
+        best, covariance = curve_fit(decay, dose[members], a, p0=(1.0, 0.0), sigma=e, absolute_sigma=True)
+        return float(best[1]), float(np.sqrt(covariance[1, 1]))
+
+    each = np.array([fit(amplitude[:, g], error[:, g]) for g in range(len(top))])
+    weight = 1 / error**2
+    mean, mean_error = (amplitude * weight).sum(axis=1) / weight.sum(axis=1), 1 / np.sqrt(weight.sum(axis=1))
+    rate, sigma = fit(mean, mean_error)
+    return {
+        "frame": members,
+        "amplitude": mean,
+        "error": mean_error,
+        "period_px": (1 / q[at]).tolist(),
+        "rate": each[:, 0],
+        "rate_sigma": each[:, 1],
+        "pooled_rate": rate,
+        "pooled_rate_sigma": sigma,
+    }
 
 
 # --------------------------------------------------------------------------------------
