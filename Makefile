@@ -14,6 +14,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN_LOG = $${RESULTS:-results}/run.log
+DEMO = $${RESULTS:-results}/00_demo_data
+DEMO_MARK = data/samples/.unfinished
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock
 
@@ -33,16 +35,22 @@ $(READY): env.lock
 # Snakemake ends with 1 where a step failed: the other samples and the comparison run all the same.
 run: $(READY)
 	@mkdir -p "$${RESULTS:-results}"
-	@if [ -z "$$DATA" ] && ! ls data/samples/*/sample.yaml >/dev/null 2>&1; then $(MAKE) --no-print-directory demo; fi
+	@if [ -z "$$DATA" ] && { [ -e $(DEMO_MARK) ] || ! ls data/samples/*/sample.yaml >/dev/null 2>&1; }; then \
+	$(MAKE) --no-print-directory demo; fi
 	@: >"$(RUN_LOG)"
 	@for stage in gate steps comparison; do $(SNAKEMAKE) --config stage=$$stage 2>>"$(RUN_LOG)" || test $$? -eq 1 || exit 1; done
 	@$(BIN)/python -c 'import os, sys, helpers; sys.exit(helpers.finish_run(os.environ["DATA"], os.environ["RESULTS"]))'
 
+# The mark says that the simulation was broken off: then it is done again
 demo: $(READY)
 	@echo "data/samples is empty: simulating the three demo samples ..."
-	@mkdir -p "$${RESULTS:-results}"
-	@$(BIN)/papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks \
-	notebooks/00_demo_data.ipynb "$${RESULTS:-results}/00_demo_data.ipynb"
+	@mkdir -p "$${RESULTS:-results}" && touch $(DEMO_MARK)
+	@$(BIN)/python -c 'import json, os; \
+	print(json.dumps({"figures_dir": os.path.abspath(os.environ["FIGURES"]) if os.environ["FIGURES"] else ""}))' >"$(DEMO).yaml"
+	@$(BIN)/papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks -f "$(DEMO).yaml" \
+	notebooks/00_demo_data.ipynb "$(DEMO).ipynb" 2>"$(DEMO).log" || \
+	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 00_demo_data:", helpers.run_error(sys.argv[1]))' "$(DEMO).ipynb"; exit 1; }
+	@rm $(DEMO_MARK)
 
 test: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .

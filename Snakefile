@@ -26,15 +26,15 @@ import helpers
 
 DATA, RESULTS, FIGURES = (os.path.abspath(os.environ.get(name) or ROOT / name.lower()) for name in ("DATA", "RESULTS", "FIGURES"))
 
-#: The acquisition that a step reads, the steps whose results it reads, and whether it reads crystal structures.
+#: The acquisition whose recording and crystal structures a step reads, and the steps whose results it reads.
 GRAPH = {
-    "01_lamella_metadata": ("", (), False),
-    "02_cryo_stem_drift": ("cryo_stem", (), False),
-    "03_haadf_surface": ("haadf", (), True),
-    "04_interface_phases": ("interface", (), True),
-    "05_ped_calibration": ("ped", (), True),
-    "06_ped_matching": ("ped", ("05_ped_calibration",), True),
-    "07_rocksalt_fraction": ("", ("03_haadf_surface", "04_interface_phases", "06_ped_matching"), False),
+    "01_lamella_metadata": ("", ()),
+    "02_cryo_stem_drift": ("cryo_stem", ()),
+    "03_haadf_surface": ("haadf", ()),
+    "04_interface_phases": ("interface", ()),
+    "05_ped_calibration": ("ped", ()),
+    "06_ped_matching": ("ped", ("05_ped_calibration",)),
+    "07_rocksalt_fraction": ("", ("03_haadf_surface", "04_interface_phases", "06_ped_matching")),
 }
 GATE = "01_lamella_metadata"
 STAGE = config.get("stage", "steps")
@@ -60,16 +60,19 @@ def content_of(path):
 
 
 def sample_files(sample):
-    """The existing files of each acquisition and the phases that a sample.yaml names, as far as it can be read."""
+    """What each acquisition of a sample brings, its recording and its crystal structures; and the fault of a sample.yaml that has one."""
     try:
         acquisitions = helpers.load_sample(DATA, sample).acquisitions
     except helpers.WorkbookError as error:
-        return {}, [], str(error)
-    named = {kind: getattr(acquisitions, kind) for kind in type(acquisitions).model_fields}
-    folder = helpers.samples_folder(DATA) / sample
-    files = {kind: folder / a.file for kind, a in named.items() if a is not None}
-    phases = {p for a in named.values() for p in getattr(a, "phases", None) or []} | set(helpers.NCM_PHASES)
-    return files, [helpers.phase_file(p, DATA) for p in sorted(phases)], ""
+        return {}, str(error)
+    files = {}
+    for kind in type(acquisitions).model_fields:
+        acquisition = getattr(acquisitions, kind)
+        if acquisition is not None:
+            default = {"haadf": helpers.NCM_PHASES, "interface": helpers.INTERFACE_PHASES}.get(kind, ())
+            phases = {*(getattr(acquisition, "phases", None) or default), getattr(acquisition, "phase", "layered")}
+            files[kind] = [helpers.samples_folder(DATA) / sample / acquisition.file, *(helpers.phase_file(p, DATA) for p in sorted(phases))]
+    return files, ""
 
 
 def step_parameters(step, sample):
@@ -91,11 +94,11 @@ def write_parameters(step, sample):
     return path
 
 
-def forget_lost_results(sample):
-    """Remove the mark of a step whose result is gone, or was written by someone else since."""
-    for step in GRAPH:
-        done, result = Path(RESULTS, sample, ".done", step), Path(RESULTS, sample, f"{step}.json")
-        if done.exists() and (not result.is_file() or result.stat().st_mtime > done.stat().st_mtime):
+def forget_lost_results(folder):
+    """Remove the mark of a step where a result that it lists is gone, or was written by someone else since."""
+    for done in Path(folder, ".done").glob("*"):
+        results = [Path(folder, name) for name in done.read_text(encoding="utf-8").splitlines()[1:]]
+        if any(not p.is_file() or p.stat().st_mtime > done.stat().st_mtime for p in results):
             done.unlink()
 
 
@@ -117,8 +120,8 @@ except helpers.SampleError as error:
     stop(str(error))
 if not SAMPLES:
     stop(f"{os.environ.get('DATA') or 'data'}: holds no sample, expected at least one folder with a sample.yaml")
-for sample in SAMPLES:
-    forget_lost_results(sample)
+for folder in (RESULTS, *(Path(RESULTS, sample) for sample in SAMPLES)):
+    forget_lost_results(folder)
 
 def quoted(path):
     """A path for a shell command that Snakemake formats."""
@@ -131,9 +134,11 @@ PAPERMILL = (
     " -f {input.parameters:q} {input.notebook:q} {log:q} 2>{params.errors:q}"
 )
 ONE_POOL = " ".join(f"{p}_NUM_{'WORKERS' if p == 'DASK' else 'THREADS'}={{threads}}" for p in ("OMP", "OPENBLAS", "MKL", "NUMBA", "DASK"))
+# the mark holds its time and the results that the step wrote
 RUN = (
     "label={params.label:q}; started=$SECONDS; echo \"$label …\"; mkdir -p \"$(dirname {log:q})\"; "
-    f"if {ONE_POOL} {PAPERMILL}; then echo \"done $(date), process $$\" >{{output:q}}; echo \"$label … $((SECONDS - started)) s\"; "
+    f"if {ONE_POOL} {PAPERMILL} && written=$(ls {{params.folder:q}} | grep '^{{params.number}}_.*[^g]$'); "
+    "then echo \"done $(date), process $$\" >{output:q}; echo \"$written\" >>{output:q}; echo \"$label … $((SECONDS - started)) s\"; "
     "else echo \"$label … failed\"; exit 1; fi"
 )
 
@@ -154,6 +159,8 @@ if STAGE == "comparison":
         params:
             errors=f"{helpers.COMPARISON}.log",
             label=f"all samples  {helpers.COMPARISON}",
+            folder=".",
+            number=helpers.COMPARISON[:2],
             samples=[f"{sample}: {FAILED[sample] or 'ok'}" for sample in SAMPLES],
         threads: workflow.cores
         shell:
@@ -162,18 +169,17 @@ if STAGE == "comparison":
 else:
     STEPS = [GATE] if STAGE == "gate" else [step for step in GRAPH if step != GATE]
     READY = [sample for sample in SAMPLES if STAGE == "gate" or Path(RESULTS, sample, ".done", GATE).exists()]
-    FILES, PHASES, FAULT = {}, {}, {}
-    for sample in READY:
-        FILES[sample], PHASES[sample], FAULT[sample] = sample_files(sample)
+    FILES = {sample: sample_files(sample) for sample in READY}
 
     wildcard_constraints:
         sample="|".join(re.escape(sample) for sample in SAMPLES),
 
     def read_by(step, sample):
-        acquisition, _, reads_phases = GRAPH[step]
-        files = [helpers.samples_folder(DATA) / sample / "sample.yaml", *(PHASES[sample] if reads_phases else [])]
-        files += FILES[sample].values() if step == GATE else [FILES[sample][acquisition]] if acquisition in FILES[sample] else []
-        return [str(p) for p in files]
+        """The files of a sample that a step reads, and the gate all of them."""
+        acquisition, _ = GRAPH[step]
+        files, _ = FILES[sample]
+        wanted = [p for group in files.values() for p in group] if step == GATE else files.get(acquisition, [])
+        return [str(p) for p in dict.fromkeys([helpers.samples_folder(DATA) / sample / "sample.yaml", *wanted])]
 
     def make_rule(step):
         rule:
@@ -192,9 +198,11 @@ else:
             params:
                 errors=f"{{sample}}/notebooks/{step}.log",
                 label=f"{{sample}}  {step}",
+                folder="{sample}",
+                number=step[:2],
                 # what times alone do not tell: a file that was replaced by an older one, or is gone
-                content=lambda wc: [FAULT[wc.sample], *(str(content_of(p)) for p in read_by(step, wc.sample))],
-            threads: max(1, workflow.cores // len(SAMPLES))
+                content=lambda wc: [FILES[wc.sample][1], *(str(content_of(p)) for p in read_by(step, wc.sample))],
+            threads: max(1, workflow.cores // len(SAMPLES)) if GRAPH[step][0] == "ped" else 1
             shell:
                 RUN
 
