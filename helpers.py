@@ -1531,7 +1531,6 @@ def simulate_cryo_stack(
     return frames, {"shift_px": shift, "blank": blank, "jumps": jumped, "crlb_px": floor}
 
 
-
 # --------------------------------------------------------------------------------------
 # 01 The lamella
 # --------------------------------------------------------------------------------------
@@ -5773,85 +5772,69 @@ def _angle_between(first, second, operators):
     return math.acos(min(1.0, max(-1.0, (largest - 1) / 2)))
 
 
+@numba.njit(cache=True)
+def _prepare_pattern(image, mask, half, gain, offset, cy, cx, first_radius):
+    """Aperture sums, good pixels, radial background, peaks, and the diffracted counts in the clear ones."""
+    counts, pixels = _aperture_sums(image, mask, half, gain, offset)
+    background = _radial_background(image, mask, counts, pixels, cy, cx, gain, offset, int(0.75 * max(counts.shape)))
+    peaks = _local_maxima(counts, pixels, background, cy, cx, first_radius, 60, 2.0)
+    diffracted = 3.0
+    for k in range(len(peaks)):
+        if peaks[k, 2] > 4:
+            diffracted += peaks[k, 3]
+    return counts, pixels, background, peaks, diffracted
+
+
 @numba.njit(cache=True, parallel=True)
 def _solve_patterns(
-    patterns,
-    centre,
-    mask,
-    half,
-    gain,
-    offset,
-    first_radius,
-    inverse_metric,
-    known,
-    n_known,
-    n_coarse,
-    n_fine,
-    tilt,
-    bank_radius,
-    bank_angle,
-    bank_weight,
-    bank_template,
-    starts,
-    frames,
-    operators,
-    g,
-    intensity,
-    width,
-    wavelength,
-    metric,
-):
+    patterns, centre, mask, half, gain, offset, first_radius, inverse_metric, known, n_known, n_coarse, n_fine, tilt,
+    bank_radius, bank_angle, bank_weight, bank_template, starts, frames, operators, g, intensity, width, wavelength, metric,
+):  # fmt: skip
     """`_solve_pattern` for patterns (n, ky, kx); known (n, k, 3, 3) with n_known (n,) of them in use."""
     n = len(patterns)
     rotation = np.empty((n, 3, 3))
     result = np.empty((n, 2))
-    pixels_of_disc = float(np.sum(2 * half + 1))
+    limits = np.array([first_radius, 0.5 * np.sum(2 * half + 1)])
     for i in numba.prange(n):
         cy, cx = centre[i, 0], centre[i, 1]
-        counts, pixels = _aperture_sums(patterns[i], mask, half, gain, offset)
-        background = _radial_background(patterns[i], mask, counts, pixels, cy, cx, gain, offset, int(0.75 * max(counts.shape)))
-        peaks = _local_maxima(counts, pixels, background, cy, cx, first_radius, 60, 2.0)
-        diffracted = 3.0
+        counts, pixels, background, peaks, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
         radii = np.empty(len(peaks))
         angles = np.empty(len(peaks))
         for k in range(len(peaks)):
-            if peaks[k, 2] > 4:
-                diffracted += peaks[k, 3]
             y, x = peaks[k, 0] - cy, peaks[k, 1] - cx
             gx = inverse_metric[0, 0] * x + inverse_metric[0, 1] * y
             gy = inverse_metric[1, 0] * x + inverse_metric[1, 1] * y
             radii[k] = math.hypot(gx, gy)
             angles[k] = math.atan2(gy, gx) % (2 * math.pi)
-        limits = np.array([first_radius, 0.5 * pixels_of_disc])
         rotation[i], result[i, 0], result[i, 1] = _solve_pattern(
-            peaks,
-            radii,
-            angles,
-            bank_radius,
-            bank_angle,
-            bank_weight,
-            bank_template,
-            starts,
-            frames,
-            operators,
-            n_coarse,
-            n_fine,
-            known[i, : n_known[i]],
-            tilt,
-            g,
-            intensity,
-            width,
-            wavelength,
-            metric,
-            cy,
-            cx,
-            counts,
-            pixels,
-            background,
-            diffracted,
-            limits,
-        )
+            peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, frames, operators,
+            n_coarse, n_fine, known[i, : n_known[i]], tilt, g, intensity, width, wavelength, metric, cy, cx,
+            counts, pixels, background, diffracted, limits,
+        )  # fmt: skip
     return rotation, result
+
+
+@numba.njit(cache=True, parallel=True)
+def _score_patterns(
+    patterns, centre, mask, half, gain, offset, first_radius, known, n_known, tilt, g, intensity, width, wavelength, metric
+):  # fmt: skip
+    """Refine each known rotation (n, k, 3, 3) of each pattern by itself; the refined rotations and their evidence (n, k)."""
+    n, most = known.shape[:2]
+    rotation = known.copy()
+    evidence = np.full((n, most), -1e3)
+    limits = np.array([first_radius, 0.5 * np.sum(2 * half + 1)])
+    for i in numba.prange(n):
+        cy, cx = centre[i, 0], centre[i, 1]
+        counts, pixels, background, _, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
+        spots = np.empty((len(g), 4))
+        near_g, near_intensity, near_width = np.empty_like(g), np.empty_like(intensity), np.empty_like(width)
+        for k in range(n_known[i]):
+            m = _near_ewald(known[i, k], 4 * tilt, g, intensity, width, wavelength, near_g, near_intensity, near_width)
+            rotation[i, k], evidence[i, k] = _refine(
+                known[i, k], tilt, tilt, 3, near_g[:m], near_intensity[:m], near_width[:m], wavelength, metric, cy, cx,
+                counts, pixels, background, diffracted, limits, spots,
+            )  # fmt: skip
+    return rotation, evidence
 
 
 @functools.lru_cache(maxsize=256)
@@ -5991,51 +5974,171 @@ def index_scan(
     banks: list[TemplateBank],
     *,
     neighbours: bool = True,
+    neighbour_nats: float = 1.5,
     chunk: int = 256,
     seed: int = 1,
     progress: Any = None,
 ) -> Indexing:
     """Find the best orientation of every phase for every pattern of a scan (ny, nx, ky, kx), numpy or dask.
 
-    Every pattern is searched on its own first. Then (``neighbours``) it is offered the
-    orientations of the patterns around it, and what these mean for phases on the same
-    lattice; it takes one only where its own counts give it more evidence. This changes where
-    is searched, not what evidence counts.
+    Every pattern is searched on its own first. With ``neighbours`` it is then offered the
+    orientations found around it, and what these mean for phases on the same lattice, and
+    refines them on its own counts. Of all its solutions it takes those that agree best with
+    its counts and with a prior: each of the eight neighbours whose crystal lies on the same
+    lattice, of whatever phase, is worth ``neighbour_nats``. The prior knows lattices, not
+    phases: it cannot move a pattern from layered to rocksalt on one lattice.
     """
     ny, nx = patterns.shape[:2]
     n = ny * nx
     shape = (len(banks), ny, nx)
     found = Indexing([b.crystal.name for b in banks], np.zeros((*shape, 3, 3)), np.zeros(shape), np.zeros(shape), np.zeros(len(banks)))
-    rounds = [None, 2, 3] if neighbours and n > 1 else [None]
+    rounds = ("alone", "offered", "settled") if neighbours and n > 1 else ("alone",)
     parts = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)]
-    jobs = [(reach, part) for reach in rounds for part in parts]
+    jobs = [(name, part) for name in rounds for part in parts]
     known: list[Any] = []
-    for reach, part in progress(jobs) if progress else jobs:
-        if part.start == 0 and reach is not None:
-            if reach == rounds[1]:
+    scored: list[Any] = [(np.zeros((n, 12, 3, 3)), np.full((n, 12), -1e3)) for _ in banks] if neighbours else []
+    for name, part in progress(jobs) if progress else jobs:
+        if part.start == 0 and name != "alone":
+            if name == "offered":
                 found.chance = chance_evidence(patterns, calibration, banks, seed=seed)
-            known = [_known_from_neighbours(found, banks, k, reach) for k in range(len(banks))]
+            known = [_known_from_neighbours(found, banks, k, 2 if name == "offered" else 3) for k in range(len(banks))]
         block = _read_patterns(patterns, part)
         centres = calibration.centre_px.reshape(n, 2)[part]
         for k, bank in enumerate(banks):
-            options = {} if reach is None else {"known": known[k][0][part], "n_known": known[k][1][part], "n_coarse": 0, "n_fine": 3}
+            if name == "settled":
+                scored[k][0][part], scored[k][1][part] = score_rotations(
+                    block, centres, calibration, bank, known[k][0][part], known[k][1][part]
+                )
+                continue
+            options = {} if name == "alone" else {"known": known[k][0][part], "n_known": known[k][1][part], "n_coarse": 0, "n_fine": 3}
             rotation, evidence, runner_up = solve_patterns(block, centres, calibration, bank, **options)
             _keep_better(found, k, part, rotation, evidence, runner_up, bank.operators)
-    if len(rounds) == 1:
+    if rounds == ("alone",):
         found.chance = chance_evidence(patterns, calibration, banks, seed=seed)
+    else:
+        _settle(found, scored, banks, neighbour_nats)
     return found
+
+
+def score_rotations(
+    patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration, bank: TemplateBank, known: np.ndarray, n_known: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Refine given rotations (n, k, 3, 3), the first ``n_known`` (n,) of each pattern, by a fraction of a degree each.
+
+    Returns the refined rotations (n, k, 3, 3) and their evidence (n, k) in nats; -1000 where none was given.
+    """
+    return _score_patterns(
+        patterns, centre_px, calibration.mask, _aperture(1.8 * calibration.spot_sigma_px), calibration.gain, calibration.offset,
+        first_radius_px(calibration), known, n_known, 0.2 * math.radians(bank.step_deg), bank.g, bank.intensity, bank.width,
+        bank.wavelength_A, calibration.metric,
+    )  # fmt: skip
+
+
+def _settle(
+    found: Indexing, scored: list[tuple[np.ndarray, np.ndarray]], banks: list[TemplateBank], neighbour_nats: float, turns: int = 6
+) -> None:
+    """Choose among all scored solutions by evidence and agreement with the neighbours' lattices, in turns until nothing moves."""
+    p, ny, nx = found.evidence.shape
+    rotation = np.stack([s[0] for s in scored]).reshape(p, ny, nx, -1, 3, 3)
+    support = np.stack([s[1] - c for s, c in zip(scored, found.chance, strict=True)]).reshape(p, ny, nx, -1)
+    relations, n_relations = _relation_table(banks)
+    operators = np.zeros((p, max(len(b.operators) for b in banks), 3, 3))
+    for k, bank in enumerate(banks):
+        operators[k] = np.resize(bank.operators, operators[k].shape)  # repeats do no harm
+        operators[k, : len(bank.operators)] = bank.operators
+        operators[k, len(bank.operators) :] = bank.operators[0]
+    first = support.max(axis=-1)
+    choice = np.argmax(first, axis=0)
+    member = np.take_along_axis(np.argmax(support, axis=-1), choice[None], axis=0)[0]
+    for _ in range(turns):
+        if (
+            _settle_turn(
+                rotation,
+                support,
+                relations,
+                n_relations,
+                operators,
+                choice,
+                member,
+                neighbour_nats,
+                found.rotation,
+                found.evidence,
+                found.runner_up,
+            )
+            == 0
+        ):
+            break
+    found.evidence += found.chance[:, None, None]
+
+
+@numba.njit(cache=True)
+def _settle_turn(rotation, support, relations, n_relations, operators, choice, member, nats, out_rotation, out_support, out_runner_up):
+    """One turn over the scan; writes the best solution of each phase under the prior and returns how many patterns changed."""
+    p, ny, nx, most = support.shape
+    changed = 0
+    old_choice, old_member = choice.copy(), member.copy()
+    for y in range(ny):
+        for x in range(nx):
+            best_total, best_phase, best_member = -1e9, 0, 0
+            for k in range(p):
+                top, top_total, second = 0, -1e9, -1e3
+                total = np.full(most, -1e9)
+                for m in range(most):
+                    if support[k, y, x, m] < -500:
+                        continue
+                    agree = 0
+                    for v in range(max(0, y - 1), min(ny, y + 2)):
+                        for u in range(max(0, x - 1), min(nx, x + 2)):
+                            if v == y and u == x:
+                                continue
+                            q = old_choice[v, u]
+                            if support[q, v, u, old_member[v, u]] < 2.0:
+                                continue
+                            other = rotation[q, v, u, old_member[v, u]]
+                            for r in range(n_relations[q, k]):
+                                if _angle_between(relations[q, k, r] @ other, rotation[k, y, x, m], operators[k]) < 0.05:
+                                    agree += 1
+                                    break
+                    total[m] = support[k, y, x, m] + nats * agree
+                    if total[m] > top_total:
+                        top_total, top = total[m], m
+                for m in range(most):
+                    if total[m] > -1e8 and support[k, y, x, m] > second:
+                        if _angle_between(rotation[k, y, x, m], rotation[k, y, x, top], operators[k]) > _TEN_DEGREES:
+                            second = support[k, y, x, m]
+                out_rotation[k, y, x] = rotation[k, y, x, top]
+                out_support[k, y, x] = support[k, y, x, top]
+                out_runner_up[k, y, x] = second
+                if top_total > best_total:
+                    best_total, best_phase, best_member = top_total, k, top
+            if best_phase != choice[y, x] or best_member != member[y, x]:
+                changed += 1
+            choice[y, x], member[y, x] = best_phase, best_member
+    return changed
+
+
+def _relation_table(banks: list[TemplateBank]) -> tuple[np.ndarray, np.ndarray]:
+    """Orientation relations between all pairs of phases: (p, p, v, 3, 3) from the first to the second, and their number (p, p)."""
+    related = [
+        [orientation_relations(a.crystal, b.crystal) if i != j else np.eye(3)[None] for j, b in enumerate(banks)]
+        for i, a in enumerate(banks)
+    ]
+    number = np.array([[len(r) for r in row] for row in related])
+    table = np.zeros((*number.shape, max(1, number.max()), 3, 3))
+    for i, row in enumerate(related):
+        for j, r in enumerate(row):
+            table[i, j, : len(r)] = r
+    return table, number
 
 
 def _known_from_neighbours(found: Indexing, banks: list[TemplateBank], k: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
     best = found.best
     rotation = np.take_along_axis(found.rotation, best[None, :, :, None, None], axis=0)[0]
     trust = np.max(found.support, axis=0) > 3
-    related = [orientation_relations(bank.crystal, banks[k].crystal) if i != k else np.eye(3)[None] for i, bank in enumerate(banks)]
-    relations = np.zeros((len(banks), max(1, *(len(r) for r in related)), 3, 3))
-    for i, r in enumerate(related):
-        relations[i, : len(r)] = r
-    number = np.array([len(r) for r in related])
-    return _gather_known(best, rotation, trust, k, relations, number, banks[k].operators, found.rotation[k], reach, 12)
+    table, number = _relation_table(banks)
+    return _gather_known(
+        best, rotation, trust, k, table[:, k].copy(), number[:, k].copy(), banks[k].operators, found.rotation[k], reach, 12
+    )
 
 
 def _keep_better(
