@@ -5475,24 +5475,37 @@ def template_bank(
 
 # What a spot's true strength may be, as multiples of the kinematical expectation, and how
 # probable each is before looking: dynamical scattering makes a factor of four common.
-_STRENGTH = np.array([0.0, 0.05, 0.2, 0.6, 1.5, 4.0])
-_STRENGTH_PRIOR = np.array([0.10, 0.12, 0.22, 0.28, 0.20, 0.08])
+_STRENGTH = np.array([0.0, 0.12, 0.6, 2.5])
+_STRENGTH_PRIOR = np.array([0.15, 0.25, 0.40, 0.20])
 # Share of places in a pattern that hold a spot which no single crystal explains.
 _STRAY = 0.003
 _REACH = 3.5  # excitation errors beyond this many widths are not excited
 
 
 @numba.njit(cache=True, fastmath=True)
-def _stray_ratio(a: float, b: float) -> float:
-    """Likelihood of ``a`` counts under a spot of unknown strength (uniform in its logarithm), over that of background b."""
-    if a < b + 1.0:
-        return 0.05
-    total, n, strength = 0.0, 0, 2.0
-    while strength < 2000.0:
-        total += math.exp(min(a * math.log1p(strength / b) - strength, 600.0))
-        n += 1
-        strength *= 1.8
-    return total / n
+def _stray_map(counts, pixels, background, cy, cx):
+    """Log of the probability (ny, nx) of the counts about every pixel if no crystal puts a spot there, over that of background alone.
+
+    Most places hold background; a share `_STRAY` a spot of unknown strength, uniform in its logarithm.
+    """
+    ny, nx = counts.shape
+    last = len(background) - 1
+    result = np.empty((ny, nx), np.float32)
+    for y in range(ny):
+        for x in range(nx):
+            a = counts[y, x]
+            r = min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), last)
+            b = background[r] * pixels[y, x] + 0.02
+            ratio = 0.05
+            if a > b + 1.0 + math.sqrt(b):
+                ratio, n, strength = 0.0, 0, 2.0
+                while strength < 2000.0:
+                    ratio += math.exp(min(a * math.log1p(strength / b) - strength, 600.0))
+                    n += 1
+                    strength *= 1.8
+                ratio /= n
+            result[y, x] = math.log((1 - _STRAY) + _STRAY * ratio)
+    return result
 
 
 @numba.njit(cache=True, fastmath=True)
@@ -5519,7 +5532,7 @@ def _predict(rotation, g, intensity, width, wavelength, metric, cy, cx, ny, nx, 
 
 
 @numba.njit(cache=True, fastmath=True)
-def _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots):
+def _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, stray, diffracted, limits, spots):
     """Log of the probability of the counts at all predicted spots, over that with background and stray spots only.
 
     For each predicted place: either a stray spot, or the expected strength times a factor of
@@ -5544,16 +5557,15 @@ def _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts,
         if r < limits[0] or pixels[y0, x0] < limits[1]:
             continue
         fy, fx = y - y0, x - x0
-        upper = counts[y0, x0] * (1 - fx) + counts[y0, x0 + 1] * fx
-        lower = counts[y0 + 1, x0] * (1 - fx) + counts[y0 + 1, x0 + 1] * fx
-        a = upper * (1 - fy) + lower * fy
+        w00, w01, w10, w11 = (1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx
+        a = w00 * counts[y0, x0] + w01 * counts[y0, x0 + 1] + w10 * counts[y0 + 1, x0] + w11 * counts[y0 + 1, x0 + 1]
+        without = w00 * stray[y0, x0] + w01 * stray[y0, x0 + 1] + w10 * stray[y0 + 1, x0] + w11 * stray[y0 + 1, x0 + 1]
         b = background[min(int(r), last)] * pixels[y0, x0] + 0.02
         likelihood = _STRENGTH_PRIOR[0]
         for t in range(1, len(_STRENGTH)):
             mu = mean * _STRENGTH[t]
             likelihood += _STRENGTH_PRIOR[t] * math.exp(min(a * math.log1p(mu / b) - mu, 600.0))
-        stray = _STRAY * _stray_ratio(a, b)
-        result += math.log(((1 - _STRAY) * likelihood + stray) / ((1 - _STRAY) + stray))
+        result += math.log((1 - _STRAY) * likelihood + max(math.exp(without) - (1 - _STRAY), 0.0)) - without
     return result
 
 
@@ -5587,10 +5599,29 @@ def _turned(rotation, axis, angle):
 
 @numba.njit(cache=True)
 def _refine(
-    rotation, tilt, spin, levels, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots
+    rotation,
+    tilt,
+    spin,
+    levels,
+    g,
+    intensity,
+    width,
+    wavelength,
+    metric,
+    cy,
+    cx,
+    counts,
+    pixels,
+    background,
+    stray,
+    diffracted,
+    limits,
+    spots,
 ):
     """Climb the evidence by turns about x, y (tilt) and z (spin), halving both ``levels`` times."""
-    best = _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots)
+    best = _evidence(
+        rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, stray, diffracted, limits, spots
+    )
     for _ in range(levels):
         for _ in range(3):
             moved = False
@@ -5599,7 +5630,7 @@ def _refine(
                 for sign in (-1.0, 1.0):
                     trial = _turned(rotation, axis, sign * step)
                     value = _evidence(
-                        trial, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots
+                        trial, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, stray, diffracted, limits, spots
                     )
                     if value > best:
                         best, rotation, moved = value, trial, True
@@ -5671,6 +5702,7 @@ def _solve_pattern(
     counts,
     pixels,
     background,
+    stray,
     diffracted,
     limits,
 ):
@@ -5717,6 +5749,7 @@ def _solve_pattern(
             counts,
             pixels,
             background,
+            stray,
             diffracted,
             limits,
             spots,
@@ -5742,6 +5775,7 @@ def _solve_pattern(
             counts,
             pixels,
             background,
+            stray,
             diffracted,
             limits,
             spots,
@@ -5774,7 +5808,7 @@ def _angle_between(first, second, operators):
 
 @numba.njit(cache=True)
 def _prepare_pattern(image, mask, half, gain, offset, cy, cx, first_radius):
-    """Aperture sums, good pixels, radial background, peaks, and the diffracted counts in the clear ones."""
+    """Aperture sums, good pixels, radial background, map of stray spots, peaks, and the diffracted counts in the clear ones."""
     counts, pixels = _aperture_sums(image, mask, half, gain, offset)
     background = _radial_background(image, mask, counts, pixels, cy, cx, gain, offset, int(0.75 * max(counts.shape)))
     peaks = _local_maxima(counts, pixels, background, cy, cx, first_radius, 60, 2.0)
@@ -5782,7 +5816,7 @@ def _prepare_pattern(image, mask, half, gain, offset, cy, cx, first_radius):
     for k in range(len(peaks)):
         if peaks[k, 2] > 4:
             diffracted += peaks[k, 3]
-    return counts, pixels, background, peaks, diffracted
+    return counts, pixels, background, _stray_map(counts, pixels, background, cy, cx), peaks, diffracted
 
 
 @numba.njit(cache=True, parallel=True)
@@ -5797,7 +5831,7 @@ def _solve_patterns(
     limits = np.array([first_radius, 0.5 * np.sum(2 * half + 1)])
     for i in numba.prange(n):
         cy, cx = centre[i, 0], centre[i, 1]
-        counts, pixels, background, peaks, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
+        counts, pixels, background, stray, peaks, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
         radii = np.empty(len(peaks))
         angles = np.empty(len(peaks))
         for k in range(len(peaks)):
@@ -5809,7 +5843,7 @@ def _solve_patterns(
         rotation[i], result[i, 0], result[i, 1] = _solve_pattern(
             peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, frames, operators,
             n_coarse, n_fine, known[i, : n_known[i]], tilt, g, intensity, width, wavelength, metric, cy, cx,
-            counts, pixels, background, diffracted, limits,
+            counts, pixels, background, stray, diffracted, limits,
         )  # fmt: skip
     return rotation, result
 
@@ -5825,14 +5859,14 @@ def _score_patterns(
     limits = np.array([first_radius, 0.5 * np.sum(2 * half + 1)])
     for i in numba.prange(n):
         cy, cx = centre[i, 0], centre[i, 1]
-        counts, pixels, background, _, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
+        counts, pixels, background, stray, _, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
         spots = np.empty((len(g), 4))
         near_g, near_intensity, near_width = np.empty_like(g), np.empty_like(intensity), np.empty_like(width)
         for k in range(n_known[i]):
             m = _near_ewald(known[i, k], 4 * tilt, g, intensity, width, wavelength, near_g, near_intensity, near_width)
             rotation[i, k], evidence[i, k] = _refine(
                 known[i, k], tilt, tilt, 3, near_g[:m], near_intensity[:m], near_width[:m], wavelength, metric, cy, cx,
-                counts, pixels, background, diffracted, limits, spots,
+                counts, pixels, background, stray, diffracted, limits, spots,
             )  # fmt: skip
     return rotation, evidence
 
@@ -5992,16 +6026,15 @@ def index_scan(
     n = ny * nx
     shape = (len(banks), ny, nx)
     found = Indexing([b.crystal.name for b in banks], np.zeros((*shape, 3, 3)), np.zeros(shape), np.zeros(shape), np.zeros(len(banks)))
-    rounds = ("alone", "offered", "settled") if neighbours and n > 1 else ("alone",)
+    rounds = ("alone", "settled") if neighbours and n > 1 else ("alone",)
     parts = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)]
     jobs = [(name, part) for name in rounds for part in parts]
     known: list[Any] = []
     scored: list[Any] = [(np.zeros((n, 12, 3, 3)), np.full((n, 12), -1e3)) for _ in banks] if neighbours else []
     for name, part in progress(jobs) if progress else jobs:
         if part.start == 0 and name != "alone":
-            if name == "offered":
-                found.chance = chance_evidence(patterns, calibration, banks, seed=seed)
-            known = [_known_from_neighbours(found, banks, k, 2 if name == "offered" else 3) for k in range(len(banks))]
+            found.chance = chance_evidence(patterns, calibration, banks, seed=seed)
+            known = [_known_from_neighbours(found, banks, k, reach=3) for k in range(len(banks))]
         block = _read_patterns(patterns, part)
         centres = calibration.centre_px.reshape(n, 2)[part]
         for k, bank in enumerate(banks):
@@ -6010,9 +6043,10 @@ def index_scan(
                     block, centres, calibration, bank, known[k][0][part], known[k][1][part]
                 )
                 continue
-            options = {} if name == "alone" else {"known": known[k][0][part], "n_known": known[k][1][part], "n_coarse": 0, "n_fine": 3}
-            rotation, evidence, runner_up = solve_patterns(block, centres, calibration, bank, **options)
-            _keep_better(found, k, part, rotation, evidence, runner_up, bank.operators)
+            rotation, evidence, runner_up = solve_patterns(block, centres, calibration, bank)
+            found.rotation[k].reshape(-1, 3, 3)[part] = rotation
+            found.evidence[k].reshape(-1)[part] = evidence
+            found.runner_up[k].reshape(-1)[part] = runner_up
     if rounds == ("alone",):
         found.chance = chance_evidence(patterns, calibration, banks, seed=seed)
     else:
@@ -6139,26 +6173,6 @@ def _known_from_neighbours(found: Indexing, banks: list[TemplateBank], k: int, r
     return _gather_known(
         best, rotation, trust, k, table[:, k].copy(), number[:, k].copy(), banks[k].operators, found.rotation[k], reach, 12
     )
-
-
-def _keep_better(
-    found: Indexing, k: int, part: slice, rotation: np.ndarray, evidence: np.ndarray, runner_up: np.ndarray, operators: np.ndarray
-) -> None:
-    """Replace solutions by better ones; what was best stays as the runner-up where it lies 10 degrees away."""
-    old_rotation = found.rotation[k].reshape(-1, 3, 3)[part]
-    old_evidence = found.evidence[k].reshape(-1)[part]
-    old_runner_up = found.runner_up[k].reshape(-1)[part]
-    first = not old_rotation.any()
-    for i in range(len(rotation)):
-        if first:
-            old_rotation[i], old_evidence[i], old_runner_up[i] = rotation[i], evidence[i], runner_up[i]
-            continue
-        better = evidence[i] > old_evidence[i]
-        worse = min(evidence[i], old_evidence[i])
-        far = _angle_between(rotation[i], old_rotation[i], operators) > _TEN_DEGREES
-        old_runner_up[i] = max(old_runner_up[i] if not (better and far) else -1e3, runner_up[i], worse if far else -1e3)
-        if better:
-            old_rotation[i], old_evidence[i] = rotation[i], evidence[i]
 
 
 def chance_evidence(
@@ -6789,21 +6803,9 @@ def compare_fractions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------------------
 
 
-def failed_step(results_dir: str | Path, sample_id: str) -> tuple[str, str] | None:
-    """The first step that failed for a sample in the last run, and why; None where none did.
-
-    ``make run`` leaves ``<id>/.done/<step>`` behind for every step that succeeded on the present
-    input. A step without it counts as failed where its executed notebook (``<id>/notebooks/<step>.ipynb``)
-    ends in an error, or where papermill itself did (``<step>.log`` beside it). The reason is one
-    text as the user should read it, ``SampleError: 600C/sample.yaml: …``.
-    """
-    root = _results_root(results_dir) / sample_id
-    for step in STEPS:
-        if not (root / ".done" / step).exists():
-            reason = run_error(root / "notebooks" / f"{step}.ipynb")
-            if reason:
-                return step, reason
-    return None
+def _ended_well(output: dict) -> bool:
+    """Whether an error output is the ``sys.exit(0)`` of a step that has nothing to do."""
+    return output["ename"] == "SystemExit" and output["evalue"] in ("", "0")
 
 
 def run_error(executed: str | Path) -> str | None:
@@ -6823,9 +6825,21 @@ def run_error(executed: str | Path) -> str | None:
     return errors[-1] if errors else None
 
 
-def _ended_well(output: dict) -> bool:
-    """Whether an error output is the ``sys.exit(0)`` of a step that has nothing to do."""
-    return output["ename"] == "SystemExit" and output["evalue"] in ("", "0")
+def failed_step(results_dir: str | Path, sample_id: str) -> tuple[str, str] | None:
+    """The first step that failed for a sample in the last run, and why; None where none did.
+
+    ``make run`` leaves ``<id>/.done/<step>`` behind for every step that succeeded on the present
+    input. A step without it counts as failed where its executed notebook (``<id>/notebooks/<step>.ipynb``)
+    ends in an error, or where papermill itself did (``<step>.log`` beside it). The reason is one
+    text as the user should read it, ``SampleError: 600C/sample.yaml: …``.
+    """
+    root = _results_root(results_dir) / sample_id
+    for step in STEPS:
+        if not (root / ".done" / step).exists():
+            reason = run_error(root / "notebooks" / f"{step}.ipynb")
+            if reason:
+                return step, reason
+    return None
 
 
 @dataclass(frozen=True)
@@ -6841,57 +6855,25 @@ class _Page:
     home: str = ""
 
 
-def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Path:
-    """Render every executed notebook as ``results/html/<id>/<step>.html``, the comparison as ``index.html``.
+def _step_title(step: str) -> str:
+    """A step's name as a reader wants it.
 
-    The pages hold their figures with alt texts and no script, name no absolute path, and open from
-    disk without a network. One that is up to date is left as it is, one of a sample that is gone is
-    removed. Returns the path of ``index.html``.
+    >>> _step_title("05_ped_calibration")
+    '05 PED calibration'
     """
-    results = Path(os.path.abspath(_results_root(results_dir)))
-    html = results / "html"
-    pages = _planned_pages(results, data_dir)
-    hidden = _hidden_paths(results, data_dir)
-    style = _page_style()
-    for page in pages:
-        source = hashlib.sha256(repr((page, hidden, style, file_sha256(__file__))).encode())
-        source.update(page.notebook.read_bytes() if page.notebook.is_file() else b"")
-        target = html / page.target
-        if not (target.is_file() and source.hexdigest() in target.read_text(encoding="utf-8")[:2000]):
-            write_atomically(target, _page_html(page, source.hexdigest(), hidden, style))
-    for path in set(html.rglob("*.html")) - {html / page.target for page in pages}:
-        path.unlink()
-    return html / "index.html"
+    words = step.replace("_", " ").replace("haadf", "HAADF").replace("ped", "PED").replace("cryo stem", "cryo-STEM")
+    return words if words[3:4].isupper() else words[:3] + words[3:4].upper() + words[4:]
 
 
-def share_pages(results_dir: str | Path = "") -> Path:
-    """Gather the rendered pages as ``results/share/workbook`` and the same as ``workbook.zip`` beside it."""
-    results = _results_root(results_dir)
-    if not (results / "html" / "index.html").is_file():
-        raise ResultError("there are no pages yet: run `make run` first")
-    folder = results / "share" / "workbook"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(results / "html", folder)
-    return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
-
-
-def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:
-    """Render the pages of a run, tell every failure in one message, and return the exit status, 0 or 1."""
-    results = _results_root(results_dir)
-    index = render_pages(results, data_dir)
-    faults = []
-    for sample_id in list_samples(data_dir):
-        failure = failed_step(results, sample_id)
-        missing = [step for step in STEPS if not (results / sample_id / ".done" / step).exists()]
-        if failure:
-            faults.append(f"FAILED {sample_id} {failure[0]}: {failure[1]}")
-        elif missing:
-            faults.append(f"NOT RUN {sample_id} {missing[0]}: see run.log in the results")
-    if not (results / ".done" / COMPARISON).exists():
-        reason = run_error(results / f"{COMPARISON}.ipynb") or "see run.log in the results"
-        faults.append(f"FAILED {COMPARISON}: {reason}")
-    print("\n".join(["", *faults, f"pages: {os.path.relpath(index)}"]))
-    return 1 if faults else 0
+def _step_link(results: Path, sample_id: str, step: str, notebook: Path) -> dict:
+    """The link to one page of a sample, with a word on its state where there is something to say."""
+    note = ""
+    if not (results / sample_id / ".done" / step).exists():
+        note = "failed" if run_error(notebook) else "not run" if not notebook.is_file() else "from an earlier run"
+    elif (results / sample_id / f"{step}.json").is_file() and read_result(results, sample_id, step).get("status") == "not_acquired":
+        note = "not acquired"
+    href = f"{sample_id}/{step}.html" if notebook.is_file() else ""
+    return {"step": step, "text": _step_title(step), "href": href, "note": note}
 
 
 def _planned_pages(results: Path, data_dir: str | Path) -> list[_Page]:
@@ -6922,27 +6904,6 @@ def _planned_pages(results: Path, data_dir: str | Path) -> list[_Page]:
     return [*pages, _Page(comparison, "index.html", _step_title(COMPARISON), "All samples", False, overview)]
 
 
-def _step_title(step: str) -> str:
-    """A step's name as a reader wants it.
-
-    >>> _step_title("05_ped_calibration")
-    '05 PED calibration'
-    """
-    words = step.replace("_", " ").replace("haadf", "HAADF").replace("ped", "PED").replace("cryo stem", "cryo-STEM")
-    return words if words[3:4].isupper() else words[:3] + words[3:4].upper() + words[4:]
-
-
-def _step_link(results: Path, sample_id: str, step: str, notebook: Path) -> dict:
-    """The link to one page of a sample, with a word on its state where there is something to say."""
-    note = ""
-    if not (results / sample_id / ".done" / step).exists():
-        note = "failed" if run_error(notebook) else "not run" if not notebook.is_file() else "from an earlier run"
-    elif (results / sample_id / f"{step}.json").is_file() and read_result(results, sample_id, step).get("status") == "not_acquired":
-        note = "not acquired"
-    href = f"{sample_id}/{step}.html" if notebook.is_file() else ""
-    return {"step": step, "text": _step_title(step), "href": href, "note": note}
-
-
 def _hidden_paths(results: Path, data_dir: str | Path) -> list[tuple[str, str]]:
     """Paths of this machine and what stands for them on a page, the longest first."""
     known = {PROJECT_ROOT: ".", results: "results", Path.home(): "~", Path(tempfile.gettempdir()): "tmp"}
@@ -6961,6 +6922,19 @@ def _without_paths(text: str, hidden: list[tuple[str, str]]) -> str:
     for path, word in hidden:
         text = text.replace(path, word)
     return re.sub(r"(?<![\w./:~<-])/(?:[\w.+@-]+/)+([\w.+@-]*)", r"\1", text)
+
+
+def _joined_streams(outputs: list) -> list:
+    """Outputs with consecutive prints as one, and without empty ones."""
+    joined: list = []
+    for output in outputs:
+        if output.output_type != "stream":
+            joined.append(output)
+        elif joined and joined[-1].output_type == "stream" and joined[-1].name == output.name:
+            joined[-1].text += output.text
+        elif output.text.strip():
+            joined.append(output)
+    return joined
 
 
 def _presentable(notebook: Any, hidden: list[tuple[str, str]]) -> Any:
@@ -6984,19 +6958,6 @@ def _presentable(notebook: Any, hidden: list[tuple[str, str]]) -> Any:
             cell.outputs = _joined_streams(outputs)
     notebook.metadata.pop("widgets", None)
     return notebook
-
-
-def _joined_streams(outputs: list) -> list:
-    """Outputs with consecutive prints as one, and without empty ones."""
-    joined: list = []
-    for output in outputs:
-        if output.output_type != "stream":
-            joined.append(output)
-        elif joined and joined[-1].output_type == "stream" and joined[-1].name == output.name:
-            joined[-1].text += output.text
-        elif output.text.strip():
-            joined.append(output)
-    return joined
 
 
 def _safe_html(text: str) -> str:
@@ -7054,3 +7015,56 @@ def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], style: s
         "navigation": [line | {"fault": _without_paths(line.get("fault", ""), hidden)} for line in page.navigation],
     }
     return exporter.from_notebook_node(notebook, resources={"page": around})[0]
+
+
+def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Path:
+    """Render every executed notebook as ``results/html/<id>/<step>.html``, the comparison as ``index.html``.
+
+    The pages hold their figures with alt texts and no script, name no absolute path, and open from
+    disk without a network. One that is up to date is left as it is, one of a sample that is gone is
+    removed. Returns the path of ``index.html``.
+    """
+    results = Path(os.path.abspath(_results_root(results_dir)))
+    html = results / "html"
+    pages = _planned_pages(results, data_dir)
+    hidden = _hidden_paths(results, data_dir)
+    style = _page_style()
+    for page in pages:
+        source = hashlib.sha256(repr((page, hidden, style, file_sha256(__file__))).encode())
+        source.update(page.notebook.read_bytes() if page.notebook.is_file() else b"")
+        target = html / page.target
+        if not (target.is_file() and source.hexdigest() in target.read_text(encoding="utf-8")[:2000]):
+            write_atomically(target, _page_html(page, source.hexdigest(), hidden, style))
+    for path in set(html.rglob("*.html")) - {html / page.target for page in pages}:
+        path.unlink()
+    return html / "index.html"
+
+
+def share_pages(results_dir: str | Path = "") -> Path:
+    """Gather the rendered pages as ``results/share/workbook`` and the same as ``workbook.zip`` beside it."""
+    results = _results_root(results_dir)
+    if not (results / "html" / "index.html").is_file():
+        raise ResultError("there are no pages yet: run `make run` first")
+    folder = results / "share" / "workbook"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(results / "html", folder)
+    return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
+
+
+def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:
+    """Render the pages of a run, tell every failure in one message, and return the exit status, 0 or 1."""
+    results = _results_root(results_dir)
+    index = render_pages(results, data_dir)
+    faults = []
+    for sample_id in list_samples(data_dir):
+        failure = failed_step(results, sample_id)
+        missing = [step for step in STEPS if not (results / sample_id / ".done" / step).exists()]
+        if failure:
+            faults.append(f"FAILED {sample_id} {failure[0]}: {failure[1]}")
+        elif missing:
+            faults.append(f"NOT RUN {sample_id} {missing[0]}: see run.log in the results")
+    if not (results / ".done" / COMPARISON).exists():
+        reason = run_error(results / f"{COMPARISON}.ipynb") or "see run.log in the results"
+        faults.append(f"FAILED {COMPARISON}: {reason}")
+    print("\n".join(["", *faults, f"pages: {os.path.relpath(index)}"]))
+    return 1 if faults else 0

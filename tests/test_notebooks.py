@@ -1,0 +1,186 @@
+"""All notebooks through `make run`: on a tiny simulated sample, on recorded data where it is here, and alone by papermill."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import hyperspy.api as hs
+import nbformat
+import numpy as np
+import pytest
+import yaml
+from test_house import check_pages
+
+import helpers
+
+ROOT = helpers.PROJECT_ROOT
+SHARED = ROOT.parent / "shared" / "realdata"
+LAMELLA = {
+    "instrument": "simulated FIB-SEM",
+    "frame": {"all_around": True, "material": "Pt-C", "thickness_um": 1.5},
+    "steps": [{"stage": "MillRough", "milling_voltage_kV": 30}, {"stage": "MillPolishing", "milling_voltage_kV": 8}],
+    "final_thickness_nm": 80,
+}
+
+
+def write(path: Path, frames: np.ndarray, scale: float, units: str) -> None:
+    signal = hs.signals.Signal2D(frames)
+    for axis in signal.axes_manager.signal_axes:
+        axis.scale, axis.units = scale, units
+    signal.save(path, overwrite=True)
+
+
+def tiny_sample(folder: Path) -> None:
+    """One small recording of every kind; the pixel sizes stand in the files alone."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(5)
+    crystals = [helpers.read_crystal(helpers.phase_file(p)) for p in ("layered", "spinel", "rocksalt", "llzo")]
+    patterns, _ = helpers.simulate_ped_scan(rng, crystals, (8, 8), rocksalt_fraction=0.2, n_grains=4)
+    write(folder / "ped.hspy", patterns, 0.02178, "1/angstrom")
+    write(folder / "stack.hspy", helpers.simulate_cryo_stack(rng, 8, (128, 128), 4.0)[0], 0.045, "nm")
+    write(folder / "haadf.tif", helpers.simulate_haadf(rng, (384, 384), layer_nm=1.5)[0], 0.0125, "nm")
+    write(folder / "interface.tif", helpers.simulate_interface(rng, (512, 512), layer_nm=3.0)[0], 0.02, "nm")
+    beam = {"beam_energy_keV": 200}
+    acquisitions = {
+        "cryo_stem": {"file": "stack.hspy", **beam, "frame_dose_e_per_A2": 9.9},
+        "haadf": {"file": "haadf.tif", **beam},
+        "interface": {"file": "interface.tif", **beam},
+        "ped": {"file": "ped.hspy", **beam, "step_nm": 8, "precession_deg": 0.5, "phases": ["layered", "spinel", "rocksalt", "llzo"]},
+    }
+    content = {"id": folder.name, "label": "tiny & quick", "simulated": True, "lamella": LAMELLA, "acquisitions": acquisitions}
+    (folder / "sample.yaml").write_text(yaml.safe_dump(content))
+
+
+def steel_sample(data: Path) -> None:
+    """The recorded PED scan of austenite and G-phase, with its own crystal structures."""
+    recorded = SHARED / "ped_steel"
+    (data / "steel").mkdir(parents=True)
+    (data / "phases").mkdir(exist_ok=True)
+    shutil.copy(recorded / "subset_data.hspy", data / "steel" / "ped.hspy")
+    shutil.copy(recorded / "austeniteLP.cif", data / "phases" / "austenite.cif")
+    shutil.copy(recorded / "g-phaseLP.cif", data / "phases" / "g_phase.cif")
+    ped = {"file": "ped.hspy", "beam_energy_keV": 200, "step_nm": 2, "precession_deg": 0.5, "phases": ["austenite", "g_phase"]}
+    content = {"id": "steel", "label": "irradiated steel", "acquisitions": {"ped": ped}}
+    (data / "steel" / "sample.yaml").write_text(yaml.safe_dump(content))
+
+
+class Run:
+    """One `make run` of the project on a data folder of its own."""
+
+    def __init__(self, folder: Path, real: bool):
+        self.root, self.data, self.results, self.figures = folder, folder / "data", folder / "results", folder / "figures"
+        tiny_sample(self.data / "tiny")
+        if real:
+            steel_sample(self.data)
+        command = ["make", "-o", ".venv/.ready", "run", f"DATA={self.data}", f"RESULTS={self.results}", f"FIGURES={self.figures}"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL)
+        self.status, self.text = done.returncode, done.stdout + done.stderr
+
+    def result(self, sample: str, step: str) -> dict:
+        return json.loads((self.results / sample / f"{step}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    return Run(tmp_path_factory.mktemp("notebooks"), SHARED.is_dir())
+
+
+def test_every_notebook_succeeds(run):
+    assert run.status == 0, run.text
+    for step in helpers.STEPS:
+        result = run.result("tiny", step)
+        assert result["status"] == "ok", (step, result)
+        assert result["sample"] == "tiny"
+        assert result["versions"]["helpers_sha256"] == helpers.file_sha256(ROOT / "helpers.py")[:16]
+        assert all(len(digest) == 64 for digest in result["inputs"].values())
+
+
+CONTRACT = {
+    "02_cryo_stem_drift": [],
+    "03_haadf_surface": ["surface_layer_thickness_nm", "surface_layer_thickness_ci95_nm", "surface_phase", "pixel_size_corrected_nm"],
+    "05_ped_calibration": ["scale_invA_per_px", "ellipticity", "centre_px"],
+    "07_rocksalt_fraction": [
+        *("rocksalt_fraction", "rocksalt_fraction_ci95", "rocksalt_fraction_raw", "spinel_fraction", "spinel_fraction_ci95"),
+        *("spinel_fraction_raw", "detection_limit", "n_patterns_ncm"),
+    ],
+}
+
+
+@pytest.mark.parametrize("step", CONTRACT)
+def test_results_hold_what_the_contract_names(run, step):
+    result = run.result("tiny", step)
+    for key in CONTRACT[step]:
+        assert key in result
+        assert result[key] is not None or result[f"{key}_reason"]
+
+
+def test_files_beside_the_json(run):
+    from orix.io import load
+
+    rows = (run.results / "tiny" / "02_drift.csv").read_text().splitlines()
+    assert rows[0].startswith("frame,shift_y_px,shift_x_px,sigma_px,used")
+    assert len(rows) == 9
+    crystal_map = load(run.results / "tiny" / "06_ped.h5")
+    assert crystal_map.shape == (8, 8)
+    scores = {f"score_{p}" for p in ("layered", "spinel", "rocksalt", "llzo")}
+    assert {"score", "phase_margin", "orientation_margin", "grain_id"} | scores <= set(crystal_map.prop)
+    header = (run.results / "08_comparison.csv").read_text().splitlines()[0]
+    assert header == "sample,temperature_C,rocksalt_fraction,ci95_low,ci95_high,n_patterns_ncm,n_grains"
+    assert "tiny" in (run.results / "08_comparison.json").read_text()
+
+
+def test_figures_are_saved_for_every_step(run):
+    for step in helpers.STEPS:
+        figures = list((run.figures / "tiny").glob(f"{step[:2]}_*.png"))
+        assert figures, step
+        assert all(path.with_suffix(".svg").is_file() for path in figures)
+
+
+def test_pages_of_the_real_notebooks(run):
+    count = 8 + 7 * SHARED.is_dir()
+    check_pages(run.results / "html", count, [run.root, Path.home(), ROOT, "/tmp/"])
+
+
+def test_logs_hold_no_warnings(run):
+    for path in run.results.rglob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                assert output.get("name") != "stderr", (path.name, output.get("text"))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/realdata is not here")
+def test_recorded_steel_shows_both_phases(run):
+    result = run.result("steel", "06_ped_matching")
+    assert result["status"] == "ok"
+    assert result["area_fraction"]["austenite"] > 0
+    assert result["area_fraction"]["g_phase"] > 0
+    assert run.result("steel", "05_ped_calibration")["scale_invA_per_px"] == pytest.approx(0.01261, rel=0.02)
+    for step in ("02_cryo_stem_drift", "03_haadf_surface", "04_interface_phases"):
+        assert run.result("steel", step)["status"] == "not_acquired"
+
+
+def alone(step: str, folder: Path, parameters: dict) -> str | None:
+    """A notebook by papermill from another working folder; why it failed, or None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "ERROR", "-f", "params.yaml"]
+    command += [str(ROOT / "notebooks" / f"{step}.ipynb"), "out.ipynb"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, env=os.environ)
+    reason = helpers.run_error(folder / "out.ipynb")
+    assert (done.returncode == 0) == (reason is None), done.stderr[-2000:]
+    return reason
+
+
+def test_a_notebook_alone_says_what_it_lacks(run, tmp_path):
+    there = {"sample_id": "tiny", "data_dir": str(run.data), "results_dir": str(tmp_path / "r"), "figures_dir": str(tmp_path / "f")}
+    assert alone("01_lamella_metadata", tmp_path / "a", there) is None
+    assert math.isfinite(json.loads((tmp_path / "r" / "tiny" / "01_lamella_metadata.json").read_text())["final_thickness_nm"])
+    assert "run 05_ped_calibration for tiny first" in alone("06_ped_matching", tmp_path / "b", there)
+    assert "unknown parameter sampel_id" in alone("05_ped_calibration", tmp_path / "c", there | {"sampel_id": "x"})
+    assert "nosuch/sample.yaml: no such file; samples here: " in alone(
+        "02_cryo_stem_drift", tmp_path / "d", there | {"sample_id": "nosuch"}
+    )
