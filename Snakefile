@@ -202,6 +202,7 @@ else:
                 number=step[:2],
                 # what times alone do not tell: a file that was replaced by an older one, or is gone
                 content=lambda wc: [FILES[wc.sample][1], *(str(content_of(p)) for p in read_by(step, wc.sample))],
+            priority: 1 if GRAPH[step][0] == "ped" else 0  # the longest chain first
             threads: max(1, workflow.cores // len(SAMPLES)) if GRAPH[step][0] == "ped" else 1
             shell:
                 RUN
