@@ -5473,39 +5473,20 @@ def template_bank(
 
 # --- evidence ---------------------------------------------------------------------------
 
-# What a spot's true strength may be, as multiples of the kinematical expectation, and how
-# probable each is before looking: dynamical scattering makes a factor of four common.
-_STRENGTH = np.array([0.0, 0.12, 0.6, 2.5])
-_STRENGTH_PRIOR = np.array([0.15, 0.25, 0.40, 0.20])
-# Share of places in a pattern that hold a spot which no single crystal explains.
+# What the strength of a predicted spot may be, as a multiple of the kinematical expectation: it is missing
+# altogether (dynamical extinction, a wrong model of the tilt) with a probability of `_MISSING`, else
+# log-normal, because dynamical scattering makes a factor of three common.
+_MISSING = 0.12
+_LOG_MEAN = math.log(0.7)
+_LOG_SPREAD = 1.2
+# The same prior on a few values, for spots too weak for its integral to be narrow.
+_STRENGTH = np.array([0.12, 0.6, 2.5])
+_STRENGTH_PRIOR = (1 - _MISSING) * np.array([0.25, 0.50, 0.25])
+# Share of places in a pattern that hold a spot which no single crystal explains; such a spot's strength is
+# uniform in its logarithm over three decades.
 _STRAY = 0.003
+_STRAY_DENSITY = 1 / math.log(1000)
 _REACH = 3.5  # excitation errors beyond this many widths are not excited
-
-
-@numba.njit(cache=True, fastmath=True)
-def _stray_map(counts, pixels, background, cy, cx):
-    """Log of the probability (ny, nx) of the counts about every pixel if no crystal puts a spot there, over that of background alone.
-
-    Most places hold background; a share `_STRAY` a spot of unknown strength, uniform in its logarithm.
-    """
-    ny, nx = counts.shape
-    last = len(background) - 1
-    result = np.empty((ny, nx), np.float32)
-    for y in range(ny):
-        for x in range(nx):
-            a = counts[y, x]
-            r = min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), last)
-            b = background[r] * pixels[y, x] + 0.02
-            ratio = 0.05
-            if a > b + 1.0 + math.sqrt(b):
-                ratio, n, strength = 0.0, 0, 2.0
-                while strength < 2000.0:
-                    ratio += math.exp(min(a * math.log1p(strength / b) - strength, 600.0))
-                    n += 1
-                    strength *= 1.8
-                ratio /= n
-            result[y, x] = math.log((1 - _STRAY) + _STRAY * ratio)
-    return result
 
 
 @numba.njit(cache=True, fastmath=True)
@@ -5532,7 +5513,31 @@ def _predict(rotation, g, intensity, width, wavelength, metric, cy, cx, ny, nx, 
 
 
 @numba.njit(cache=True, fastmath=True)
-def _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, stray, diffracted, limits, spots):
+def _spot_evidence(a, b, mean):
+    """Evidence in nats of one predicted spot: ``a`` counts where background gives b and the spot ``mean`` more.
+
+    A clear spot fixes its own strength x = (a - b) / mean, so the integral over the prior is the prior's
+    density there times a factor that the stray spot has too (Laplace); it cancels. So a clear spot in the
+    expected proportion earns about 6.5 nats whatever its brightness. A weak one is summed over a few strengths.
+    """
+    surplus = a - b
+    if surplus > 0:
+        surprise = a * math.log(a / b) - surplus
+        if surprise > 4.0:
+            z = (math.log(surplus / mean) - _LOG_MEAN) / _LOG_SPREAD
+            density = (1 - _MISSING) * math.exp(-0.5 * z * z) / (_LOG_SPREAD * 2.5066)
+            nothing = surplus / (2.5066 * math.sqrt(a)) * math.exp(-min(surprise, 600.0))
+            stray = _STRAY * _STRAY_DENSITY
+            return math.log(((1 - _STRAY) * (density + _MISSING * nothing) + stray) / ((1 - _STRAY) * nothing + stray))
+    likelihood = _MISSING
+    for t in range(len(_STRENGTH)):
+        mu = mean * _STRENGTH[t]
+        likelihood += _STRENGTH_PRIOR[t] * math.exp(a * math.log1p(mu / b) - mu)
+    return math.log(likelihood)
+
+
+@numba.njit(cache=True, fastmath=True)
+def _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots):
     """Log of the probability of the counts at all predicted spots, over that with background and stray spots only.
 
     For each predicted place: either a stray spot, or the expected strength times a factor of
@@ -5557,15 +5562,11 @@ def _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts,
         if r < limits[0] or pixels[y0, x0] < limits[1]:
             continue
         fy, fx = y - y0, x - x0
-        w00, w01, w10, w11 = (1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx
-        a = w00 * counts[y0, x0] + w01 * counts[y0, x0 + 1] + w10 * counts[y0 + 1, x0] + w11 * counts[y0 + 1, x0 + 1]
-        without = w00 * stray[y0, x0] + w01 * stray[y0, x0 + 1] + w10 * stray[y0 + 1, x0] + w11 * stray[y0 + 1, x0 + 1]
+        upper = counts[y0, x0] * (1 - fx) + counts[y0, x0 + 1] * fx
+        lower = counts[y0 + 1, x0] * (1 - fx) + counts[y0 + 1, x0 + 1] * fx
+        a = upper * (1 - fy) + lower * fy
         b = background[min(int(r), last)] * pixels[y0, x0] + 0.02
-        likelihood = _STRENGTH_PRIOR[0]
-        for t in range(1, len(_STRENGTH)):
-            mu = mean * _STRENGTH[t]
-            likelihood += _STRENGTH_PRIOR[t] * math.exp(min(a * math.log1p(mu / b) - mu, 600.0))
-        result += math.log((1 - _STRAY) * likelihood + max(math.exp(without) - (1 - _STRAY), 0.0)) - without
+        result += _spot_evidence(a, b, mean)
     return result
 
 
@@ -5613,15 +5614,12 @@ def _refine(
     counts,
     pixels,
     background,
-    stray,
     diffracted,
     limits,
     spots,
 ):
     """Climb the evidence by turns about x, y (tilt) and z (spin), halving both ``levels`` times."""
-    best = _evidence(
-        rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, stray, diffracted, limits, spots
-    )
+    best = _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots)
     for _ in range(levels):
         for _ in range(3):
             moved = False
@@ -5630,7 +5628,7 @@ def _refine(
                 for sign in (-1.0, 1.0):
                     trial = _turned(rotation, axis, sign * step)
                     value = _evidence(
-                        trial, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, stray, diffracted, limits, spots
+                        trial, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots
                     )
                     if value > best:
                         best, rotation, moved = value, trial, True
@@ -5702,7 +5700,6 @@ def _solve_pattern(
     counts,
     pixels,
     background,
-    stray,
     diffracted,
     limits,
 ):
@@ -5749,7 +5746,6 @@ def _solve_pattern(
             counts,
             pixels,
             background,
-            stray,
             diffracted,
             limits,
             spots,
@@ -5775,7 +5771,6 @@ def _solve_pattern(
             counts,
             pixels,
             background,
-            stray,
             diffracted,
             limits,
             spots,
@@ -5808,7 +5803,7 @@ def _angle_between(first, second, operators):
 
 @numba.njit(cache=True)
 def _prepare_pattern(image, mask, half, gain, offset, cy, cx, first_radius):
-    """Aperture sums, good pixels, radial background, map of stray spots, peaks, and the diffracted counts in the clear ones."""
+    """Aperture sums, good pixels, radial background, peaks, and the diffracted counts in the clear ones."""
     counts, pixels = _aperture_sums(image, mask, half, gain, offset)
     background = _radial_background(image, mask, counts, pixels, cy, cx, gain, offset, int(0.75 * max(counts.shape)))
     peaks = _local_maxima(counts, pixels, background, cy, cx, first_radius, 60, 2.0)
@@ -5816,7 +5811,7 @@ def _prepare_pattern(image, mask, half, gain, offset, cy, cx, first_radius):
     for k in range(len(peaks)):
         if peaks[k, 2] > 4:
             diffracted += peaks[k, 3]
-    return counts, pixels, background, _stray_map(counts, pixels, background, cy, cx), peaks, diffracted
+    return counts, pixels, background, peaks, diffracted
 
 
 @numba.njit(cache=True, parallel=True)
@@ -5831,7 +5826,7 @@ def _solve_patterns(
     limits = np.array([first_radius, 0.5 * np.sum(2 * half + 1)])
     for i in numba.prange(n):
         cy, cx = centre[i, 0], centre[i, 1]
-        counts, pixels, background, stray, peaks, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
+        counts, pixels, background, peaks, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
         radii = np.empty(len(peaks))
         angles = np.empty(len(peaks))
         for k in range(len(peaks)):
@@ -5843,7 +5838,7 @@ def _solve_patterns(
         rotation[i], result[i, 0], result[i, 1] = _solve_pattern(
             peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, frames, operators,
             n_coarse, n_fine, known[i, : n_known[i]], tilt, g, intensity, width, wavelength, metric, cy, cx,
-            counts, pixels, background, stray, diffracted, limits,
+            counts, pixels, background, diffracted, limits,
         )  # fmt: skip
     return rotation, result
 
@@ -5859,14 +5854,14 @@ def _score_patterns(
     limits = np.array([first_radius, 0.5 * np.sum(2 * half + 1)])
     for i in numba.prange(n):
         cy, cx = centre[i, 0], centre[i, 1]
-        counts, pixels, background, stray, _, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
+        counts, pixels, background, _, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
         spots = np.empty((len(g), 4))
         near_g, near_intensity, near_width = np.empty_like(g), np.empty_like(intensity), np.empty_like(width)
         for k in range(n_known[i]):
             m = _near_ewald(known[i, k], 4 * tilt, g, intensity, width, wavelength, near_g, near_intensity, near_width)
             rotation[i, k], evidence[i, k] = _refine(
                 known[i, k], tilt, tilt, 3, near_g[:m], near_intensity[:m], near_width[:m], wavelength, metric, cy, cx,
-                counts, pixels, background, stray, diffracted, limits, spots,
+                counts, pixels, background, diffracted, limits, spots,
             )  # fmt: skip
     return rotation, evidence
 
