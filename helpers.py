@@ -919,7 +919,7 @@ def _simulate_phase_map(
     """
     from scipy import ndimage
 
-    ny, nx = shape
+    nx = shape[1]
 
     def smooth(width: float) -> np.ndarray:
         noise = ndimage.gaussian_filter(rng.standard_normal(shape), width * min(shape), mode="reflect")
@@ -2301,11 +2301,13 @@ def _incoherent_power(canvas: _Canvas, members: np.ndarray) -> np.ndarray:
 
 def _first_path(canvas: _Canvas, members: np.ndarray, reach: np.ndarray) -> np.ndarray:
     """Shifts (n, 2) of members, each against the sum of those before it, drift preferred to jumps."""
+    from itertools import pairwise
+
     shifts = np.zeros((canvas.n, 2))
     total = _Sum(canvas)
     power, prior = _incoherent_power(canvas, members), _DriftPrior(np.zeros(2), _START_SPREAD_PX)
     total.add(int(members[0]), shifts[members[0]])
-    for before, i in zip(members[:-1], members[1:], strict=True):
+    for before, i in pairwise(members):
         scene, seen = total.scene(power), total.seen()
         match = _Match(canvas, scene, seen)
         frame = canvas.spectra[i], canvas.box, canvas.worth(int(i), scene, shifts[before])
@@ -2536,7 +2538,10 @@ def register_stack(frames: np.ndarray, *, max_shift_px: float | None = None, nam
         if found is not None and found[3] >= _LEAST_SNR:
             return _solution(frames, groups, found, left_out, per_unit, notes)
     mean = float(counts[members].mean())
-    reason = f"{mean:.3g} counts a pixel and frame: no lattice stands out of the noise in frames or sums of them, so that they cannot be registered"
+    reason = (
+        f"{mean:.3g} counts a pixel and frame: no lattice stands out of the noise in frames or sums of them, "
+        "so that they cannot be registered"
+    )
     return _refusal(frames, left_out, per_unit, notes, reason)
 
 
@@ -5044,7 +5049,10 @@ class Calibration:
 
 
 def check_patterns(patterns: Any, scale_invA_per_px: float, name: str) -> None:
-    """`RecordingError` where patterns (ny, nx, ky, kx) cannot be diffraction at this scale: too small, or a camera that sees too little or far too much."""
+    """`RecordingError` where patterns (ny, nx, ky, kx) cannot be diffraction at this scale.
+
+    They are too small, or the camera sees too little or far too much.
+    """
     size = min(patterns.shape[2:])
     if size < 32:
         raise RecordingError(f"{name}: patterns of {patterns.shape[2]} x {patterns.shape[3]} pixels, expected at least 32 x 32")
@@ -6132,9 +6140,12 @@ def _settle_turn(rotation, support, relations, n_relations, operators, choice, m
                     if total[m] > top_total:
                         top_total, top = total[m], m
                 for m in range(most):
-                    if total[m] > -1e8 and support[k, y, x, m] > second:
-                        if _angle_between(rotation[k, y, x, m], rotation[k, y, x, top], operators[k]) > _TEN_DEGREES:
-                            second = support[k, y, x, m]
+                    if (
+                        total[m] > -1e8
+                        and support[k, y, x, m] > second
+                        and _angle_between(rotation[k, y, x, m], rotation[k, y, x, top], operators[k]) > _TEN_DEGREES
+                    ):
+                        second = support[k, y, x, m]
                 out_rotation[k, y, x] = rotation[k, y, x, top]
                 out_support[k, y, x] = support[k, y, x, top]
                 out_runner_up[k, y, x] = second
@@ -6415,7 +6426,8 @@ def scan_step_nm(sample: Sample, signal: Any) -> float:
         return float(axis.scale_as_quantity.to("nm").magnitude)
     except (pint.errors.PintError, ValueError, TypeError):
         raise SampleError(
-            f"{sample.id}/sample.yaml: acquisitions.ped.step_nm: missing, and {sample.path('ped').name} holds no step in nm; expected a value here"
+            f"{sample.id}/sample.yaml: acquisitions.ped.step_nm: missing, and {sample.path('ped').name} holds no step in nm; "
+            "expected a value here"
         ) from None
 
 
@@ -6443,13 +6455,17 @@ def predicted_spots(
 
 
 def spot_size(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> float:
-    """Standard deviation in px of the mean spot of patterns (n, ky, kx) about their clearest peaks; that of the guess where there are none."""
+    """Standard deviation in px of the mean spot of patterns (n, ky, kx) about their clearest peaks.
+
+    Where there are none, that of the guess.
+    """
     reach, windows = 5, []
     for image, centre in zip(patterns, centre_px, strict=True):
         for y, x, *_ in pattern_peaks(image, centre, calibration, most=6, least_nats=15.0):
             v, u = round(y), round(x)
-            window = image[v - reach : v + reach + 1, u - reach : u + reach + 1].astype(float)
-            if window.shape == (2 * reach + 1,) * 2 and not calibration.mask[v - reach : v + reach + 1, u - reach : u + reach + 1].any():
+            near = np.s_[v - reach : v + reach + 1, u - reach : u + reach + 1]
+            window = image[near].astype(float)
+            if window.shape == (2 * reach + 1,) * 2 and not calibration.mask[near].any():
                 windows.append(window / max(window.sum(), 1e-9))
     if not windows:
         return calibration.spot_sigma_px
@@ -6462,7 +6478,10 @@ def spot_size(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibrat
 
 
 def _matched_spots(patterns, centres, calibration, banks, n_coarse=24) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Pairs of predicted g (m, 2) (x, y) and measured positions (m, 2) (x, y) from the beam, the pattern (m,) of each, and the total evidence."""
+    """Pairs of predicted g (m, 2) and measured positions (m, 2) from the beam, both (x, y).
+
+    With them the pattern (m,) of each, and the total evidence.
+    """
     solved = [solve_patterns(patterns, centres, calibration, bank, n_coarse=n_coarse, n_fine=3) for bank in banks]
     evidence = np.array([s[1] for s in solved])
     best = evidence.argmax(axis=0)
@@ -6491,7 +6510,7 @@ def _symmetric_metric(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray
         matrix = np.linalg.lstsq(predicted[use], measured[use], rcond=None)[0].T
         off = np.linalg.norm(measured - predicted @ matrix.T, axis=1)
         use = off < 3 * max(1.4826 * np.median(off[use]), 0.15)
-    u, s, vt = np.linalg.svd(matrix)
+    _, s, vt = np.linalg.svd(matrix)
     return vt.T @ np.diag(s) @ vt
 
 
@@ -6513,15 +6532,15 @@ def refine_calibration(
     spread over resampled patterns.
 
     Returns the calibration and a dict: ``scan`` (list of scale, evidence), ``scale_sd_invA_per_px``,
-    ``residual_px`` (robust standard deviation of one coordinate), ``n_spots``, ``n_patterns`` and ``predicted``/``measured`` pairs for a look.
+    ``residual_px`` (robust standard deviation of one coordinate), ``n_spots``, ``n_patterns`` and
+    ``predicted``/``measured`` pairs for a look.
     """
     rng = np.random.default_rng(seed)
     trials = calibration.scale_invA_per_px * (1 + np.arange(-search, search + 0.005, 0.01))
-    scanned = []
-    for scale in progress(trials) if progress else trials:
-        scanned.append(
-            (float(scale), _matched_spots(patterns, centres, dataclasses.replace(calibration, scale_invA_per_px=scale), banks)[3])
-        )
+    scanned = [
+        (float(scale), _matched_spots(patterns, centres, dataclasses.replace(calibration, scale_invA_per_px=scale), banks)[3])
+        for scale in (progress(trials) if progress else trials)
+    ]
     best = max(scanned, key=lambda pair: pair[1])[0]
     refined = dataclasses.replace(calibration, scale_invA_per_px=best)
     for _ in range(3):
@@ -6651,7 +6670,7 @@ def phase_fraction(
 
 def spatial_blocks(shape: tuple[int, int], step_px: int) -> np.ndarray:
     """Numbers (ny, nx) of square blocks of ``step_px`` patterns."""
-    ny, nx = shape
+    nx = shape[1]
     y, x = np.indices(shape) // step_px
     return y * (nx // step_px + 1) + x
 
