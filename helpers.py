@@ -5107,11 +5107,12 @@ def _read_patterns(patterns: Any, part: slice) -> np.ndarray:
     return np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:])[first : first + part.stop - part.start])
 
 
-def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, direct_beam_radius_px: float) -> np.ndarray:
+def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patterns: int, direct_beam_radius_px: float) -> np.ndarray:
     """Pixels (ky, kx) whose scan average stands far above or below their neighbours', True where bad.
 
     A diffraction spot spreads over its neighbours in the scan average, a hot pixel does not.
-    The direct beam is left alone; ``variance`` (ky, kx) over the scan tells a dead pixel.
+    The direct beam is left alone; ``variance`` (ky, kx) over the ``n_patterns`` tells a dead pixel
+    and what noise can do.
     """
     from scipy import ndimage
 
@@ -5120,8 +5121,10 @@ def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, direct_b
     neighbours = ndimage.median_filter(mean_pattern, footprint=ring, mode="reflect")
     upper = ndimage.percentile_filter(mean_pattern, 75, footprint=ring, mode="reflect")
     typical = np.median(neighbours) + 1e-9
-    hot = (mean_pattern > 2.5 * upper + 2 * typical) & (mean_pattern > 4 * neighbours)
-    dead = (variance == 0) & (neighbours > 0.25 * typical) & (mean_pattern < 0.2 * neighbours)
+    always = variance < mean_pattern**2  # a spot of a few patterns varies more over the scan than this
+    sure = mean_pattern - 2.5 * upper > 8 * np.sqrt(variance / n_patterns)
+    hot = always & sure & (mean_pattern > 2.5 * upper + 2 * typical) & (mean_pattern > 4 * neighbours)
+    dead = (variance == 0) & (neighbours * n_patterns > 20) & (mean_pattern < 0.2 * neighbours)
     y, x = np.unravel_index(np.argmax(ndimage.gaussian_filter(neighbours, 2)), mean_pattern.shape)
     yy, xx = np.indices(mean_pattern.shape)
     return (hot | dead) & (np.hypot(yy - y, xx - x) > direct_beam_radius_px)
@@ -5223,28 +5226,39 @@ def smooth_descan(centre_px: np.ndarray, weight: np.ndarray, order: int = 2) -> 
 def detector_gain(patterns: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     """Gain (recorded units per electron) and offset of a detector from the noise of the patterns themselves.
 
-    Neighbouring pixels share nearly the same expectation, so half the mean square of their
-    difference is the variance; for counted electrons variance = gain x (mean - offset).
-    A counting detector gives 1 and 0. ``patterns`` is (n, ky, kx).
+    Neighbouring blocks of 4 x 4 pixels, about the area of a spot, share nearly the same
+    expectation, so a sixth of the mean square of their second difference is the variance; for
+    counted electrons variance = gain x (mean - offset). Blocks, not pixels, because a camera
+    smears its noise over neighbours. A counting detector gives 1 and 0. ``patterns`` is (n, ky, kx).
     """
-    data = patterns.astype(np.float32)
-    offset = float(np.median(np.percentile(data[:, ~mask], 1, axis=1))) if patterns.dtype != np.uint8 else 0.0
-    offset = max(offset, 0.0)
-    second = data[:, :, 2:] - 2 * data[:, :, 1:-1] + data[:, :, :-2]
-    level = (data[:, :, 2:] + data[:, :, 1:-1] + data[:, :, :-2]) / 3 - offset
-    good = ~(mask[:, 2:] | mask[:, 1:-1] | mask[:, :-2])
-    level, variance = level[:, good].ravel(), second[:, good].ravel() ** 2 / 6
-    usual = level < np.percentile(level, 80)
-    mean = float(level[usual].mean())
-    if mean <= 0:
-        return 1.0, offset
-    gain = float(variance[usual].mean() / mean)
-    return (1.0 if 0.6 < gain < 1.6 else max(gain, 1e-3)), offset
+    size = 4
+    ny, nx = (n // size for n in patterns.shape[1:])
+    blocks = patterns[:, : ny * size, : nx * size].astype(np.float64).reshape(-1, ny, size, nx, size).sum(axis=(2, 4))
+    bad = mask[: ny * size, : nx * size].reshape(ny, size, nx, size).any(axis=(1, 3))
+    good = ~(bad[:, 2:] | bad[:, 1:-1] | bad[:, :-2])
+    level = ((blocks[:, :, 2:] + blocks[:, :, 1:-1] + blocks[:, :, :-2]) / 3)[:, good].ravel()
+    square = ((blocks[:, :, 2:] - 2 * blocks[:, :, 1:-1] + blocks[:, :, :-2]) ** 2 / 6)[:, good].ravel()
+    order = np.argsort(level, kind="stable")[: int(0.8 * len(level))]
+    bins = [part for part in np.array_split(order, 12) if len(part) >= 20]
+    if len(bins) < 3 or level[order].max(initial=0) <= 0:
+        return 1.0, 0.0
+    middle = np.array([level[part].mean() for part in bins])
+    variance = np.array([_lower_mean(square[part]) / _MEAN_OF_LOWER_90_PERCENT for part in bins])
+    if patterns.dtype == np.uint8:
+        gain, offset = float(variance.sum() / middle.sum()), 0.0
+    else:
+        gain, at_zero = np.polyfit(middle, variance, 1, w=1 / np.maximum(variance, 1e-9))
+        lowest = float(np.percentile(level, 1))
+        offset = float(np.clip(-at_zero / gain if gain > 0 else 0.0, 0.0, lowest)) / size**2
+    return (1.0 if 0.6 < gain < 1.6 else max(float(gain), 1e-3)), offset
 
 
-# --------------------------------------------------------------------------------------
-# 06 PED: template matching and the decision on the phase
-# --------------------------------------------------------------------------------------
+def _lower_mean(values: np.ndarray) -> float:
+    """Mean of the lower 90 %: diffraction spots make the upper tenth."""
+    return float(np.sort(values)[: math.ceil(0.9 * len(values))].mean())
+
+
+_MEAN_OF_LOWER_90_PERCENT = 0.623  # of the square of a standard normal variable
 
 
 # --- spots of one pattern ---------------------------------------------------------------
