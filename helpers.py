@@ -1886,9 +1886,11 @@ _JUMP_PROBABILITY = 0.03  # prior of a jump between two frames; the drift prior'
 _JUMP_LENGTH_PX = 6.0  # of half of the jumps about
 _START_SPREAD_PX = 1.2
 _SPREADS_PX = (0.15, 0.3, 0.6, 1.2, 2.5, 5.0)  # of the drift between frames, that the stack chooses from
-_FALSE_MODES = 1e-4  # share of noise modes of a spectrum that may be taken for signal
+_FALSE_MODES = 1e-5  # share of noise modes of a spectrum that may be taken for signal
 _LEAST_SNR = 5.0  # of a frame's whole contrast, below which its highest peak may be noise
-_CANDIDATES = 12  # peaks of the likelihood that the joint solution may choose from
+_CLEAR_NATS = 40.0  # a jump whose cell is that much clearer than the next is not tested again
+_FRAME_NATS = 6.0  # a frame, by which a segment's other lattice cells may fall short and still be compared
+_CANDIDATES = 36  # peaks of the likelihood that the joint solution may choose from
 
 
 @dataclass(frozen=True)
@@ -2055,10 +2057,11 @@ class _Canvas:
         return float(np.sum(self.counts[i] * inside)) / expected if inside.any() else float(self.scale[i])
 
     def worth(self, i: int, scene: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        """Spectrum of the log-likelihood that every pixel of a frame at a shift should earn from a scene."""
-        rate = 1 + self.under(scene, shift)
+        """Spectrum of the log-likelihood that every pixel of a frame earns from a scene at a shift."""
+        there = self.image(self.spectrum(scene) / self.phase(shift))[: self.frame_shape[0], : self.frame_shape[1]]
+        rate = 1 + np.maximum(there, np.float32(-0.9))
         rate = rate / rate.mean()
-        return self.spectrum(np.float32(self.totals[i] / self.area) * (rate * np.log(rate) - rate + 1))
+        return self.spectrum(self.counts[i] * np.log(rate) - np.float32(self.totals[i] / self.area) * (rate - 1))
 
     def coverage(self, shift: np.ndarray) -> np.ndarray:
         """The frame's box in the scene, split over pixels where it lies between them."""
@@ -2073,14 +2076,14 @@ class _Canvas:
         return np.outer(*sides)
 
 
-def _smoothed(power: np.ndarray, width: float) -> np.ndarray:
-    """A half spectrum of a real image smoothed with a Gaussian, its mirror image respected."""
-    from scipy.ndimage import gaussian_filter1d
+def _smoothed(power: np.ndarray, width: int) -> np.ndarray:
+    """A half spectrum of a real image averaged over width x width modes, its mirror image respected."""
+    from scipy.ndimage import uniform_filter1d
 
-    wide = gaussian_filter1d(power, width, axis=0, mode="wrap", truncate=3)
-    pad = math.ceil(3 * width)
+    wide = uniform_filter1d(power, width, axis=0, mode="wrap")
+    pad = width // 2
     mirrored = np.concatenate([np.roll(wide[::-1], 1, axis=0)[:, pad:0:-1], wide], axis=1)
-    return gaussian_filter1d(mirrored, width, axis=1, mode="nearest", truncate=3)[:, pad:]
+    return uniform_filter1d(mirrored, width, axis=1, mode="nearest")[:, pad:]
 
 
 def _signal_power(power: np.ndarray, noise: float, oversampling: float, spectra: int = 1) -> np.ndarray:
@@ -2095,11 +2098,11 @@ def _signal_power(power: np.ndarray, noise: float, oversampling: float, spectra:
 
     excess = power - noise
     signal, found = np.zeros_like(power), np.zeros(power.shape, bool)
-    for width in (0.0, 1.0, 4.0):
+    for width in (1, 3, 11):
         free = (~found).astype(np.float32)
-        weight = _smoothed(free, width) if width else free
-        smooth = _smoothed(excess * free, width) / np.maximum(weight, 1e-3) if width else excess
-        modes = spectra * max(1.0, 4 * np.pi * width**2 / oversampling)
+        weight = _smoothed(free, width) if width > 1 else free
+        smooth = _smoothed(excess * free, width) / np.maximum(weight, 1e-3) if width > 1 else excess
+        modes = spectra * max(1.0, width**2 / oversampling)
         here = ~found & (weight > 0.3) & (smooth > noise * (gamma.isf(_FALSE_MODES, modes) / modes - 1))
         signal[here] = smooth[here]
         found |= here
@@ -2128,26 +2131,52 @@ class _Sum:
         oversampling = float(np.prod(canvas.shape)) / canvas.area
         return _signal_power(np.abs(self.spectrum) ** 2, noise, oversampling) / float(np.sum(self.coverage.astype(np.float64) ** 2))
 
-    def scene(self, power: np.ndarray | None = None, outside: np.ndarray | None = None, rounds: int = 2) -> np.ndarray:
-        """Wiener estimate of the scene over the canvas, relative to its mean less 1 (at least -0.9).
+    def scene(self, power: np.ndarray | None = None, start: np.ndarray | None = None, rounds: int = 8) -> np.ndarray:
+        """Most probable scene over the canvas, relative to its mean less 1 (at least -0.9).
 
-        Pixels that few frames or none cover take, once a round, what the estimate itself holds
-        for them (expectation-maximisation with missing data), so that a lattice continues there.
+        With signal of spectral density P and noise λ0/coverage in every pixel it solves
+        (1/P + coverage/λ0) T = data/λ0 by conjugate gradients, preconditioned with the Wiener
+        filter of full coverage: what few frames saw is held to what the lattice continues.
         """
-        from scipy.ndimage import gaussian_filter
-
-        rate, most = np.float32(self.canvas.rate), np.float32(self.canvas.scale[list(self.held)].sum())
-        power = self.power() if power is None else power
-        wiener = (power / (power + rate / most)).astype(np.float32)
-        counts = self.canvas.image(self.spectrum / rate)
-        if outside is None:
-            spread = [gaussian_filter(image, 8, mode="wrap", truncate=3) for image in (counts, self.coverage)]
-            outside = spread[0] / np.maximum(spread[1], 0.01 * most)
-        estimate = np.where(self.seen() > 0, counts / np.maximum(self.coverage, np.float32(0.1)), outside)
-        missing = np.clip(1 - self.coverage / most, 0, 1)
+        canvas, rate = self.canvas, self.canvas.rate
+        most = float(self.canvas.scale[list(self.held)].sum())
+        power = (self.power() if power is None else power) / rate**2
+        known = power > 0
+        inverse = np.divide(1, power, out=np.zeros_like(power), where=known).astype(np.float32)
+        wiener = np.where(known, 1 / (inverse + np.float32(rate * most)), 0).astype(np.float32)
+        weight, size = np.float32(rate) * self.coverage, float(np.prod(canvas.shape))
+        dot = lambda a, b: float(np.sum(canvas.double * (a.real * b.real + a.imag * b.imag), dtype=np.float64)) / size
+        x = np.zeros_like(self.spectrum) if start is None else np.where(known, canvas.spectrum(start), 0)
+        residual = np.where(known, self.spectrum, 0)
+        if start is not None:
+            residual = residual - inverse * x - canvas.spectrum(weight * canvas.image(x)) * known
+        direction, before, first = None, 0.0, 0.0
         for _ in range(rounds):
-            estimate = self.canvas.image(wiener * self.canvas.spectrum(counts / most + missing * estimate))
-        return np.maximum(estimate, np.float32(-0.9))
+            step = wiener * residual
+            now = dot(residual, step)
+            first = max(first, now)
+            if now <= 1e-8 * first:
+                break
+            direction = step if direction is None else step + np.float32(now / before) * direction
+            image = canvas.image(direction)
+            bent = inverse * direction + canvas.spectrum(weight * image) * known
+            length = np.float32(now / dot(direction, bent))
+            x, residual, before = x + length * direction, residual - length * bent, now
+        return np.maximum(canvas.image(x), np.float32(-0.9))
+
+    def evidence(self, power: np.ndarray) -> float:
+        """Log probability of the sum under a scene of spectral density ``power``, but for a constant.
+
+        ½ dataᵀT/λ0-weighted less ½ ln det(1 + coverage P/λ0), the determinant pixel by pixel.
+        """
+        canvas, rate = self.canvas, self.canvas.rate
+        size = float(np.prod(canvas.shape))
+        scene = canvas.spectrum(self.scene(power, rounds=12))
+        explained = 0.5 * float(np.sum(canvas.double * (np.conj(self.spectrum) * scene).real, dtype=np.float64)) / size
+        steps = np.linspace(0, float(self.coverage.max()) + 1e-6, 33)
+        weights = np.broadcast_to(canvas.double, power.shape)[power > 0]
+        loss = [0.5 * float(np.sum(weights * np.log1p(c * power[power > 0] / rate))) / size for c in steps]
+        return explained - float(np.sum(np.interp(self.coverage, steps, loss)))
 
     def seen(self) -> np.ndarray:
         """Where at least about one of the frames held covers the canvas, as 0 and 1."""
@@ -2159,7 +2188,8 @@ class _Match:
 
     L(s) = Σ k ln(1 + T) - Σk ln(Σλ/Σλ0) over the pixels seen, the likelihood of the counts' places
     against a flat scene. Pixels of a frame that fall where nothing was seen are credited with
-    what they would have earned, ``worth``, so that an overlap larger or smaller is no advantage.
+    what they earn at another shift of the same phase in the lattice (``worth``), where the scene is
+    continued: an overlap larger or smaller is then no advantage.
     """
 
     def __init__(self, canvas: _Canvas, scene: np.ndarray, seen: np.ndarray):
@@ -2175,11 +2205,9 @@ class _Match:
         likelihood = canvas.image(np.conj(self._log) * counts - np.conj(self._seen) * worth) - found * np.log(mean)
         return likelihood, found / (canvas.rate * flat * mean)
 
-    def spectrum(self, counts: np.ndarray, box: np.ndarray, worth: np.ndarray, scale: float) -> np.ndarray:
-        """Spectrum of L but for a constant, with the beam current of one shift for all."""
-        return (
-            self._log * np.conj(counts) - np.float32(scale * self.canvas.rate) * self._bright * np.conj(box) - self._seen * np.conj(worth)
-        )
+    def spectra(self, counts: np.ndarray, box: np.ndarray, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Spectra whose first less a times the second is that of L, but for a constant, about a shift with beam current a."""
+        return self._log * np.conj(counts) - self._seen * np.conj(worth), np.float32(self.canvas.rate) * self._bright * np.conj(box)
 
 
 def _likelihood(canvas: _Canvas, i: int, scene: np.ndarray, seen: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -2194,14 +2222,37 @@ def _likelihood(canvas: _Canvas, i: int, scene: np.ndarray, seen: np.ndarray, sh
     return np.conj(counts) * canvas.spectrum(np.log1p(scene)) - flat * np.conj(box) * canvas.spectrum(scene)
 
 
+@numba.njit(cache=True, fastmath=True)
+def _moments(spectrum, ey, ex, qy, qx):
+    """Real parts of Σ A ey ex times 1, -iqy, -iqx, -qy², -qyqx, -qx²."""
+    out = np.zeros(6)
+    for i in range(spectrum.shape[0]):
+        re0, im0, re1, im1, re2, im2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+        for j in range(spectrum.shape[1]):
+            a, b, c, d, q = spectrum[i, j].real, spectrum[i, j].imag, ex[j].real, ex[j].imag, qx[j]
+            re, im = a * c - b * d, a * d + b * c
+            re0 += re
+            im0 += im
+            re1 += q * re
+            im1 += q * im
+            re2 += q * q * re
+            im2 += q * q * im
+        row0, row1, row2 = complex(re0, im0) * ey[i], complex(re1, im1) * ey[i], complex(re2, im2) * ey[i]
+        out[0] += row0.real
+        out[1] += qy[i] * row0.imag
+        out[2] += row1.imag
+        out[3] -= qy[i] * qy[i] * row0.real
+        out[4] -= qy[i] * row1.real
+        out[5] -= row2.real
+    return out
+
+
 def _evaluate(canvas: _Canvas, spectrum: np.ndarray, s: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """L(s), its gradient (2,) and -∂∂L (2, 2) from the spectrum A."""
-    qy, qx = canvas.qy.astype(np.float64), canvas.qx.astype(np.float64)
-    ey = np.exp(-1j * qy * s[0])
-    ex = np.exp(-1j * qx * s[1]) * canvas.double / float(np.prod(canvas.shape))
-    rows = spectrum @ np.stack([ex, -1j * qx * ex, -(qx**2) * ex], axis=1).astype(np.complex64)
-    table = (np.stack([ey, -1j * qy * ey, -(qy**2) * ey]) @ rows).real
-    return float(table[0, 0]), table[[1, 0], [0, 1]], -np.array([[table[2, 0], table[1, 1]], [table[1, 1], table[0, 2]]])
+    ey = np.exp(-1j * canvas.qy * s[0])
+    ex = np.exp(-1j * canvas.qx * s[1]) * canvas.double / float(np.prod(canvas.shape))
+    m = _moments(spectrum, ey, ex, canvas.qy, canvas.qx)
+    return float(m[0]), m[1:3], -np.array([[m[3], m[4]], [m[4], m[5]]])
 
 
 def _climb(canvas: _Canvas, spectrum: np.ndarray, start: np.ndarray, steps: int = 5) -> tuple[np.ndarray, float, np.ndarray]:
@@ -2232,12 +2283,13 @@ def _peaks(match: _Match, frame: tuple, centre: np.ndarray, reach: np.ndarray) -
     at = np.ix_(rows % image.shape[0], columns % image.shape[1])
     window, scale = image[at], scale[at]
     y, x = np.nonzero(window == maximum_filter(window, 3))
-    order = np.argsort(window[y, x])[::-1][: 2 * _CANDIDATES]
-    order = order[window[y, x][order] > window.max() - max(40.0, 0.3 * float(np.ptp(window)))]
+    order = np.argsort(window[y, x])[::-1][:_CANDIDATES]
+    order = order[window[y, x][order] > window.max() - max(30.0, 0.3 * float(np.ptp(window)))]
     places, values = np.zeros((len(order), 2)), np.zeros(len(order))
+    fixed, flat = match.spectra(*frame)
     for k, (row, column) in enumerate(zip(y[order], x[order], strict=True)):
-        spectrum, start = match.spectrum(*frame, float(scale[row, column])), np.array([rows[row], columns[column]], dtype=float)
-        places[k], top, _ = _climb(match.canvas, spectrum, start)
+        spectrum, start = fixed - np.float32(scale[row, column]) * flat, np.array([rows[row], columns[column]], dtype=float)
+        places[k], top, _ = _climb(match.canvas, spectrum, start, steps=2)
         values[k] = window[row, column] + top - _evaluate(match.canvas, spectrum, start)[0]
     apart = [k for k in range(len(order)) if not np.any(np.linalg.norm(places[:k] - places[k], axis=1) < 0.5)]
     best = sorted(apart, key=lambda k: -values[k])[:_CANDIDATES]
@@ -2273,7 +2325,7 @@ def _best_path(
     """
     from scipy.special import logsumexp
 
-    links = [prior.log_density(b[None] - a[:, None], int(g)) for a, b, g in zip(places[:-1], places[1:], np.diff(frames), strict=True)]
+    links = [prior.log_density(b[None] - a[:, None], int(g)) for a, b, g in zip(places[:-1], places[1:], np.diff(frames), strict=True)]  # noqa: RUF007
     best, back, ahead = values[0], [], [values[0]]
     for link, value in zip(links, values[1:], strict=True):
         table = best[:, None] + link
@@ -2301,17 +2353,16 @@ def _incoherent_power(canvas: _Canvas, members: np.ndarray) -> np.ndarray:
 
 def _first_path(canvas: _Canvas, members: np.ndarray, reach: np.ndarray) -> np.ndarray:
     """Shifts (n, 2) of members, each against the sum of those before it, drift preferred to jumps."""
-    from itertools import pairwise
-
     shifts = np.zeros((canvas.n, 2))
     total = _Sum(canvas)
     power, prior = _incoherent_power(canvas, members), _DriftPrior(np.zeros(2), _START_SPREAD_PX)
     total.add(int(members[0]), shifts[members[0]])
-    for before, i in pairwise(members):
+    for before, i in zip(members[:-1], members[1:], strict=True):
         scene, seen = total.scene(power), total.seen()
         match = _Match(canvas, scene, seen)
-        frame = canvas.spectra[i], canvas.box, canvas.worth(int(i), scene, shifts[before])
-        places, values = _peaks(match, frame, shifts[before], np.minimum(reach, 25))
+        window = shifts[before], np.minimum(reach, 28)
+        nearest = _peaks(match, (canvas.spectra[i], canvas.box, 0 * canvas.box), *window)[0][0]
+        places, values = _peaks(match, (canvas.spectra[i], canvas.box, canvas.worth(int(i), scene, nearest)), *window)
         shifts[i] = places[np.argmax(values + prior.log_density(places - shifts[before], int(i - before)))]
         shifts[i] = np.clip(shifts[i], -reach, reach)
         canvas.scale[i] = canvas.scale_at(int(i), scene, seen, shifts[i])
@@ -2340,13 +2391,13 @@ class _Joint:
     def leave_one_out(self) -> Any:
         """Each member with the scene that the others show, and where: (frame, scene, seen)."""
         total = self.total()
-        scene = total.scene(rounds=4)
+        scene = total.scene(rounds=12)
         for i in self.members:
             total.add(int(i), self.shifts[i], -1)
-            yield int(i), total.scene(outside=scene), total.seen()
+            yield int(i), total.scene(start=scene, rounds=4), total.seen()
             total.add(int(i), self.shifts[i])
 
-    def choose_peaks(self, reach_px: int = 18) -> None:
+    def choose_peaks(self, reach_px: int = 28) -> None:
         """All frames choose among their best peaks together, under the drift that they show."""
         places, values, scale = [], [], self.canvas.scale.copy()
         for i, scene, seen in self.leave_one_out():
@@ -2378,39 +2429,70 @@ class _Joint:
         return np.split(self.members, cuts)
 
     def settle_segments(self) -> bool:
-        """Move whole segments to the lattice cell that the frames outside of them favour; True if one moved."""
-        segments = self.segments()
+        """Move what lies on one side of a jump, and single segments, to the most probable lattice cell; True if one moved."""
+        segments, known = self.segments(), {jump["frame"]: jump for jump in self.jumps}
         self.jumps, moved = [], False
-        if len(segments) < 2:
-            return False
-        largest = max(range(len(segments)), key=lambda k: len(segments[k]))
-        for k in sorted(range(len(segments)), key=lambda k: len(segments[k])):
-            step, margin = self._test_segment(segments[k])
-            if k != largest and np.linalg.norm(step) > 1:
-                self.shifts[segments[k]] += step
-                moved = True
-            if k > 0:
-                self.jumps.append({"frame": int(segments[k][0]), "margin_nats": margin})
-        self.jumps.sort(key=lambda jump: jump["frame"])
+        for k in range(1, len(segments)):
+            frame = int(segments[k][0])
+            if known.get(frame, {}).get("margin_nats", 0) < _CLEAR_NATS:
+                step, margin = self._settle(min(np.concatenate(segments[:k]), np.concatenate(segments[k:]), key=len))
+                moved |= step
+                known[frame] = {"frame": frame, "margin_nats": margin}
+            self.jumps.append(known[frame])
+        for segment in segments[1:-1]:
+            moved |= self._settle(segment)[0]
         return moved
 
-    def _test_segment(self, segment: np.ndarray, reach_px: int = 14) -> tuple[np.ndarray, float]:
-        """Best common displacement of a segment against the template of all others, and its margin in nats."""
+    def _settle(self, block: np.ndarray) -> tuple[bool, float]:
+        step, margin = self._test_segment(block)
+        if np.linalg.norm(step) > 1:
+            self.shifts[block] += step
+            return True, margin
+        return False, margin
+
+    def _test_segment(self, segment: np.ndarray, reach_px: int = 40) -> tuple[np.ndarray, float]:
+        """Most probable common displacement of a segment given all other frames, and its margin (nats) over the next.
+
+        Candidates are peaks of the segment's likelihood against the scene of the others. They are
+        compared by the evidence of the whole stack, with the segment there, times the drift prior.
+        """
         canvas = self.canvas
         total = self.total(leave_out={int(i) for i in segment})
-        scene = total.scene(rounds=6)
+        scene = total.scene(rounds=12)
         parts = [(canvas.spectra[i], np.float32(canvas.scale[i]) * canvas.box, canvas.worth(i, scene, self.shifts[i])) for i in segment]
         frame = tuple(sum(part[k] * canvas.phase(self.shifts[i]) for part, i in zip(parts, segment, strict=True)) for k in range(3))
         places, values = _peaks(_Match(canvas, scene, total.seen()), frame, np.zeros(2), np.array([reach_px, reach_px]))
+        here = np.linalg.norm(places, axis=1)
+        likely = (values > values[0] - _FRAME_NATS * (8 + len(segment))) & (np.arange(len(values)) < 8) | (here < 0.7)
+        likely[np.argmax([self._step_prior(segment, place) for place in places])] = True
+        if here.min() > 0.7:
+            places, likely = np.vstack([np.zeros(2), places]), np.append(True, likely)
+        places = places[likely]
+        if len(places) == 1:
+            return places[0], float(values[0] - values[1]) if len(values) > 1 else _FRAME_NATS * len(segment)
+        power = self.total().power()
+        score = np.array([self._evidence_with(total, segment, place, power) + self._step_prior(segment, place) for place in places])
+        score[np.linalg.norm(places, axis=1) < 0.7] += 1  # a nat for staying: no endless moving between equals
+        order = np.argsort(score)[::-1]
+        return places[order[0]], float(score[order[0]] - score[order[1]])
+
+    def _evidence_with(self, total: _Sum, segment: np.ndarray, displacement: np.ndarray, power: np.ndarray) -> float:
+        for i in segment:
+            total.add(int(i), self.shifts[i] + displacement)
+        value = total.evidence(power)
+        for i in segment:
+            total.add(int(i), self.shifts[i] + displacement, -1)
+        return value
+
+    def _step_prior(self, segment: np.ndarray, displacement: np.ndarray) -> float:
+        """Log prior of the steps into and out of a displaced segment."""
         first, last = (int(np.flatnonzero(self.members == i)[0]) for i in (segment[0], segment[-1]))
-        score = values.copy()
+        value = 0.0
         for a, b, sign in ((first - 1, first, 1), (last, last + 1, -1)):
             if a >= 0 and b < len(self.members):
                 i, j = self.members[a], self.members[b]
-                score += self.prior.log_density(self.shifts[j] - self.shifts[i] + sign * places, int(j - i))
-        order = np.argsort(score)[::-1]
-        margin = float(score[order[0]] - score[order[1]]) if len(order) > 1 else math.inf
-        return places[order[0]], min(margin, 1e6)
+                value += float(self.prior.log_density(self.shifts[j] - self.shifts[i] + sign * displacement, int(j - i)))
+        return value
 
     def climb(self) -> tuple[float, np.ndarray]:
         """Move every frame to the maximum of its own likelihood nearby; rms move, and -∂∂L of every frame (n, 2, 2)."""
@@ -2440,12 +2522,33 @@ class _Joint:
                 error[i] = 1 / math.sqrt(energy)
         return contrast, error
 
+    def noise_factor(self) -> float:
+        """Variance from frame to frame of what the scene does not explain, over that of Poisson counts, where it matters.
+
+        That is at the frequencies that tell the shift. 1 for counts; more where a detector correlates
+        its noise or frames are distorted.
+        """
+        canvas, n = self.canvas, len(self.members)
+        squares, mean, weight = 0.0, 0.0, 0.0
+        for i, scene, seen in self.leave_one_out():
+            spectrum = canvas.spectrum(scene)
+            there = canvas.image(spectrum / canvas.phase(self.shifts[i]))[: canvas.frame_shape[0], : canvas.frame_shape[1]]
+            rest = (canvas.counts[i] - canvas.scale[i] * canvas.rate * (1 + there)) * canvas.under(seen, self.shifts[i])
+            rest = canvas.spectrum(rest) * canvas.phase(self.shifts[i])
+            squares, mean = squares + np.abs(rest) ** 2, mean + rest / n
+            weight = weight + (canvas.qy[:, None] ** 2 + canvas.qx[None] ** 2) * np.abs(spectrum) ** 2 * canvas.double
+        weight = _smoothed(weight.astype(np.float32), 5)
+        if not weight.any():
+            return 1.0
+        variance = np.maximum(squares - n * np.abs(mean) ** 2, 0) / (n - 1)
+        return float(np.sum(weight * variance) / np.sum(weight)) / float(canvas.totals[self.members].mean())
+
 
 def _tight_canvas(counts: np.ndarray, shifts: np.ndarray, members: np.ndarray) -> tuple[_Canvas, np.ndarray]:
     """A canvas just large enough for the shifts found, and the shifts about its middle."""
     low, high = shifts[members].min(axis=0), shifts[members].max(axis=0)
     middle = np.round((low + high) / 2)
-    return _Canvas(counts, (high - low) / 2 + 20), shifts - middle
+    return _Canvas(counts, (high - low) / 2 + 42), shifts - middle
 
 
 def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> tuple[_Joint, np.ndarray]:
@@ -2459,7 +2562,8 @@ def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> tuple[
             break
     for _ in range(5):
         move, information = joint.climb()
-        if move < 0.003:
+        sharpness = np.linalg.eigvalsh(np.mean(information[members], axis=0))[0]
+        if move < max(0.002, 0.1 / math.sqrt(max(sharpness, 1e-6))):
             break
     return joint, information
 
@@ -2484,13 +2588,14 @@ def _position_sigma(joint: _Joint, information: np.ndarray) -> tuple[np.ndarray,
     """Standard deviation of each frame's position along an axis (n,), and the floor of one frame with the scene known.
 
     The curvature of L is noisy for one frame: its mean over the frames, scaled by the beam
-    current, serves all. Uncertainty that all frames share is left out: 1/J (1 - 1/n).
+    current, serves all. Noise beyond that of Poisson counts widens it. Uncertainty that all frames
+    share is left out: 1/J (1 - 1/n).
     """
     members, scale = joint.members, joint.canvas.scale
     mean = np.mean(information[members] / scale[members, None, None], axis=0)
-    variance = float(np.trace(np.linalg.inv(mean))) / 2 if np.linalg.eigvalsh(mean)[0] > 0 else math.inf
+    variance = float(np.trace(np.linalg.inv(mean))) / 2 * max(1.0, joint.noise_factor())
     total = joint.total()
-    rate = joint.canvas.rate * (1 + joint.canvas.under(total.scene(rounds=4), joint.shifts[members].mean(axis=0)))
+    rate = joint.canvas.rate * (1 + joint.canvas.under(total.scene(rounds=12), joint.shifts[members].mean(axis=0)))
     floor = math.sqrt(float(np.trace(np.linalg.inv(poisson_shift_information(rate)))) / 2)
     return np.sqrt(variance * (1 - 1 / len(members)) / np.maximum(scale, 1e-6)), floor
 
@@ -2538,10 +2643,7 @@ def register_stack(frames: np.ndarray, *, max_shift_px: float | None = None, nam
         if found is not None and found[3] >= _LEAST_SNR:
             return _solution(frames, groups, found, left_out, per_unit, notes)
     mean = float(counts[members].mean())
-    reason = (
-        f"{mean:.3g} counts a pixel and frame: no lattice stands out of the noise in frames or sums of them, "
-        "so that they cannot be registered"
-    )
+    reason = f"{mean:.3g} counts a pixel and frame: no lattice stands out of the noise in frames or sums of them, so that they cannot be registered"
     return _refusal(frames, left_out, per_unit, notes, reason)
 
 
@@ -2686,7 +2788,7 @@ def solve_pair_shifts(pairs: np.ndarray, *, scale_px: float = 1.0, rounds: int =
     for _ in range(rounds):
         before = x.copy()
         for j in range(n):
-            votes = (x + filled[:, j])[known[:, j]]
+            votes = np.concatenate([(x + filled[:, j])[known[:, j]], (x - filled[j])[known[j]]])
             near = np.exp(-np.sum((votes[:, None] - votes[None]) ** 2, axis=2) / (2 * scale_px**2)).sum(axis=1)
             x[j] = votes[np.argmax(near)]
         if np.abs(x - before).max() < 1e-6:
@@ -2696,8 +2798,9 @@ def solve_pair_shifts(pairs: np.ndarray, *, scale_px: float = 1.0, rounds: int =
         inner = residual[known & (residual < 3 * scale_px)]
         width = max(1e-3, 3 * float(np.median(inner))) if inner.size else scale_px
         weight = np.where(known, 1 / (1 + (residual / width) ** 2) ** 2, 0)
-        laplacian = np.diag(weight.sum(axis=0)) - weight
-        x = np.linalg.lstsq(laplacian, (weight[..., None] * filled).sum(axis=0), rcond=None)[0]
+        links = weight + weight.T
+        pull = (weight[..., None] * filled).sum(axis=0) - (weight[..., None] * filled).sum(axis=1)
+        x = np.linalg.lstsq(np.diag(links.sum(axis=0)) - links, pull, rcond=None)[0]
     agreeing = known & (np.linalg.norm(filled - (x[None] - x[:, None]), axis=2) < 3 * scale_px)
     return x - x[0], agreeing
 
@@ -6246,6 +6349,105 @@ def decide_phases(found: Indexing, *, least_support: float = 2.0, least_margin: 
         "phase_margin": margin,
         "orientation_margin": np.minimum(evidence - runner_up, 100.0),
         "decided": indexed & (margin >= least_margin),
+    }
+
+
+def _places_and_counts(image, centre_px, calibration, banks, rotations):
+    """Per phase: predicted spots (n, 2) (y, x), kinematical intensity, counts and background there; and the diffracted counts."""
+    half = _aperture(1.8 * calibration.spot_sigma_px)
+    cy, cx = centre_px
+    first = first_radius_px(calibration)
+    counts, pixels, background, _, diffracted = _prepare_pattern(
+        image, calibration.mask, half, calibration.gain, calibration.offset, cy, cx, first
+    )
+    sets = []
+    for bank, rotation in zip(banks, rotations, strict=True):
+        places, strength, _ = predicted_spots(bank, rotation, centre_px, calibration, min_relative_intensity=0.003)
+        y, x = np.round(places).astype(int).T if len(places) else np.zeros((2, 0), int)
+        radius = np.hypot(places[:, 0] - cy, places[:, 1] - cx)
+        seen = (radius >= first) & (pixels[y, x] >= 0.5 * np.sum(2 * half + 1))
+        below = background[np.minimum(radius.astype(int), len(background) - 1)] * pixels[y, x] + 0.02
+        sets.append((places[seen], strength[seen], counts[y, x][seen].astype(float), below[seen]))
+    return sets, diffracted
+
+
+def _own_evidence(own: tuple, shared: np.ndarray, diffracted: float) -> float:
+    """Evidence (nats) of a crystal from those of its spots that the other one does not share."""
+    _, strength, counts, below = own
+    mean = diffracted / max(strength.sum(), 1e-12) * strength
+    return sum(_spot_evidence(a, b, m) for a, b, m in zip(counts[~shared], below[~shared], mean[~shared], strict=True) if m > 0.15)
+
+
+def _two_crystal_weights(first: tuple, second: tuple, near: np.ndarray) -> tuple[float, float]:
+    """Non-negative weights of two crystals in one pattern, in units of their kinematical intensity (so as their thickness)."""
+    from scipy.optimize import nnls
+
+    own = ~near.any(axis=0)
+    model = np.zeros((len(first[0]) + own.sum(), 2))
+    model[: len(first[0]), 0] = first[1]
+    model[: len(first[0]), 1] = near @ second[1]
+    model[len(first[0]) :, 1] = second[1][own]
+    counts = np.concatenate([first[2], second[2][own]])
+    net = counts - np.concatenate([first[3], second[3][own]])
+    sigma = np.sqrt(counts + 1 + (0.3 * np.maximum(net, 0)) ** 2)  # Poisson, and 30 % for what is not kinematical
+    weights = nnls(model / sigma[:, None], net / sigma)[0]
+    return float(weights[0]), float(weights[1])
+
+
+def resolve_mixtures(
+    patterns: Any,
+    calibration: Calibration,
+    banks: list[TemplateBank],
+    found: Indexing,
+    decision: dict[str, np.ndarray],
+    *,
+    least_support: float = 3.0,
+) -> dict[str, np.ndarray]:
+    """The decision, with patterns of two overlapping crystals given to the larger part of them.
+
+    Evidence counts spots that are explained, so a crystal with many faint spots beats one with
+    a few bright ones that fills more of the beam's path. Where two phases each have
+    evidence of ``least_support`` nats above chance from spots of their own, both are there:
+    their shares come from a non-negative fit of both to the spots, and the larger one is the
+    pattern's phase. Adds the maps (ny, nx) ``second_phase_id`` (-1: none) and ``second_share`` (of the two).
+    """
+    ny, nx = decision["phase_id"].shape
+    phase_id, probability = decision["phase_id"].copy(), decision["probability"].copy()
+    margin, second_id, second_share = decision["phase_margin"].copy(), np.full((ny, nx), -1), np.zeros((ny, nx))
+    support = found.support
+    for y in range(ny):
+        row = _read_patterns(patterns, slice(y * nx, (y + 1) * nx))
+        for x in np.flatnonzero((decision["phase_id"][y] >= 0) & ((support[:, y] > least_support).sum(axis=0) > 1)):
+            a = int(decision["phase_id"][y, x])
+            sets, diffracted = _places_and_counts(row[x], calibration.centre_px[y, x], calibration, banks, found.rotation[:, y, x])
+            parts = []
+            for b in np.flatnonzero(support[:, y, x] > least_support):
+                if b == a:
+                    continue
+                apart = np.hypot(*(sets[a][0][:, None, k] - sets[b][0][None, :, k] for k in (0, 1)))
+                near = apart < 2 * calibration.spot_sigma_px
+                own_a = _own_evidence(sets[a], near.any(axis=1), diffracted)
+                own_b = _own_evidence(sets[b], near.any(axis=0), diffracted)
+                if own_a > found.chance[a] + least_support and own_b > found.chance[b] + least_support:
+                    parts.append((own_b, int(b), *_two_crystal_weights(sets[a], sets[b], near)))
+            if not parts or max(parts)[2] + max(parts)[3] <= 0:
+                continue
+            _, b, weight_a, weight_b = max(parts)
+            larger, smaller = (b, a) if weight_b > weight_a else (a, b)
+            phase_id[y, x], second_id[y, x] = larger, smaller
+            second_share[y, x] = min(weight_a, weight_b) / (weight_a + weight_b)
+            odds = np.array([weight_a, weight_b]) ** 2  # a share is known to about a factor of two
+            probability[:, y, x] = 0
+            probability[[a, b], y, x] = odds / odds.sum()
+            margin[y, x] = abs(math.log(max(odds[0], 1e-9 * odds[1]) / max(odds[1], 1e-9 * odds[0])))
+    decided = (phase_id >= 0) & np.where(second_id >= 0, margin >= math.log(4), decision["decided"])
+    return decision | {
+        "phase_id": phase_id,
+        "probability": probability,
+        "phase_margin": margin,
+        "decided": decided,
+        "second_phase_id": second_id,
+        "second_share": second_share,
     }
 
 
