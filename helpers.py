@@ -23,6 +23,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -2325,7 +2326,7 @@ def _best_path(
     """
     from scipy.special import logsumexp
 
-    links = [prior.log_density(b[None] - a[:, None], int(g)) for a, b, g in zip(places[:-1], places[1:], np.diff(frames), strict=True)]  # noqa: RUF007
+    links = [prior.log_density(b[None] - a[:, None], int(g)) for a, b, g in zip(places[:-1], places[1:], np.diff(frames), strict=True)]
     best, back, ahead = values[0], [], [values[0]]
     for link, value in zip(links, values[1:], strict=True):
         table = best[:, None] + link
@@ -2357,7 +2358,7 @@ def _first_path(canvas: _Canvas, members: np.ndarray, reach: np.ndarray) -> np.n
     total = _Sum(canvas)
     power, prior = _incoherent_power(canvas, members), _DriftPrior(np.zeros(2), _START_SPREAD_PX)
     total.add(int(members[0]), shifts[members[0]])
-    for before, i in zip(members[:-1], members[1:], strict=True):
+    for before, i in itertools.pairwise(members):
         scene, seen = total.scene(power), total.seen()
         match = _Match(canvas, scene, seen)
         window = shifts[before], np.minimum(reach, 28)
@@ -2606,7 +2607,9 @@ def _register_counts(
     """Joint solution without foreign frames, those, contrasts, signal-to-noise and information; None where nothing shows."""
     foreign: dict[int, str] = {}
     for _ in range(3):
-        if not _incoherent_power(_Canvas(counts[members], np.zeros(2)), np.arange(len(members))).any():
+        alone = _Canvas(counts[members], np.zeros(2))
+        power = _incoherent_power(alone, np.arange(len(members)))
+        if float(np.sum(power * alone.double)) / alone.rate < _LEAST_SNR**2:
             return None
         joint, information = _solve(counts, members, reach)
         weak, contrast, snr = _weak_frames(joint)
@@ -2643,7 +2646,7 @@ def register_stack(frames: np.ndarray, *, max_shift_px: float | None = None, nam
         if found is not None and found[3] >= _LEAST_SNR:
             return _solution(frames, groups, found, left_out, per_unit, notes)
     mean = float(counts[members].mean())
-    reason = f"{mean:.3g} counts a pixel and frame: no lattice stands out of the noise in frames or sums of them, so that they cannot be registered"
+    reason = f"{mean:.3g} counts a pixel and frame: nothing stands out of the noise in frames or sums of them, they cannot be registered"
     return _refusal(frames, left_out, per_unit, notes, reason)
 
 
@@ -6910,16 +6913,29 @@ def correlation_length_px(indicator: np.ndarray, inside: np.ndarray) -> float:
     return float(longest)
 
 
-def detection_limit(n_effective: float, false_rate: float) -> float:
+def detection_limit(false_probability: np.ndarray, inside: np.ndarray, blocks: np.ndarray, *, draws: int = 2000, seed: int = 1) -> float:
     """The smallest fraction that counts as detected: the 95 % upper bound of what misclassification alone gives.
 
-    ``false_rate`` is the probability that an NCM pattern of another phase is taken for the
-    wanted one; ``n_effective`` independent observations (Clopper-Pearson bound).
-    """
-    from scipy.stats import beta
+    Parameters
+    ----------
+    false_probability
+        (ny, nx) probability of the wanted phase in patterns that another phase won, 0 elsewhere.
+    inside
+        (ny, nx) the patterns of the cathode.
+    blocks
+        Numbers (ny, nx) of areas that vary together; these are resampled.
 
-    expected = false_rate * n_effective
-    return float(beta.ppf(0.95, expected + 1, max(n_effective - expected, 1e-3)))
+    Returns
+    -------
+    The 95 % quantile of the mean over resampled blocks, and no less than the bound that seeing
+    nothing in so many patterns gives (1 - 0.05^(1/n)).
+    """
+    _, block = np.unique(blocks[inside], return_inverse=True)
+    size = np.bincount(block).astype(float)
+    total = np.bincount(block, weights=false_probability[inside])
+    chosen = np.random.default_rng(seed).integers(0, len(size), size=(draws, len(size)))
+    means = total[chosen].sum(axis=1) / size[chosen].sum(axis=1)
+    return float(max(np.quantile(means, 0.95), 1 - 0.05 ** (1 / inside.sum())))
 
 
 # --------------------------------------------------------------------------------------

@@ -247,8 +247,13 @@ def test_comparison_of_fractions_is_antisymmetric_and_sure_where_intervals_part(
     assert up["probability_of_increase"] > 0.999 and down["probability_of_increase"] < 0.001
 
 
-def test_detection_limit_falls_with_more_observations():
-    assert helpers.detection_limit(400, 0.01) < helpers.detection_limit(40, 0.01) < helpers.detection_limit(10, 0.01)
+def test_detection_limit_is_above_the_false_rate_and_never_nothing():
+    rng = np.random.default_rng(2)
+    inside = np.ones((30, 30), bool)
+    false = np.where(rng.random((30, 30)) < 0.02, 1.0, 0.0)
+    blocks = helpers.spatial_blocks(inside.shape, 3)
+    assert false.mean() < helpers.detection_limit(false, inside, blocks) < 3 * false.mean()
+    assert helpers.detection_limit(0 * false, inside, blocks) == pytest.approx(3 / 900, rel=0.01)  # the rule of three
 
 
 # --- recorded patterns ------------------------------------------------------------------------
