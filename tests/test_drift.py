@@ -1,0 +1,210 @@
+"""Notebook 02 and its section of helpers: against simulated truth, the bounds of physics and recorded data."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import helpers
+
+SHARED = Path(__file__).parents[2] / "shared"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the recorded data in ../shared are not here")
+
+
+def errors(solution, truth_px):
+    """Errors (n, 2) of used frames about the cell that most share, and which frames are a lattice cell off."""
+    error = (solution.shift_px - truth_px)[solution.used]
+    votes = [np.linalg.norm(error - e, axis=1) < 2 for e in error]
+    same = max(votes, key=np.sum)
+    return error[same] - error[same].mean(axis=0), int(np.sum(~same))
+
+
+@pytest.fixture(scope="module", params=[(2.0, 3), (0.5, 4)], ids=["2 counts", "0.5 counts"])
+def stack(request):
+    counts, seed = request.param
+    frames, truth = helpers.simulate_cryo_stack(np.random.default_rng(seed), counts_per_px=counts)
+    return frames, truth, helpers.register_stack(frames)
+
+
+def test_shifts_reach_the_floor_without_hops(stack):
+    _, truth, solution = stack
+    error, hops = errors(solution, truth["shift_px"])
+    assert hops == 0
+    assert np.sqrt(np.mean(error**2)) < 1.35 * truth["crlb_px"]
+    assert solution.crlb_px == pytest.approx(truth["crlb_px"], rel=0.15)
+
+
+def test_uncertainty_is_that_of_the_errors(stack):
+    _, truth, solution = stack
+    error, _ = errors(solution, truth["shift_px"])
+    z = error / solution.sigma_px[solution.used][:, None]
+    assert 0.7 < np.sqrt(np.mean(z**2)) < 1.35
+
+
+def test_blank_frame_is_left_out_with_its_reason_and_the_first_is_the_origin(stack):
+    _, truth, solution = stack
+    assert sorted(solution.left_out) == truth["blank"]
+    assert all("blank" in why for why in solution.left_out.values())
+    assert not solution.used[truth["blank"]].any()
+    assert np.all(solution.shift_px[np.flatnonzero(solution.used)[0]] == 0)
+    assert np.isfinite(solution.shift_px).all() and np.isfinite(solution.sigma_px).all()
+
+
+def test_every_count_is_kept_and_the_average_is_sharper(stack):
+    frames, _, solution = stack
+    total, coverage, _ = helpers.sum_frames(frames, solution.shift_px, solution.used)
+    assert total.sum() == frames[solution.used].sum()
+    assert coverage.max() == solution.used.sum()
+    average, _ = helpers.covered_average(total, coverage, 0.9)
+    plain = frames[solution.used].mean(axis=0)
+    n = min(average.shape)
+    assert lattice_power(average[:n, :n]) > 1.5 * lattice_power(plain[:n, :n])
+
+
+def lattice_power(image):
+    window = np.outer(np.hanning(len(image)), np.hanning(len(image)))
+    power = np.abs(np.fft.fft2((image - image.mean()) * window)) ** 2
+    q = np.hypot(*np.meshgrid(np.fft.fftfreq(len(image)), np.fft.fftfreq(len(image))))
+    return power[(q > 0.1) & (q < 0.2)].max()
+
+
+def test_halves_agree_at_the_lattice_and_not_beyond_what_was_simulated(stack):
+    frames, _, solution = stack
+    half = helpers.half_average_resolution(frames, solution)
+    assert 2.5 < half["resolution_px"] < 8  # columns blurred by 0.075 nm pass nothing below 0.11 nm
+
+
+def test_no_decay_is_invented_and_a_real_one_is_measured():
+    rng = np.random.default_rng(8)
+    frames, _ = helpers.simulate_cryo_stack(rng, 16, (160, 160), 6.0, critical_dose_frames=20.0, jumps=0)
+    solution = helpers.register_stack(frames)
+    decay = helpers.lattice_decay(frames, solution, np.arange(16) + 0.5)
+    assert abs(decay["pooled_rate"] - 1 / 20) < 4 * decay["pooled_rate_sigma"] + 0.002
+    frames, _ = helpers.simulate_cryo_stack(rng, 16, (160, 160), 6.0, jumps=0)
+    solution = helpers.register_stack(frames)
+    decay = helpers.lattice_decay(frames, solution, np.arange(16) + 0.5)
+    assert abs(decay["pooled_rate"]) < 3.5 * decay["pooled_rate_sigma"]
+
+
+def test_pure_noise_is_refused():
+    noise = np.random.default_rng(1).poisson(2.0, (16, 128, 128)).astype(np.uint16)
+    solution = helpers.register_stack(noise)
+    assert not solution.registered
+    assert "cannot be registered" in solution.reason
+    assert np.all(solution.shift_px == 0)
+    assert helpers.half_average_resolution(noise, solution)["resolution_px"] is None
+
+
+def test_foreign_frame_is_left_out():
+    frames, _ = helpers.simulate_cryo_stack(np.random.default_rng(5), 12, (160, 160), 4.0, jumps=0, blank_frames=0)
+    other, _ = helpers.simulate_cryo_stack(np.random.default_rng(6), 12, (160, 160), 4.0, jumps=0, blank_frames=0)
+    frames[7] = other[7]
+    solution = helpers.register_stack(frames)
+    assert list(solution.left_out) == [7]
+    assert "foreign" in solution.left_out[7]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_one_and_two_frames(n):
+    frames, truth = helpers.simulate_cryo_stack(np.random.default_rng(2), n, (128, 128), 8.0, jumps=0, blank_frames=0)
+    solution = helpers.register_stack(frames)
+    assert solution.used.all()
+    if n == 1:
+        assert not solution.registered and "two at least" in solution.reason
+    else:
+        error = solution.shift_px[1] - truth["shift_px"][1]
+        assert np.linalg.norm(error) < 6 * math.sqrt(2) * truth["crlb_px"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda f: np.zeros_like(f), "all frames are blank"),
+        (lambda f: np.where(np.arange(f.shape[-1]) == 3, np.nan, f.astype(float)), "NaN"),
+        (lambda f: f.astype(float) - 5, "negative"),
+        (lambda f: f[0], "expected numbers of shape"),
+        (lambda f: f[:, :4, :4], "16 x 16"),
+        (lambda f: np.full(f.shape, 7.5), "no noise"),
+    ],
+)
+def test_bad_stacks_are_refused_in_words(spoil, says):
+    frames = np.random.default_rng(0).poisson(2.0, (4, 64, 64)).astype(np.uint16)
+    with pytest.raises(helpers.RecordingError, match=says):
+        helpers.register_stack(spoil(frames))
+
+
+def test_grey_values_are_turned_into_counts_and_said_so():
+    frames, truth = helpers.simulate_cryo_stack(np.random.default_rng(9), 8, (160, 160), 6.0, jumps=0, blank_frames=0)
+    solution = helpers.register_stack(frames * 37.3)
+    assert solution.counts_per_unit == pytest.approx(1 / 37.3, rel=0.05)
+    assert "not counts" in solution.notes[0]
+    error, hops = errors(solution, truth["shift_px"])
+    assert hops == 0 and np.sqrt(np.mean(error**2)) < 1.6 * truth["crlb_px"]
+    assert helpers.register_stack(frames).notes == ()
+
+
+def test_information_of_a_known_image():
+    y, x = np.mgrid[:200, :200]
+    rate = 10 + 2 * np.sin(2 * np.pi * x / 10) + 0.0 * y
+    information = helpers.poisson_shift_information(rate)
+    expected = 200 * 200 * (2 * 2 * np.pi / 10) ** 2 / 2 / 10  # Σ(∂λ)²/λ for small contrast
+    assert information[1, 1] == pytest.approx(expected, rel=0.04)
+    assert abs(information[0, 0]) < 1e-6
+
+
+def test_ring_correlation_of_the_same_and_of_strangers():
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 128, 128))
+    assert np.allclose(helpers.fourier_ring_correlation(a, a)[1], 1)
+    assert abs(helpers.fourier_ring_correlation(a, b)[1][10:].mean()) < 0.05
+
+
+def test_pair_shifts_with_outliers_and_gaps():
+    rng = np.random.default_rng(3)
+    truth = np.cumsum(rng.normal(0, 1, (20, 2)), axis=0)
+    truth -= truth[0]
+    pairs = truth[None] - truth[:, None] + 0.05 * rng.standard_normal((20, 20, 2))
+    wrong = rng.random((20, 20)) < 0.25
+    pairs[wrong] += np.array([7.2, 0.0]) * rng.choice([-1, 1], (int(wrong.sum()), 1))
+    pairs[4, 9] = np.nan
+    found, agree = helpers.solve_pair_shifts(pairs)
+    assert np.abs(found - truth).max() < 0.1
+    assert not agree[wrong & ~np.eye(20, dtype=bool)].any()
+    pairs[:, 5] = pairs[5] = np.nan
+    with pytest.raises(helpers.RecordingError, match=r"\[5\]"):
+        helpers.solve_pair_shifts(pairs)
+
+
+@needs_shared
+def test_recorded_pair_matrix_gives_the_recorded_shifts():
+    record = json.loads((SHARED / "realdata/cryo_haadf/rigidregistration_record.json").read_text())
+    pairs = np.stack([np.array(record["Y_ij"]).T, np.array(record["X_ij"]).T], axis=-1)
+    truth = np.stack([np.ravel(record["shifts_y"]), np.ravel(record["shifts_x"])], axis=-1)
+    found, agree = helpers.solve_pair_shifts(pairs)
+    error = found - truth
+    assert np.abs(error - np.median(error, axis=0)).max() < 0.1
+    assert agree.mean() < 0.96  # the outliers are seen
+
+
+@needs_shared
+def test_recorded_stack_without_drift_stays_within_its_error():
+    signal = helpers.load_recording(SHARED / "realdata/vendor_files/64x64x5_TEM_preview_1.ser", navigation_dimension=1)
+    solution = helpers.register_stack(np.asarray(signal.data))
+    shift = solution.shift_px - solution.shift_px.mean(axis=0)
+    assert solution.used.all()
+    assert np.sqrt(np.mean((shift / solution.sigma_px[:, None]) ** 2)) < 2
+
+
+@needs_shared
+def test_example_with_known_truth():
+    signal = helpers.load_recording(SHARED / "example_blind/samples/example/cryo_stem.hspy", navigation_dimension=1)
+    truth = json.loads((SHARED / "example_blind/example_truth.json").read_text())["cryo_stem"]
+    solution = helpers.register_stack(np.asarray(signal.data))
+    assert sorted(solution.left_out) == truth["bad"]
+    error, hops = errors(solution, np.array(truth["shifts"]))
+    assert hops == 0
+    assert np.sqrt(np.mean(error**2)) < 1.2 * truth["crlb_px"]
