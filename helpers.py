@@ -631,14 +631,14 @@ class Step:
         warnings.filterwarnings("ignore", message="To exit: use")
         sys.exit(0)
 
-    def save(self, numbers: dict, *, inputs: list[Path] | None = None, status: str = "ok", **more: Any) -> Path:
+    def save(self, numbers: dict, *, inputs: list[Path] | None = None, status: str = "ok", **more: Any) -> None:
         """Write ``<results>/<step>.json`` atomically; `ResultError` where a number is NaN or an unexplained null."""
         content = {"status": status, "sample": self.sample_id, **more, **numbers}
         content["inputs"] = {self._short(p): file_sha256(p) for p in inputs or []}
         content["parameters"] = {k: v for k, v in self.parameters.items() if not k.endswith("_dir")}
         content["versions"] = software_versions()
         text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
-        return write_atomically(self.results / f"{self.name}.json", text + "\n")
+        write_atomically(self.results / f"{self.name}.json", text + "\n")
 
     def _short(self, path: Path) -> str:
         for root in (self.sample.folder if self.sample else None, self.results, PROJECT_ROOT):
@@ -7006,11 +7006,11 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
     return row
 
 
-def save_comparison(run: Step, comparison: dict[str, Any]) -> Path:
+def save_comparison(run: Step, comparison: dict[str, Any]) -> None:
     """Write ``08_comparison.json``; what a sample does not have is left out of its entry."""
     comparison = comparison | {"samples": [{k: v for k, v in s.items() if v is not None} for s in comparison["samples"]]}
     content = {"status": "ok", **comparison, "versions": software_versions()}
-    return write_atomically(
+    write_atomically(
         run.results / "08_comparison.json", json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     )
 
