@@ -2660,7 +2660,8 @@ def _refusal(frames: np.ndarray, left_out: dict[int, str], per_unit: float, note
 def _solution(frames: np.ndarray, groups: list[np.ndarray], found: tuple, left_out: dict, per_unit: float, notes: tuple) -> DriftSolution:
     """What was found for groups of frames, told for frames; the first frame used is the origin."""
     joint, foreign, contrast, _, information = found
-    single = len(groups[0]) == 1
+    size = len(groups[0])
+    single = size == 1
     sigma, floor = _position_sigma(joint, information)
     n = len(frames)
     index = np.full(n, -1)
@@ -2673,8 +2674,11 @@ def _solution(frames: np.ndarray, groups: list[np.ndarray], found: tuple, left_o
     first = int(np.flatnonzero(used)[0])
     pick = lambda values: np.where(used.reshape(-1, *[1] * (values.ndim - 1)), values[index], 0.0)
     shift = pick(joint.shifts - joint.shifts[index[first]])
-    size = len(groups[0])
     jumps = [jump | {"frame": jump["frame"] if single else int(groups[jump["frame"]][0])} for jump in joint.jumps]
+    if not single:  # a frame may lie off the middle of its group by what drift does between its neighbours
+        steps = np.diff(joint.shifts[joint.members], axis=0)
+        within = float(np.median(np.abs(steps))) / size * math.sqrt((size**2 - 1) / 12)
+        sigma = np.hypot(sigma, within)
     reason = "" if single else f"single frames are too noisy: {size} neighbours share a shift"
     return DriftSolution(
         shift,
