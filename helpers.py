@@ -7014,9 +7014,7 @@ def save_comparison(run: Step, comparison: dict[str, Any]) -> None:
     """Write ``08_comparison.json``; what a sample does not have is left out of its entry."""
     comparison = comparison | {"samples": [{k: v for k, v in s.items() if v is not None} for s in comparison["samples"]]}
     content = {"status": "ok", **comparison, "versions": software_versions()}
-    write_atomically(
-        run.results / "08_comparison.json", json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    write_atomically(run.results / "08_comparison.json", json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def compare_fractions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
