@@ -131,6 +131,8 @@ def _number(low: float, high: float, unit: str) -> Any:
 
 
 class Composition(_Strict):
+    """What cathode and electrolyte are made of, as formulae."""
+
     cathode: str | None = None
     electrolyte: str | None = None
 
@@ -162,6 +164,8 @@ class MillingStep(_Strict):
 
 
 class Lamella(_Strict):
+    """How the lamella was made; every part is optional."""
+
     instrument: str | None = None
     ion: str | None = None
     frame: Frame | None = None
@@ -178,12 +182,16 @@ class _Acquisition(_Strict):
 
 
 class CryoStem(_Acquisition):
+    """A low-dose stack of frames."""
+
     pixel_size_nm: _number(1e-4, 100, "nm") | None = None
     frame_dose_e_per_A2: _number(0, 1e6, "electrons/Å²") | None = None
     temperature_K: _number(1, 500, "K") | None = None
 
 
 class Haadf(_Acquisition):
+    """An HAADF image along a zone axis of ``phase``."""
+
     pixel_size_nm: _number(1e-4, 100, "nm") | None = None
     zone_axis: Annotated[list[int], Field(min_length=3, max_length=3)] = [1, 0, 0]
     dose_e_per_A2: _number(0, 1e9, "electrons/Å²") | None = None
@@ -191,11 +199,15 @@ class Haadf(_Acquisition):
 
 
 class Interface(_Acquisition):
+    """A bright-field lattice image of the interface."""
+
     pixel_size_nm: _number(1e-4, 100, "nm") | None = None
     phases: list[str] | None = None
 
 
 class Ped(_Acquisition):
+    """A scan of precession electron diffraction patterns."""
+
     step_nm: _number(0.01, 1e5, "nm") | None = None
     scale_invA_per_px: _number(1e-4, 1.0, "1/Å per pixel") | None = None
     precession_deg: _number(0, 5, "degrees")
@@ -210,6 +222,8 @@ class Ped(_Acquisition):
 
 
 class Acquisitions(_Strict):
+    """The recordings of a sample, each optional."""
+
     cryo_stem: CryoStem | None = None
     haadf: Haadf | None = None
     interface: Interface | None = None
@@ -5807,6 +5821,27 @@ _ANGLE_BINS = 180
 
 
 @numba.njit(cache=True)
+def _voted_rotations(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, frames, most):
+    """The ``most`` rotations (n, 3, 3) with the highest votes, one a template at its best in-plane angle; none where there is no peak."""
+    if len(peaks) == 0:
+        return np.empty((0, 3, 3))
+    votes = np.zeros((len(frames), _ANGLE_BINS), np.float32)
+    _vote(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, _ANGLE_BINS, votes)
+    height = np.zeros(len(frames), np.float32)
+    where = np.zeros(len(frames), np.int64)
+    for t in range(len(frames)):
+        for j in range(_ANGLE_BINS):
+            if votes[t, j] > height[t]:
+                height[t] = votes[t, j]
+                where[t] = j
+    best = np.argsort(-height)[:most]
+    rotations = np.empty((len(best), 3, 3))
+    for i in range(len(best)):
+        rotations[i] = _turned(frames[best[i]], 2, -2 * math.pi * where[best[i]] / _ANGLE_BINS)
+    return rotations
+
+
+@numba.njit(cache=True)
 def _solve_pattern(
     peaks,
     radii,
@@ -5820,7 +5855,6 @@ def _solve_pattern(
     operators,
     n_coarse,
     n_fine,
-    known,
     tilt,
     g,
     intensity,
@@ -5837,27 +5871,10 @@ def _solve_pattern(
 ):
     """Best rotation of one phase for one pattern, its evidence, and the best evidence at least 10 degrees away.
 
-    Candidates are the ``n_coarse`` best templates of the vote and the ``known`` rotations
-    (k, 3, 3) handed in; the ``n_fine`` best of them after one quick climb are refined.
+    Candidates are the ``n_coarse`` best templates of the vote; the ``n_fine`` best of them after
+    one quick climb are refined.
     """
-    n_voted = min(n_coarse, len(frames)) if len(peaks) > 0 else 0
-    candidates = np.empty((n_voted + len(known), 3, 3))
-    if n_voted > 0:
-        votes = np.zeros((len(frames), _ANGLE_BINS), np.float32)
-        _vote(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, _ANGLE_BINS, votes)
-        height = np.zeros(len(frames), np.float32)
-        where = np.zeros(len(frames), np.int64)
-        for t in range(len(frames)):
-            for j in range(_ANGLE_BINS):
-                if votes[t, j] > height[t]:
-                    height[t] = votes[t, j]
-                    where[t] = j
-        order = np.argsort(-height)
-        for i in range(n_voted):
-            t = order[i]
-            candidates[i] = _turned(frames[t], 2, -2 * math.pi * where[t] / _ANGLE_BINS)
-    for i in range(len(known)):
-        candidates[n_voted + i] = known[i]
+    candidates = _voted_rotations(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, frames, n_coarse)
     spots = np.empty((len(g), 4))
     near_g, near_intensity, near_width = np.empty_like(g), np.empty_like(intensity), np.empty_like(width)
     value = np.empty(len(candidates))
@@ -5948,10 +5965,10 @@ def _prepare_pattern(image, mask, half, gain, offset, cy, cx, first_radius):
 
 @numba.njit(cache=True, parallel=True)
 def _solve_patterns(
-    patterns, centre, mask, half, gain, offset, first_radius, inverse_metric, known, n_known, n_coarse, n_fine, tilt,
+    patterns, centre, mask, half, gain, offset, first_radius, inverse_metric, n_coarse, n_fine, tilt,
     bank_radius, bank_angle, bank_weight, bank_template, starts, frames, operators, g, intensity, width, wavelength, metric,
 ):  # fmt: skip
-    """`_solve_pattern` for patterns (n, ky, kx); known (n, k, 3, 3) with n_known (n,) of them in use."""
+    """`_solve_pattern` for patterns (n, ky, kx)."""
     n = len(patterns)
     rotation = np.empty((n, 3, 3))
     result = np.empty((n, 2))
@@ -5969,7 +5986,7 @@ def _solve_patterns(
             angles[k] = math.atan2(gy, gx) % (2 * math.pi)
         rotation[i], result[i, 0], result[i, 1] = _solve_pattern(
             peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, frames, operators,
-            n_coarse, n_fine, known[i, : n_known[i]], tilt, g, intensity, width, wavelength, metric, cy, cx,
+            n_coarse, n_fine, tilt, g, intensity, width, wavelength, metric, cy, cx,
             counts, pixels, background, diffracted, limits,
         )  # fmt: skip
     return rotation, result
@@ -6030,8 +6047,6 @@ def solve_patterns(
     calibration: Calibration,
     bank: TemplateBank,
     *,
-    known: np.ndarray | None = None,
-    n_known: np.ndarray | None = None,
     n_coarse: int | None = None,
     n_fine: int = 6,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -6041,26 +6056,22 @@ def solve_patterns(
     ----------
     patterns, centre_px
         (n, ky, kx) of any real type and (n, 2), the direct beam (y, x) in px.
-    known, n_known
-        Rotations (n, k, 3, 3) to try beside those of the vote, the first ``n_known`` (n,) of each.
     n_coarse, n_fine
         How many templates are looked at and how many of these refined. ``n_coarse`` None takes
-        60, and fewer for a bank with many spots a template, whose vote is the surer one; 0 tries the known ones only.
+        60, and fewer for a bank with many spots a template, whose vote is the surer one.
 
     Returns
     -------
     Rotations (n, 3, 3) sample to crystal, evidence (n,) in nats, and that of the best solution
     at least 10 degrees away (n,); where there is none it is -1000.
     """
-    if known is None:
-        known, n_known = np.zeros((len(patterns), 1, 3, 3)), np.zeros(len(patterns), np.int64)
     if n_coarse is None:
         n_coarse = int(np.clip(1200 * len(bank.frames) / len(bank.spot_radius), 12, 60))
     starts = np.searchsorted(bank.spot_radius, np.arange(0, bank.spot_radius.max() + 0.1, _RADIAL_BIN)).astype(np.int64)
     radius = 1.8 * calibration.spot_sigma_px
     rotation, result = _solve_patterns(
         patterns, centre_px, calibration.mask, _aperture(radius), calibration.gain, calibration.offset, first_radius_px(calibration),
-        np.linalg.inv(calibration.metric), known, n_known, n_coarse, n_fine, 0.4 * math.radians(bank.step_deg),
+        np.linalg.inv(calibration.metric), n_coarse, n_fine, 0.4 * math.radians(bank.step_deg),
         bank.spot_radius, bank.spot_angle, bank.spot_weight, bank.spot_template, starts, bank.frames, bank.operators,
         bank.g, bank.intensity, bank.width, bank.wavelength_A, calibration.metric,
     )  # fmt: skip
@@ -6205,9 +6216,7 @@ def _settle(
     relations, n_relations = _relation_table(banks)
     operators = np.zeros((p, max(len(b.operators) for b in banks), 3, 3))
     for k, bank in enumerate(banks):
-        operators[k] = np.resize(bank.operators, operators[k].shape)  # repeats do no harm
-        operators[k, : len(bank.operators)] = bank.operators
-        operators[k, len(bank.operators) :] = bank.operators[0]
+        operators[k] = np.resize(bank.operators, operators[k].shape)  # a shorter set is repeated, which does no harm
     first = support.max(axis=-1)
     choice = np.argmax(first, axis=0)
     member = np.take_along_axis(np.argmax(support, axis=-1), choice[None], axis=0)[0]
