@@ -12,6 +12,8 @@ import helpers
 SHARED = Path(__file__).parents[2] / "shared"
 PHASES = ("layered", "spinel", "rocksalt", "llzo")
 OPTICS = {"beam_energy_keV": 200.0, "precession_deg": 0.5, "excitation_width_invA": 0.004}
+#: From e1 || a to e1 || a* of a cell with gamma = 120°, both with e3 || c.
+ABOUT_C = np.array([[math.sqrt(3) / 2, 0.5, 0], [-0.5, math.sqrt(3) / 2, 0], [0, 0, 1]])
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,25 @@ def test_rotations_come_back_from_orix_as_they_went(tmp_path, crystals):
     miller = Miller(hkl=[[1, 0, 4]], phase=again.phases[0])
     ours = (np.array([1, 0, 4]) @ crystals[0].reciprocal) @ rotation[0, 1]
     assert np.allclose((~again.rotations[1] * miller).data.ravel(), ours, atol=1e-6)
+
+
+def test_orix_has_our_crystal_axes_and_diffsims_alone_has_others(crystals):
+    """diffsims puts a structure of diffpy on e1 || a*, e3 || c (pyxem issue 947), and a phase of orix on our e1 || a, e3 || c*."""
+    from diffpy.structure import Lattice, Structure
+    from diffsims.generators.diffraction_generator import DiffractionGenerator
+    from diffsims.generators.simulation_generator import SimulationGenerator
+
+    layered = crystals[0]
+    phase = layered.orix_phase()
+    reach = {"reciprocal_radius": 1.5, "with_direct_beam": False, "max_excitation_error": 0.05}
+    by_orix = SimulationGenerator(200).calculate_diffraction2d(phase, **reach).coordinates
+    assert len(by_orix.hkl) > 20 and np.any(by_orix.hkl[:, 2] > 0.5)
+    assert np.allclose(by_orix.data, by_orix.hkl @ layered.reciprocal, atol=1e-6)
+    alone = Structure(phase.structure, lattice=Lattice(*phase.structure.lattice.abcABG()))
+    by_diffsims = DiffractionGenerator(200).calculate_ed_data(alone, **reach)
+    ours = by_diffsims.indices @ layered.reciprocal
+    assert np.abs(by_diffsims.coordinates - ours).max() > 0.5
+    assert np.allclose(by_diffsims.coordinates, ours @ ABOUT_C.T, atol=1e-6)
 
 
 # --- calibration ---------------------------------------------------------------------------
