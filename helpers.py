@@ -23,6 +23,8 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import inspect
+import io
 import itertools
 import json
 import logging
@@ -35,11 +37,12 @@ import sys
 import tempfile
 import time
 import warnings
+import zipfile
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numba
 import numpy as np
@@ -52,6 +55,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 # --------------------------------------------------------------------------------------
 
 PROJECT_ROOT = Path(__file__).resolve().parent
+#: Where template banks are kept by a hash of all they depend on; safe to delete.
+BANK_CACHE = PROJECT_ROOT / ".cache" / "banks"
 STEPS = (
     "01_lamella_metadata",
     "02_cryo_stem_drift",
@@ -5149,7 +5154,8 @@ class Calibration:
     ``centre_px`` (ny, nx, 2) is the direct beam (y, x) of every pattern; ``strain`` (2, 2) is the
     symmetric matrix that takes g (x, y) in 1/Å times 1/scale to detector pixels; ``mask``
     (ky, kx) is True where a pixel is hot, dead or otherwise unusable; counts are
-    (recorded - offset) / gain.
+    (recorded - offset) / gain. ``place_strain`` is how far spots may lie off their places, as a
+    share of their distance from the direct beam: what the metric and the lattices are trusted to.
     """
 
     scale_invA_per_px: float
@@ -5159,6 +5165,7 @@ class Calibration:
     spot_sigma_px: float
     gain: float = 1.0
     offset: float = 0.0
+    place_strain: float = 0.004
 
     @property
     def ellipticity(self) -> float:
@@ -5385,7 +5392,32 @@ def _lower_mean(values: np.ndarray) -> float:
 _MEAN_OF_LOWER_90_PERCENT = 0.623  # of the square of a standard normal variable
 
 
-# --- spots of one pattern ---------------------------------------------------------------
+# --- spots of a pattern -----------------------------------------------------------------
+#
+# A pattern is reduced once, while it is in the cache, to the table of its spots and the profile of its
+# background. All matching works on these few hundred numbers; no image is read a second time.
+
+_MOST_SPOTS = 64
+_LEAST_NATS = 2.0  # local maxima with less evidence against background are not kept
+
+
+@dataclass(frozen=True)
+class Spots:
+    """What matching keeps of n patterns.
+
+    ``table`` (n, 64, 5) float32 has for every spot y, x (px), the counts in an aperture there,
+    those that background gives, and the evidence against background in nats; the surest come
+    first and ``number`` (n,) says how many there are. ``background`` (n, radii) is in counts a
+    pixel against the distance (px) from the direct beam, which is at ``centre_px`` (n, 2), (y, x).
+    """
+
+    table: np.ndarray
+    number: np.ndarray
+    background: np.ndarray
+    centre_px: np.ndarray
+
+    def __getitem__(self, chosen: Any) -> Spots:
+        return Spots(self.table[chosen], self.number[chosen], self.background[chosen], self.centre_px[chosen])
 
 
 def _aperture(radius_px: float) -> np.ndarray:
@@ -5394,60 +5426,68 @@ def _aperture(radius_px: float) -> np.ndarray:
     return np.array([math.floor(math.sqrt(radius_px**2 - dy * dy)) for dy in range(-reach, reach + 1)], np.int64)
 
 
-@numba.njit(cache=True)
-def _aperture_sums(image: np.ndarray, mask: np.ndarray, half: np.ndarray, gain: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
-    """Counts and number of good pixels in a disc about every pixel."""
+def _aperture_of(calibration: Calibration) -> np.ndarray:
+    return _aperture(1.8 * calibration.spot_sigma_px)
+
+
+def _good_pixels(mask: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Number of pixels (ky, kx) float32 in the aperture about every pixel that are neither masked nor off the camera."""
+    from scipy import ndimage
+
+    reach, wide = len(half) // 2, int(half.max())
+    disc = np.abs(np.arange(-wide, wide + 1))[None, :] <= half[:, None]
+    assert disc.shape == (2 * reach + 1, 2 * wide + 1)
+    return ndimage.correlate((~mask).astype(np.float32), disc.astype(np.float32), mode="constant")
+
+
+def first_radius_px(calibration: Calibration) -> float:
+    """Spots nearer to the direct beam than this are not looked at."""
+    return 4.5 * calibration.spot_sigma_px
+
+
+@numba.njit(cache=True, fastmath=True)
+def _aperture_counts(image, mask, half, gain, offset, row, counts):
+    """Counts in the aperture about every pixel, into ``counts`` (ky, kx), by differences of running sums (``row``)."""
     ny, nx = image.shape
     reach = len(half) // 2
-    wide = half.max()
-    sums = np.zeros((ny, nx + 2 * wide + 1), np.float32)
-    good = np.zeros((ny, nx + 2 * wide + 1), np.float32)
+    per_unit, zero = np.float32(1 / gain), np.float32(offset)
+    counts[:] = 0
     for y in range(ny):
-        s = n = np.float32(0.0)
-        for x in range(nx + 2 * wide):
-            i = x - wide
-            if 0 <= i < nx and not mask[y, i]:
-                s += np.float32((image[y, i] - offset) / gain)
-                n += np.float32(1.0)
-            sums[y, x + 1] = s
-            good[y, x + 1] = n
-    counts = np.zeros((ny, nx), np.float32)
-    pixels = np.zeros((ny, nx), np.float32)
-    for y in range(ny):
-        for k in range(len(half)):
-            yy = y + k - reach
-            if yy < 0 or yy >= ny:
-                continue
-            h = half[k]
-            for x in range(nx):
-                counts[y, x] += sums[yy, x + wide + h + 1] - sums[yy, x + wide - h]
-                pixels[y, x] += good[yy, x + wide + h + 1] - good[yy, x + wide - h]
-    return counts, pixels
-
-
-@numba.njit(cache=True)
-def _radial_background(image, mask, counts, pixels, cy, cx, gain, offset, n_radii):
-    """Counts per pixel of the smooth background against radius (px), spots left out by iteration."""
-    ny, nx = image.shape
-    radius = np.empty((ny, nx), np.int32)
-    for y in range(ny):
+        total = np.float32(0)
         for x in range(nx):
-            radius[y, x] = min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), n_radii - 1)
-    background = np.zeros(n_radii)
-    for turn in range(3):
-        total = np.zeros(n_radii + 1)
-        number = np.zeros(n_radii + 1)
+            row[x] = total
+            if not mask[y, x]:
+                total += (np.float32(image[y, x]) - zero) * per_unit
+        row[nx] = total
+        for k in range(len(half)):
+            v, h = y + k - reach, half[k]
+            if v < 0 or v >= ny:
+                continue
+            for x in range(h, nx - h - 1):
+                counts[v, x] += row[x + h + 1] - row[x - h]
+            for x in range(h):
+                counts[v, x] += row[x + h + 1]
+            for x in range(nx - h - 1, nx):
+                counts[v, x] += total - row[max(x - h, 0)]
+
+
+@numba.njit(cache=True, fastmath=True)
+def _radial_background(image, mask, counts, radius, full, gain, offset, background, ceiling):
+    """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, three times over."""
+    ny, nx = image.shape
+    n_radii = len(background)
+    per_unit, zero = np.float32(1 / gain), np.float32(offset)
+    total, number = np.zeros(n_radii + 1), np.zeros(n_radii + 1)
+    ceiling[:] = 1e30
+    for _ in range(3):
+        total[:] = 0
+        number[:] = 0
         for y in range(ny):
             for x in range(nx):
-                if mask[y, x]:
-                    continue
                 r = radius[y, x]
-                if turn > 0:
-                    b = background[r] * pixels[y, x]
-                    if counts[y, x] > b + 2.5 * math.sqrt(b) + 1.5:
-                        continue
-                total[r + 1] += (image[y, x] - offset) / gain
-                number[r + 1] += 1
+                if counts[y, x] <= ceiling[r] and not mask[y, x]:
+                    total[r + 1] += (image[y, x] - zero) * per_unit
+                    number[r + 1] += 1
         for r in range(n_radii):
             total[r + 1] += total[r]
             number[r + 1] += number[r]
@@ -5455,27 +5495,31 @@ def _radial_background(image, mask, counts, pixels, cy, cx, gain, offset, n_radi
             reach = 2 + r // 12
             low, high = max(0, r - reach), min(n_radii, r + reach + 1)
             background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
-    return background
+            expected = background[r] * full
+            ceiling[r] = expected + 2.5 * math.sqrt(expected) + 1.5
 
 
 @numba.njit(cache=True)
-def _local_maxima(counts, pixels, background, cy, cx, first_radius, most, least):
-    """Peaks of a pattern: y, x (px), evidence in nats against background, and net counts; the strongest first."""
+def _least_counts(background, full, nats, least):
+    """The counts in a full aperture at every radius that make ``nats`` against background, into ``least``, by Newton's method."""
+    for r in range(len(background)):
+        b = background[r] * full + 0.02
+        a = b + math.sqrt(2 * b * nats) + 0.5
+        for _ in range(20):
+            slope = math.log(a / b)
+            a = max(a - (a * slope - (a - b) - nats) / max(slope, 1e-3), 1.001 * b + 0.05)
+        least[r] = max(a, 2.5)
+
+
+@numba.njit(cache=True)
+def _local_maxima(counts, pixels, radius, cy, cx, background, least, full, first_radius, nats, table):
+    """Fill ``table`` (most, 5) with the peaks of a pattern, the surest first; returns how many."""
     ny, nx = counts.shape
-    last = len(background) - 1
-    found = np.zeros((512, 4))
     n = 0
     for y in range(2, ny - 2):
         for x in range(2, nx - 2):
-            a = counts[y, x]
-            if a < 2.5 or n >= 512:
-                continue
-            r = math.sqrt((y - cy) ** 2 + (x - cx) ** 2)
-            b = background[min(int(r), last)] * pixels[y, x] + 0.02
-            if r < first_radius or a <= b:
-                continue
-            evidence = a * math.log(a / b) - (a - b)
-            if evidence < least:
+            a, r = counts[y, x], radius[y, x]
+            if a * full < least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < 0.5 * full:
                 continue
             highest = True
             for dy in range(-2, 3):
@@ -5483,55 +5527,148 @@ def _local_maxima(counts, pixels, background, cy, cx, first_radius, most, least)
                     other = counts[y + dy, x + dx]
                     if other > a or (other == a and (dy < 0 or (dy == 0 and dx < 0))):
                         highest = False
-            if not highest:
+            b = background[r] * pixels[y, x] + 0.02
+            evidence = a * math.log(a / b) - (a - b)
+            if not highest or a <= b or evidence < nats:
                 continue
-            sy = counts[y - 1, x] - 2 * a + counts[y + 1, x]
-            sx = counts[y, x - 1] - 2 * a + counts[y, x + 1]
-            found[n, 0] = y + (0.5 * (counts[y - 1, x] - counts[y + 1, x]) / sy if sy < 0 else 0.0)
-            found[n, 1] = x + (0.5 * (counts[y, x - 1] - counts[y, x + 1]) / sx if sx < 0 else 0.0)
-            found[n, 2] = evidence
-            found[n, 3] = a - b
-            n += 1
-    order = np.argsort(-found[:n, 2])[:most]
-    return found[:n][order]
+            k = n
+            if n < len(table):
+                n += 1
+            else:
+                k = np.argmin(table[:, 4])
+                if table[k, 4] >= evidence:
+                    continue
+            bend_y = counts[y - 1, x] - 2 * a + counts[y + 1, x]
+            bend_x = counts[y, x - 1] - 2 * a + counts[y, x + 1]
+            # the fall of the background would draw a weak spot inwards
+            fall = full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
+            slope_y = 0.5 * (counts[y - 1, x] - counts[y + 1, x]) + fall * (y - cy)
+            slope_x = 0.5 * (counts[y, x - 1] - counts[y, x + 1]) + fall * (x - cx)
+            table[k, 0] = y + (min(max(slope_y / bend_y, -1.0), 1.0) if bend_y < 0 else 0.0)
+            table[k, 1] = x + (min(max(slope_x / bend_x, -1.0), 1.0) if bend_x < 0 else 0.0)
+            table[k, 2], table[k, 3], table[k, 4] = a, b, evidence
+    table[:n] = table[:n][np.argsort(-table[:n, 4], kind="mergesort")]
+    return n
+
+
+@numba.njit(cache=True, parallel=True)
+def _find_spots(patterns, centre, mask, pixels, half, full, gain, offset, first_radius, nats, table, number, background, threads):
+    n, ny, nx = patterns.shape
+    n_radii = background.shape[1]
+    for thread in numba.prange(threads):
+        counts, row = np.empty((ny, nx), np.float32), np.empty(nx + 1, np.float32)
+        radius = np.empty((ny, nx), np.int32)
+        ceiling, least = np.empty(n_radii, np.float32), np.empty(n_radii, np.float32)
+        for i in range(thread, n, threads):
+            cy, cx = np.float32(centre[i, 0]), np.float32(centre[i, 1])
+            for y in range(ny):
+                for x in range(nx):
+                    radius[y, x] = min(int(math.sqrt((y - cy) * (y - cy) + (x - cx) * (x - cx))), n_radii - 1)
+            _aperture_counts(patterns[i], mask, half, gain, offset, row, counts)
+            _radial_background(patterns[i], mask, counts, radius, full, gain, offset, background[i], ceiling)
+            _least_counts(background[i], full, nats, least)
+            number[i] = _local_maxima(counts, pixels, radius, cy, cx, background[i], least, full, first_radius, nats, table[i])
+
+
+def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> Spots:
+    """The spots of patterns (n, ky, kx) of any real type with the direct beam at ``centre_px`` (n, 2), (y, x)."""
+    n = len(patterns)
+    half = _aperture_of(calibration)
+    n_radii = int(0.75 * max(patterns.shape[1:]))
+    spots = Spots(
+        np.zeros((n, _MOST_SPOTS, 5), np.float32), np.zeros(n, np.int64), np.zeros((n, n_radii), np.float32), np.array(centre_px, float)
+    )
+    _find_spots(
+        patterns, spots.centre_px, calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
+        calibration.gain, calibration.offset, first_radius_px(calibration), _LEAST_NATS, spots.table, spots.number, spots.background,
+        numba.get_num_threads(),
+    )  # fmt: skip
+    return spots
+
+
+def pattern_peaks(
+    image: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, most: int = 100, least_nats: float = 4.0
+) -> np.ndarray:
+    """Spots of one pattern (ky, kx): rows (y px, x px, evidence against background in nats, net counts), the surest first."""
+    spots = find_spots(np.asarray(image)[None], np.asarray(centre_px)[None], calibration)
+    y, x, counts, below, nats = spots.table[0, : spots.number[0]].astype(float).T
+    return np.stack([y, x, nats, counts - below], axis=1)[nats >= least_nats][:most]
 
 
 # --- template banks ---------------------------------------------------------------------
+
+
+class _Reflections(NamedTuple):
+    """Reflections as the kernels take them: g (n, 3) in 1/Å, strength (n,), cone (n,) = |g| times the precession angle.
+
+    With the half width of the rocking curve and the wavelength.
+    """
+
+    g: np.ndarray
+    strength: np.ndarray
+    cone: np.ndarray
+    half_width: float
+    wavelength: float
+
+
+class _Coarse(NamedTuple):
+    """The coarse search of one phase: a frame for every zone axis, the reflections near it, its spots sorted by radius."""
+
+    frames: np.ndarray
+    near: np.ndarray
+    near_start: np.ndarray
+    radius: np.ndarray
+    turn: np.ndarray
+    weight: np.ndarray
+    template: np.ndarray
+    bin_start: np.ndarray
+    operators: np.ndarray
 
 
 @dataclass(frozen=True)
 class TemplateBank:
     """All that matching needs of one phase.
 
-    ``g`` (n, 3) in 1/Å in the crystal's frame with ``intensity`` (n,) and the width in
-    excitation error ``width`` (n,) that precession, thickness and bending give it;
-    ``frames`` (m, 3, 3) one rotation (sample to crystal) for every zone axis of the coarse
-    search; ``spot_*`` its spots sorted by radius; ``operators`` the proper rotations of the
-    Laue group.
+    ``g`` (n, 3) in 1/Å in the crystal's frame with the ``strength`` (n,) of each reflection,
+    integrated over the excitation error; the rocking curve is that of `rocking_curve` with
+    ``cone`` (n,) and ``half_width_invA``. ``frames`` (m, 3, 3) is one rotation (sample to crystal)
+    for every zone axis of the coarse search, with the reflections that can shine near it
+    (``near``, from ``near_start``) and its ``spot_*`` sorted by radius; ``operators`` are the
+    proper rotations of the Laue group.
     """
 
     crystal: Crystal
     hkl: np.ndarray
     g: np.ndarray
-    intensity: np.ndarray
-    width: np.ndarray
+    strength: np.ndarray
+    cone: np.ndarray
+    half_width_invA: float
     wavelength_A: float
     frames: np.ndarray
+    near: np.ndarray
+    near_start: np.ndarray
     spot_radius: np.ndarray
-    spot_angle: np.ndarray
+    spot_turn: np.ndarray
     spot_weight: np.ndarray
     spot_template: np.ndarray
     operators: np.ndarray
-    step_deg: float
 
     @property
-    def length(self) -> np.ndarray:
-        return np.linalg.norm(self.g, axis=1)
+    def reflections(self) -> _Reflections:
+        return _Reflections(self.g, self.strength, self.cone, self.half_width_invA, self.wavelength_A)
 
     @property
-    def n_orientations(self) -> float:
-        """How many orientations of the coarse step's size the phase can take."""
-        return len(self.frames) * 360 / self.step_deg
+    def coarse(self) -> _Coarse:
+        edges = np.arange(0, self.spot_radius.max(initial=0) + 0.1, _RADIAL_BIN)
+        return _Coarse(
+            self.frames, self.near, self.near_start, self.spot_radius, self.spot_turn, self.spot_weight, self.spot_template,
+            np.searchsorted(self.spot_radius, edges).astype(np.int64), self.operators,
+        )  # fmt: skip
+
+
+_RADIAL_BIN = 0.005  # 1/Å
+_RADIAL_TOLERANCE = 0.03  # 1/Å
+_ANGLE_BINS = 180
 
 
 def zone_axes(operators: np.ndarray, step_deg: float) -> np.ndarray:
@@ -5563,6 +5700,21 @@ def excitation_error(g_sample: np.ndarray, wavelength_A: float) -> np.ndarray:
     return -g_sample[:, 2] - wavelength_A * np.sum(g_sample**2, axis=1) / 2
 
 
+@numba.njit(cache=True, fastmath=True)
+def rocking_curve(excitation_error, cone, half_width):
+    """Intensity of a reflection against its excitation error (1/Å) in precession, normalised to an integral of one.
+
+    In a turn of the beam the excitation error swings as s + cone cos(phi), cone = |g| times the
+    precession angle; at rest the curve is a Lorentzian of ``half_width`` (thickness, bending).
+    Their convolution is the real part of 1 / (pi sqrt(cone² - (s + i half_width)²)): flat
+    within the cone, with tails as s^-2 outside.
+    """
+    u, r = excitation_error / cone, half_width / cone
+    real, imaginary = 1 - u * u + r * r, 2 * u * r
+    size = np.sqrt(real * real + imaginary * imaginary)
+    return np.sqrt(np.maximum(size + real, 0.0) / 2) / (math.pi * size * cone)
+
+
 def template_bank(
     crystal: Crystal,
     *,
@@ -5572,447 +5724,805 @@ def template_bank(
     excitation_width_invA: float,
     step_deg: float = 2.0,
     min_relative_intensity: float = 4e-3,
+    cache: str | Path | None = None,
 ) -> TemplateBank:
     """The bank of one phase for a precessed beam.
 
-    The intensity of a reflection is |F/V|² times a Gaussian in the excitation error, whose
-    width adds the cone of precession (|g| phi / sqrt 2) and that of thickness and bending in
-    quadrature; its integral over the excitation error is |F/V|² whatever the width. The
-    coarse templates are broader by the step of the search, and the weights of their spots
-    go with the fourth root of the intensity, because real intensities are not kinematical.
+    The strength of a reflection is |F/V|^1.4, between the kinematical (2) and the dynamical
+    (1) power, times `rocking_curve`. The coarse templates are broader by the step of the
+    search, and the weights of their spots go with a low power of the strength, because real
+    intensities are neither. ``cache`` is a folder that keeps the coarse search by a hash of all it
+    depends on.
     """
     reflected = reflections(crystal, max_g_invA, min_relative_intensity)
     wavelength = electron_wavelength_A(beam_energy_keV)
     length = np.linalg.norm(reflected.g, axis=1)
-    width = np.hypot(excitation_width_invA, length * math.radians(precession_deg) / math.sqrt(2))
+    refs = _Reflections(
+        reflected.g, reflected.intensity**0.7, length * max(math.radians(precession_deg), 1e-4), excitation_width_invA, wavelength
+    )
     operators = np.asarray(crystal.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+    coarse = _cached_arrays(cache, lambda: _coarse_templates(refs, operators, step_deg), *refs, operators, step_deg)
+    return TemplateBank(crystal, reflected.hkl, *refs, *(coarse[name] for name in _COARSE_ARRAYS), operators)
+
+
+_COARSE_ARRAYS = ("frames", "near", "near_start", "spot_radius", "spot_turn", "spot_weight", "spot_template")
+
+
+def _cached_arrays(folder: str | Path | None, make: Any, *depends_on: Any) -> dict[str, np.ndarray]:
+    """Named arrays from a folder's .npz named by the hash of what they depend on and of the code; else made, and kept there."""
+    if folder is None:
+        return make()
+    digest = hashlib.sha256(inspect.getsource(_coarse_templates).encode())
+    for part in depends_on:
+        digest.update(np.ascontiguousarray(part, dtype=float).tobytes())
+    path = Path(folder) / f"bank_{digest.hexdigest()[:24]}.npz"
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # broken off or damaged: made again below
+    arrays = make()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+    return arrays
+
+
+def _coarse_templates(refs: _Reflections, operators: np.ndarray, step_deg: float, most_spots: int = 80) -> dict[str, np.ndarray]:
+    """For every zone axis the reflections that shine within its reach, and its spots; all spots sorted by radius."""
+    step = math.radians(step_deg)
+    length = np.linalg.norm(refs.g, axis=1)
     frames = np.array([rotation_to_zone(zone) for zone in zone_axes(operators, step_deg)])
-    coarse = np.hypot(width, 0.35 * length * math.radians(step_deg))
+    near, near_start = [], [0]
     columns: list[list[np.ndarray]] = [[], [], [], []]
     for number, frame in enumerate(frames):
-        g = reflected.g @ frame
-        strength = reflected.intensity / coarse * np.exp(-0.5 * (excitation_error(g, wavelength) / coarse) ** 2)
-        spots = np.flatnonzero(strength > 0.01 * strength.max())
-        spots = spots[np.argsort(-strength[spots], kind="stable")[:120]]
-        weight = strength[spots] ** 0.25
-        values = (np.hypot(g[spots, 0], g[spots, 1]), np.arctan2(g[spots, 1], g[spots, 0]) % (2 * np.pi), weight / np.linalg.norm(weight))
-        for column, value in zip(columns, (*values, np.full(len(spots), number)), strict=True):
+        g = refs.g @ frame
+        s = excitation_error(g, refs.wavelength)
+        close = np.flatnonzero(np.abs(s) < refs.cone + 6 * refs.half_width + 1.3 * length * step)
+        near.append(close)
+        near_start.append(near_start[-1] + len(close))
+        broad = np.hypot(refs.cone[close], 0.5 * length[close] * step)
+        strength = refs.strength[close] * rocking_curve(s[close], broad, refs.half_width + 0.1 * length[close] * step)
+        brightest = np.argsort(-strength, kind="stable")[:most_spots]
+        brightest = brightest[strength[brightest] > 0.01 * strength.max(initial=0)]
+        weight = strength[brightest] ** 0.3
+        x, y = g[close[brightest], :2].T
+        values = (np.hypot(x, y), np.arctan2(y, x) / (2 * np.pi) % 1, weight / max(np.linalg.norm(weight), 1e-12))
+        for column, value in zip(columns, (*values, np.full(len(weight), number)), strict=True):
             column.append(value)
-    radius, angle, weight, template = (np.concatenate(column) for column in columns)
+    radius, turn, weight, template = (np.concatenate(column) for column in columns)
     order = np.argsort(radius, kind="stable")
-    return TemplateBank(
-        crystal=crystal,
-        hkl=reflected.hkl,
-        g=reflected.g,
-        intensity=reflected.intensity,
-        width=width,
-        wavelength_A=wavelength,
-        frames=frames,
-        spot_radius=radius[order].astype(np.float32),
-        spot_angle=angle[order].astype(np.float32),
-        spot_weight=weight[order].astype(np.float32),
-        spot_template=template[order].astype(np.int32),
-        operators=operators,
-        step_deg=step_deg,
-    )
+    arrays = (
+        frames, np.concatenate(near), np.array(near_start), radius[order].astype(np.float32), turn[order].astype(np.float32),
+        weight[order].astype(np.float32), template[order].astype(np.int32),
+    )  # fmt: skip
+    return dict(zip(_COARSE_ARRAYS, arrays, strict=True))
 
 
 # --- evidence ---------------------------------------------------------------------------
+#
+# Log of the probability of a pattern's spots with a crystal, over that with background and stray spots only. A
+# predicted spot is missing altogether with a probability of `_MISSING` (dynamical extinction, a wrong tilt); else
+# its strength is log-normal about the expected one. A measured spot that no crystal predicts is noise, or, at a share
+# `_STRAY` of all places, a stray of any strength over three decades. So a clear spot earns some 6 to 9 nats where
+# it is predicted, whatever its brightness; one that is off its place by more than the spot's own
+# uncertainty earns nothing; one that is predicted and missing costs up to -log(_MISSING).
 
-# What the strength of a predicted spot may be, as a multiple of the kinematical expectation: it is missing
-# altogether (dynamical extinction, a wrong model of the tilt) with a probability of `_MISSING`, else
-# log-normal, because dynamical scattering makes a factor of three common.
-_MISSING = 0.12
-_LOG_MEAN = math.log(0.7)
-_LOG_SPREAD = 1.2
-# The same prior on a few values, for spots too weak for its integral to be narrow.
-_STRENGTH = np.array([0.12, 0.6, 2.5])
-_STRENGTH_PRIOR = (1 - _MISSING) * np.array([0.25, 0.50, 0.25])
-# Share of places in a pattern that hold a spot which no single crystal explains; such a spot's strength is
-# uniform in its logarithm over three decades.
+_MISSING = 0.08
+_LOG_MEAN = -0.15
+_LOG_SPREAD = 0.8
 _STRAY = 0.003
 _STRAY_DENSITY = 1 / math.log(1000)
-_REACH = 3.5  # excitation errors beyond this many widths are not excited
+_PLACE_PX = 0.2  # how far a strong spot may be off its place, px, besides Calibration.place_strain
+_LEAST_MEAN = 0.15  # spots expected to have fewer counts are left out
+_TAIL = 8.0  # reflections further than this many half widths outside the cone are not excited
 
 
-@numba.njit(cache=True, fastmath=True)
-def _predict(rotation, g, intensity, width, wavelength, metric, cy, cx, ny, nx, spots):
-    """Spots on the detector: rows (y, x, intensity, index) into ``spots``; returns their number and total intensity."""
-    total, n = 0.0, 0
-    for i in range(len(g)):
-        gz = g[i, 0] * rotation[0, 2] + g[i, 1] * rotation[1, 2] + g[i, 2] * rotation[2, 2]
-        g2 = g[i, 0] * g[i, 0] + g[i, 1] * g[i, 1] + g[i, 2] * g[i, 2]
-        s = (gz + 0.5 * wavelength * g2) / width[i]
-        if s > _REACH or s < -_REACH:
-            continue
-        gx = g[i, 0] * rotation[0, 0] + g[i, 1] * rotation[1, 0] + g[i, 2] * rotation[2, 0]
-        gy = g[i, 0] * rotation[0, 1] + g[i, 1] * rotation[1, 1] + g[i, 2] * rotation[2, 1]
-        x = cx + metric[0, 0] * gx + metric[0, 1] * gy
-        y = cy + metric[1, 0] * gx + metric[1, 1] * gy
-        if x < 0 or y < 0 or x > nx - 1.001 or y > ny - 1.001:
-            continue
-        strength = intensity[i] / width[i] * math.exp(-0.5 * s * s)
-        total += strength
-        spots[n, 0], spots[n, 1], spots[n, 2], spots[n, 3] = y, x, strength, i
-        n += 1
-    return n, total
+class _Camera(NamedTuple):
+    """Geometry of all patterns of a scan: ``metric`` (2, 2) from g (x, y) to px (x, y) and its inverse, lengths in px.
 
-
-@numba.njit(cache=True, fastmath=True)
-def _spot_evidence(a, b, mean):
-    """Evidence in nats of one predicted spot: ``a`` counts where background gives b and the spot ``mean`` more.
-
-    A clear spot fixes its own strength x = (a - b) / mean, so the integral over the prior is the prior's
-    density there times a factor that the stray spot has too (Laplace); it cancels. So a clear spot in the
-    expected proportion earns about 6.5 nats whatever its brightness. A weak one is summed over a few strengths.
+    ``pixels`` (ky, kx) is the share of good pixels in the aperture about each, ``full`` the number of pixels of an aperture.
     """
-    surplus = a - b
-    if surplus > 0:
-        surprise = a * math.log(a / b) - surplus
-        if surprise > 4.0:
-            z = (math.log(surplus / mean) - _LOG_MEAN) / _LOG_SPREAD
-            density = (1 - _MISSING) * math.exp(-0.5 * z * z) / (_LOG_SPREAD * 2.5066)
-            nothing = surplus / (2.5066 * math.sqrt(a)) * math.exp(-min(surprise, 600.0))
-            stray = _STRAY * _STRAY_DENSITY
-            return math.log(((1 - _STRAY) * (density + _MISSING * nothing) + stray) / ((1 - _STRAY) * nothing + stray))
-    likelihood = _MISSING
-    for t in range(len(_STRENGTH)):
-        mu = mean * _STRENGTH[t]
-        likelihood += _STRENGTH_PRIOR[t] * math.exp(a * math.log1p(mu / b) - mu)
-    return math.log(likelihood)
+
+    metric: np.ndarray
+    inverse: np.ndarray
+    pixels: np.ndarray
+    spot_sigma: float
+    match: float
+    first_radius: float
+    full: float
+    place_strain: float
 
 
-@numba.njit(cache=True, fastmath=True)
-def _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots):
-    """Log of the probability of the counts at all predicted spots, over that with background and stray spots only.
+def _camera(calibration: Calibration) -> _Camera:
+    half = _aperture_of(calibration)
+    full = float(np.sum(2 * half + 1))
+    sigma = calibration.spot_sigma_px
+    metric = np.ascontiguousarray(calibration.metric, dtype=float)
+    pixels = _good_pixels(calibration.mask, half) / np.float32(full)
+    return _Camera(metric, np.linalg.inv(metric), pixels, sigma, 2.0 * sigma, first_radius_px(calibration), full, calibration.place_strain)
 
-    For each predicted place: either a stray spot, or the expected strength times a factor of
-    unknown size (Poisson in both). So a spot that is there earns at most -log(stray), one that
-    is missing costs at most the prior of a vanishing strength, and a dense bank pays for
-    everything that it predicts and the pattern does not show.
+
+class _View(NamedTuple):
+    """One pattern made ready for evidence, and room to work in.
+
+    ``spots`` (m, 5) is its table, ``terms`` (m, 6) per spot what evidence needs of it: log of the
+    net counts, 1/variance of the log strength, 1/variance of the place, density at perfect
+    agreement, that of a missing or stray spot, that without a crystal; ``owner`` (ky, kx) the number of the nearest spot + 1.
+    ``strength``, ``off_y``, ``off_x`` (m,), ``missed`` (n, 2) and ``predicted`` (n, 4) take what a crystal predicts.
     """
-    ny, nx = counts.shape
-    last = len(background) - 1
-    n, total = _predict(rotation, g, intensity, width, wavelength, metric, cy, cx, ny, nx, spots)
-    if n == 0 or total <= 0:
-        return 0.0
-    scale = diffracted / total
-    result = 0.0
-    for j in range(n):
-        mean = scale * spots[j, 2]
-        if mean < 0.15:
-            continue
-        y, x = spots[j, 0], spots[j, 1]
-        r = math.sqrt((y - cy) ** 2 + (x - cx) ** 2)
-        y0, x0 = int(y), int(x)
-        if r < limits[0] or pixels[y0, x0] < limits[1]:
-            continue
-        fy, fx = y - y0, x - x0
-        upper = counts[y0, x0] * (1 - fx) + counts[y0, x0 + 1] * fx
-        lower = counts[y0 + 1, x0] * (1 - fx) + counts[y0 + 1, x0 + 1] * fx
-        a = upper * (1 - fy) + lower * fy
-        b = background[min(int(r), last)] * pixels[y0, x0] + 0.02
-        result += _spot_evidence(a, b, mean)
-    return result
+
+    spots: np.ndarray
+    terms: np.ndarray
+    owner: np.ndarray
+    background: np.ndarray
+    centre: np.ndarray
+    strength: np.ndarray
+    off_y: np.ndarray
+    off_x: np.ndarray
+    missed: np.ndarray
+    predicted: np.ndarray
+
+
+@numba.njit(cache=True)
+def _own_pixels(spots, reach, owner):
+    """Write for every pixel the number + 1 of the nearest spot within ``reach``; 0 where there is none."""
+    ny, nx = owner.shape
+    owner[:] = 0
+    wide = int(reach) + 1
+    for k in range(len(spots)):
+        y0, x0 = int(spots[k, 0] + 0.5), int(spots[k, 1] + 0.5)
+        for y in range(max(0, y0 - wide), min(ny, y0 + wide + 1)):
+            for x in range(max(0, x0 - wide), min(nx, x0 + wide + 1)):
+                distance = (y - spots[k, 0]) ** 2 + (x - spots[k, 1]) ** 2
+                if distance > reach * reach:
+                    continue
+                other = owner[y, x] - 1
+                if other < 0 or distance < (y - spots[other, 0]) ** 2 + (x - spots[other, 1]) ** 2:
+                    owner[y, x] = k + 1
+
+
+@numba.njit(cache=True)
+def _view(table, number, background, centre, camera, work):
+    """The `_View` of a pattern in the room of ``work``, and the net counts in its clear spots."""
+    spots, terms = table[:number], work.terms[:number]
+    _own_pixels(spots, camera.match, work.owner)
+    area = math.pi * camera.match**2
+    diffracted = 3.0
+    for k in range(number):
+        a, b = spots[k, 2], spots[k, 3]
+        net = max(a - b, 0.1)
+        if spots[k, 4] > 4:
+            diffracted += net
+        r2 = (spots[k, 0] - centre[0]) ** 2 + (spots[k, 1] - centre[1]) ** 2
+        noise = a / (net * net)
+        spread = _LOG_SPREAD**2 + noise
+        place = _PLACE_PX**2 + camera.place_strain**2 * r2 + camera.spot_sigma**2 * noise
+        nothing = net / math.sqrt(2 * math.pi * a) * math.exp(-min(spots[k, 4], 600.0))
+        stray = _STRAY * _STRAY_DENSITY
+        terms[k, 0] = math.log(net)
+        terms[k, 1] = 0.5 / spread
+        terms[k, 2] = 0.5 / place
+        terms[k, 3] = (1 - _STRAY) * (1 - _MISSING) / math.sqrt(2 * math.pi * spread) * area / (2 * math.pi * place)
+        terms[k, 4] = (1 - _STRAY) * _MISSING * nothing + stray
+        terms[k, 5] = (1 - _STRAY) * nothing + stray
+    view = _View(
+        spots,
+        terms,
+        work.owner,
+        background,
+        centre,
+        work.strength[:number],
+        work.off_y[:number],
+        work.off_x[:number],
+        work.missed,
+        work.predicted,
+    )
+    return view, diffracted
+
+
+@numba.njit(cache=True)
+def _room(camera, n_reflections):
+    """Work space of one thread, in the shape of a `_View`."""
+    return _View(
+        np.empty((0, 5), np.float32), np.empty((_MOST_SPOTS, 6)), np.zeros(camera.pixels.shape, np.int16), np.empty(0, np.float32),
+        np.empty(2), np.empty(_MOST_SPOTS), np.empty(_MOST_SPOTS), np.empty(_MOST_SPOTS), np.empty((n_reflections, 2)),
+        np.empty((n_reflections, 4)),
+    )  # fmt: skip
 
 
 @numba.njit(cache=True, fastmath=True)
-def _near_ewald(rotation, reach, g, intensity, width, wavelength, near_g, near_intensity, near_width):
-    """Copy the reflections that can be excited within ``reach`` radians of tilt; returns how many."""
+def _predict(rotation, near, n_near, refs, camera, centre, out):
+    """The spots of a crystal on the camera: rows (y px, x px, strength, number of the reflection) into ``out``; returns how many.
+
+    ``near`` holds the numbers of the reflections to look at.
+    """
+    g, strengths, cones, half_width, half_wavelength = refs.g, refs.strength, refs.cone, refs.half_width, 0.5 * refs.wavelength
+    r00, r10, r20 = rotation[0, 0], rotation[1, 0], rotation[2, 0]
+    r01, r11, r21 = rotation[0, 1], rotation[1, 1], rotation[2, 1]
+    r02, r12, r22 = rotation[0, 2], rotation[1, 2], rotation[2, 2]
+    m00, m01, m10, m11 = camera.metric[0, 0], camera.metric[0, 1], camera.metric[1, 0], camera.metric[1, 1]
+    cy, cx = centre[0], centre[1]
+    last_y, last_x = camera.pixels.shape[0] - 3, camera.pixels.shape[1] - 3
+    nearest2 = camera.first_radius**2
     n = 0
-    for i in range(len(g)):
-        gz = g[i, 0] * rotation[0, 2] + g[i, 1] * rotation[1, 2] + g[i, 2] * rotation[2, 2]
-        g2 = g[i, 0] * g[i, 0] + g[i, 1] * g[i, 1] + g[i, 2] * g[i, 2]
-        if abs(gz + 0.5 * wavelength * g2) < _REACH * width[i] + reach * math.sqrt(g2):
-            near_g[n] = g[i]
-            near_intensity[n] = intensity[i]
-            near_width[n] = width[i]
+    for j in range(n_near):
+        i = near[j]
+        g0, g1, g2 = g[i, 0], g[i, 1], g[i, 2]
+        s = g0 * r02 + g1 * r12 + g2 * r22 + half_wavelength * (g0 * g0 + g1 * g1 + g2 * g2)
+        cone = cones[i]
+        if abs(s) > cone + _TAIL * half_width:
+            continue
+        gx, gy = g0 * r00 + g1 * r10 + g2 * r20, g0 * r01 + g1 * r11 + g2 * r21
+        dx, dy = m00 * gx + m01 * gy, m10 * gx + m11 * gy
+        y, x = cy + dy, cx + dx
+        if y < 2 or x < 2 or y > last_y or x > last_x or dx * dx + dy * dy < nearest2:
+            continue
+        out[n, 0], out[n, 1], out[n, 2], out[n, 3] = y, x, strengths[i] * rocking_curve(s, cone, half_width), i
+        n += 1
+    return n
+
+
+@numba.njit(cache=True, fastmath=True)
+def _collect(rotation, near, n_near, refs, camera, view):
+    """What a crystal predicts: strength and mean offset at each measured spot into ``view``, the rest into ``view.missed``.
+
+    Returns the number of predicted spots without a measured one, and the total strength.
+    """
+    strength, off_y, off_x, missed, predicted = view.strength, view.off_y, view.off_x, view.missed, view.predicted
+    spots, owner, background, pixels, full = view.spots, view.owner, view.background, camera.pixels, camera.full
+    cy, cx = view.centre[0], view.centre[1]
+    for k in range(len(strength)):
+        strength[k] = off_y[k] = off_x[k] = 0.0
+    total, n_missed, last = 0.0, 0, len(background) - 1
+    for j in range(_predict(rotation, near, n_near, refs, camera, view.centre, predicted)):
+        y, x, expected = predicted[j, 0], predicted[j, 1], predicted[j, 2]
+        v, u = int(y + 0.5), int(x + 0.5)
+        k = owner[v, u] - 1
+        if k >= 0:
+            strength[k] += expected
+            off_y[k] += expected * (y - spots[k, 0])
+            off_x[k] += expected * (x - spots[k, 1])
+        elif pixels[v, u] > 0.5:
+            missed[n_missed, 0] = expected
+            missed[n_missed, 1] = background[min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), last)] * full + 0.02
+            n_missed += 1
+        else:
+            continue
+        total += expected
+    return n_missed, total
+
+
+@numba.njit(cache=True, fastmath=True)
+def _missed_odds(mean, below):
+    """How much more probable it is to see nothing over ``below`` counts with a crystal that predicts ``mean`` more than without it.
+
+    The Poisson probability averaged over the spread of strengths falls off as a power, not exponentially.
+    """
+    lack = 1 + 0.45 * mean * mean / (below + 0.667 * mean)
+    return _MISSING + (1 - _MISSING) / (lack * lack)
+
+
+@numba.njit(cache=True, fastmath=True)
+def _judge(strength, off_y, off_x, missed, n_missed, scale, view):
+    """Evidence (nats) of what was collected, with ``scale`` counts a unit of strength, and the turn (radians) that would fit best."""
+    spots, terms, cy, cx = view.spots, view.terms, view.centre[0], view.centre[1]
+    log_scale, least = math.log(scale) + _LOG_MEAN, _LEAST_MEAN / scale
+    evidence, odds, torque, inertia = 0.0, 1.0, 0.0, 1e-9
+    for k in range(len(spots)):
+        expected = strength[k]
+        if expected < least:
+            continue
+        dy, dx = off_y[k] / expected, off_x[k] / expected
+        off = terms[k, 0] - log_scale - math.log(expected)
+        density = terms[k, 3] * math.exp(-off * off * terms[k, 1] - (dy * dy + dx * dx) * terms[k, 2])
+        ratio = (density + terms[k, 4]) / terms[k, 5]
+        odds *= ratio
+        if odds > 1e100 or odds < 1e-100:
+            evidence += math.log(odds)
+            odds = 1.0
+        if ratio > 2.7:
+            y, x = spots[k, 0] - cy, spots[k, 1] - cx
+            weight = min(spots[k, 4], np.float32(30.0))
+            torque += weight * (x * dy - y * dx)
+            inertia += weight * (x * x + y * y)
+    for j in range(n_missed):
+        if missed[j, 0] >= least:
+            odds *= _missed_odds(scale * missed[j, 0], missed[j, 1])
+            if odds < 1e-100:
+                evidence += math.log(odds)
+                odds = 1.0
+    return evidence + math.log(odds), torque / inertia
+
+
+@numba.njit(cache=True, fastmath=True)
+def _evidence(rotation, near, n_near, refs, camera, view, diffracted):
+    """Evidence (nats) of a crystal, and by how much (radians) its spots should turn in the plane to fit best.
+
+    The scale is that of the measured spots which the crystal explains, but at least 15 % of all diffracted counts.
+    """
+    n_missed, total = _collect(rotation, near, n_near, refs, camera, view)
+    if total <= 0:
+        return 0.0, 0.0
+    spots, strength = view.spots, view.strength
+    matched = 0.0
+    for k in range(len(spots)):
+        if strength[k] > 0 and spots[k, 4] > 3:
+            matched += spots[k, 2] - spots[k, 3]
+    return _judge(strength, view.off_y, view.off_x, view.missed, n_missed, max(matched, 0.15 * diffracted) / total, view)
+
+
+@numba.njit(cache=True)
+def _turned(rotation, axis, angle, out):
+    """Into ``out`` the rotation (sample to crystal) after turning the crystal by ``angle`` about an axis of the sample."""
+    c, s = math.cos(angle), math.sin(angle)
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    for row in range(3):
+        out[row, axis] = rotation[row, axis]
+        out[row, i] = c * rotation[row, i] + s * rotation[row, j]
+        out[row, j] = c * rotation[row, j] - s * rotation[row, i]
+
+
+@numba.njit(cache=True)
+def _refine(rotation, tilt, levels, near, n_near, refs, camera, view, diffracted):
+    """Climb the evidence from ``rotation``, which is changed in place; returns the evidence.
+
+    The turn in the plane follows from the places of the spots at once; the tilt about x and y is
+    searched in steps of ``tilt`` radians, halved ``levels - 1`` times.
+    """
+    trial = np.empty((3, 3))
+    best, spin = _evidence(rotation, near, n_near, refs, camera, view, diffracted)
+    for _ in range(levels):
+        for _ in range(2):
+            if abs(spin) < 3e-4:
+                break
+            _turned(rotation, 2, spin, trial)
+            value, left = _evidence(trial, near, n_near, refs, camera, view, diffracted)
+            if value <= best:
+                break
+            best, spin = value, left
+            rotation[:] = trial
+        for _ in range(2):
+            moved = False
+            for direction in range(4):
+                _turned(rotation, direction % 2, tilt if direction < 2 else -tilt, trial)
+                value, left = _evidence(trial, near, n_near, refs, camera, view, diffracted)
+                if value > best:
+                    best, spin, moved = value, left, True
+                    rotation[:] = trial
+            if not moved:
+                break
+        tilt *= 0.5
+    return best
+
+
+@numba.njit(cache=True, fastmath=True)
+def _near_ewald(rotation, reach, refs, first, last, near):
+    """Numbers of the reflections of ``first`` to ``last`` that can shine within ``reach`` radians of tilt, into ``near``; how many."""
+    n = 0
+    for i in range(first, last):
+        g0, g1, g2 = refs.g[i, 0], refs.g[i, 1], refs.g[i, 2]
+        length2 = g0 * g0 + g1 * g1 + g2 * g2
+        s = g0 * rotation[0, 2] + g1 * rotation[1, 2] + g2 * rotation[2, 2] + 0.5 * refs.wavelength * length2
+        if abs(s) < refs.cone[i] + _TAIL * refs.half_width + reach * math.sqrt(length2):
+            near[n] = i
             n += 1
     return n
 
 
-@numba.njit(cache=True)
-def _turned(rotation, axis, angle):
-    """The rotation (sample to crystal) after turning the crystal by ``angle`` about an axis of the sample."""
-    c, s = math.cos(angle), math.sin(angle)
-    turn = np.eye(3)
-    i, j = (axis + 1) % 3, (axis + 2) % 3
-    turn[i, i] = c
-    turn[j, j] = c
-    turn[i, j] = -s
-    turn[j, i] = s
-    return rotation @ turn
+# --- search of one phase ------------------------------------------------------------------
 
-
-@numba.njit(cache=True)
-def _refine(
-    rotation,
-    tilt,
-    spin,
-    levels,
-    g,
-    intensity,
-    width,
-    wavelength,
-    metric,
-    cy,
-    cx,
-    counts,
-    pixels,
-    background,
-    diffracted,
-    limits,
-    spots,
-):
-    """Climb the evidence by turns about x, y (tilt) and z (spin), halving both ``levels`` times."""
-    best = _evidence(rotation, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots)
-    for _ in range(levels):
-        for _ in range(3):
-            moved = False
-            for axis in range(3):
-                step = spin if axis == 2 else tilt
-                for sign in (-1.0, 1.0):
-                    trial = _turned(rotation, axis, sign * step)
-                    value = _evidence(
-                        trial, g, intensity, width, wavelength, metric, cy, cx, counts, pixels, background, diffracted, limits, spots
-                    )
-                    if value > best:
-                        best, rotation, moved = value, trial, True
-                        break
-            if not moved:
-                break
-        tilt *= 0.5
-        spin *= 0.5
-    return rotation, best
-
-
-@numba.njit(cache=True, fastmath=True)
-def _vote(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, n_bins, votes):
-    """Sum over pairs (peak, template spot) of equal radius, filed by template and in-plane angle."""
-    votes[:] = 0
-    per_radian = n_bins / (2 * math.pi)
-    for k in range(len(peaks)):
-        weight = math.sqrt(math.sqrt(peaks[k, 2]))
-        low = max(0, int((radii[k] - _RADIAL_TOLERANCE) / _RADIAL_BIN))
-        high = min(len(starts) - 1, int((radii[k] + _RADIAL_TOLERANCE) / _RADIAL_BIN) + 1)
-        if low >= len(starts):
-            continue
-        for i in range(starts[low], starts[high]):
-            off = (bank_radius[i] - radii[k]) / _RADIAL_TOLERANCE
-            near = 1 - off * off
-            if near <= 0:
-                continue
-            turn = (angles[k] - bank_angle[i]) * per_radian
-            if turn < 0:
-                turn += n_bins
-            j = int(turn)
-            share = turn - j
-            if j >= n_bins:
-                j -= n_bins
-            value = weight * bank_weight[i] * near
-            votes[bank_template[i], j] += value * (1 - share)
-            j = j + 1 if j + 1 < n_bins else 0
-            votes[bank_template[i], j] += value * share
-
-
-_RADIAL_TOLERANCE = 0.03  # 1/Å
-_RADIAL_BIN = 0.005  # 1/Å
-_ANGLE_BINS = 180
-
-
-@numba.njit(cache=True)
-def _voted_rotations(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, frames, most):
-    """The ``most`` rotations (n, 3, 3) with the highest votes, one a template at its best in-plane angle; none where there is no peak."""
-    if len(peaks) == 0:
-        return np.empty((0, 3, 3))
-    votes = np.zeros((len(frames), _ANGLE_BINS), np.float32)
-    _vote(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, _ANGLE_BINS, votes)
-    height = np.zeros(len(frames), np.float32)
-    where = np.zeros(len(frames), np.int64)
-    for t in range(len(frames)):
-        for j in range(_ANGLE_BINS):
-            if votes[t, j] > height[t]:
-                height[t] = votes[t, j]
-                where[t] = j
-    best = np.argsort(-height)[:most]
-    rotations = np.empty((len(best), 3, 3))
-    for i in range(len(best)):
-        rotations[i] = _turned(frames[best[i]], 2, -2 * math.pi * where[best[i]] / _ANGLE_BINS)
-    return rotations
-
-
-@numba.njit(cache=True)
-def _solve_pattern(
-    peaks,
-    radii,
-    angles,
-    bank_radius,
-    bank_angle,
-    bank_weight,
-    bank_template,
-    starts,
-    frames,
-    operators,
-    n_coarse,
-    n_fine,
-    tilt,
-    g,
-    intensity,
-    width,
-    wavelength,
-    metric,
-    cy,
-    cx,
-    counts,
-    pixels,
-    background,
-    diffracted,
-    limits,
-):
-    """Best rotation of one phase for one pattern, its evidence, and the best evidence at least 10 degrees away.
-
-    Candidates are the ``n_coarse`` best templates of the vote; the ``n_fine`` best of them after
-    one quick climb are refined.
-    """
-    candidates = _voted_rotations(peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, frames, n_coarse)
-    spots = np.empty((len(g), 4))
-    near_g, near_intensity, near_width = np.empty_like(g), np.empty_like(intensity), np.empty_like(width)
-    value = np.empty(len(candidates))
-    for i in range(len(candidates)):
-        m = _near_ewald(candidates[i], 3 * tilt, g, intensity, width, wavelength, near_g, near_intensity, near_width)
-        candidates[i], value[i] = _refine(
-            candidates[i],
-            tilt,
-            tilt,
-            1,
-            near_g[:m],
-            near_intensity[:m],
-            near_width[:m],
-            wavelength,
-            metric,
-            cy,
-            cx,
-            counts,
-            pixels,
-            background,
-            diffracted,
-            limits,
-            spots,
-        )
-    best, best_value, runner_up = np.eye(3), -1e3, -1e3
-    kept = np.empty((n_fine, 3, 3))
-    kept_value = np.empty(n_fine)
-    n_kept = 0
-    for i in np.argsort(-value)[:n_fine]:
-        m = _near_ewald(candidates[i], 4 * tilt, g, intensity, width, wavelength, near_g, near_intensity, near_width)
-        kept[n_kept], kept_value[n_kept] = _refine(
-            candidates[i],
-            tilt / 2,
-            tilt / 2,
-            4,
-            near_g[:m],
-            near_intensity[:m],
-            near_width[:m],
-            wavelength,
-            metric,
-            cy,
-            cx,
-            counts,
-            pixels,
-            background,
-            diffracted,
-            limits,
-            spots,
-        )
-        if kept_value[n_kept] > best_value:
-            best, best_value = kept[n_kept].copy(), kept_value[n_kept]
-        n_kept += 1
-    for i in range(n_kept):
-        if kept_value[i] > runner_up and _angle_between(kept[i], best, operators) > _TEN_DEGREES:
-            runner_up = kept_value[i]
-    return best, best_value, runner_up
-
-
+_COARSE_CANDIDATES = 10
+_FINE_CANDIDATES = 3
+_VOTING_SPOTS = 30
 _TEN_DEGREES = math.radians(10)
 
 
+@numba.njit(cache=True, fastmath=True)
+def _vote(weights, radius, turn, coarse, votes):
+    """Sum over pairs (measured spot, template spot) of equal radius, filed by template and in-plane angle, into ``votes``."""
+    votes[:] = 0
+    for k in range(len(radius)):
+        weight = weights[k]
+        low = max(0, int((radius[k] - _RADIAL_TOLERANCE) / _RADIAL_BIN))
+        high = min(len(coarse.bin_start) - 1, int((radius[k] + _RADIAL_TOLERANCE) / _RADIAL_BIN) + 1)
+        if low >= len(coarse.bin_start):
+            continue
+        here, angle, per_tolerance = np.float32(radius[k]), np.float32(turn[k]), np.float32(1 / _RADIAL_TOLERANCE)
+        for i in range(coarse.bin_start[low], coarse.bin_start[high]):
+            off = (coarse.radius[i] - here) * per_tolerance
+            near = np.float32(1) - off * off
+            if near <= 0:
+                continue
+            between = angle - coarse.turn[i]
+            if between < 0:
+                between += np.float32(1)
+            between *= _ANGLE_BINS
+            j = int(between)
+            share = between - j
+            value = weight * coarse.weight[i] * near
+            template = coarse.template[i]
+            votes[template, j] += value * (np.float32(1) - share)
+            votes[template, j + 1] += value * share
+
+
+@numba.njit(cache=True, fastmath=True)
+def _most_votes(votes, height, templates, bins):
+    """The templates with the highest votes and their best angles, the highest first; returns how many."""
+    for t in range(len(votes)):
+        votes[t, 0] += votes[t, _ANGLE_BINS]
+        highest = np.float32(0)
+        for j in range(_ANGLE_BINS):
+            highest = max(highest, votes[t, j])
+        height[t] = highest
+    most = min(len(templates), len(votes))
+    for m in range(most):
+        t = np.argmax(height)
+        highest = height[t]
+        templates[m], height[t] = t, -1
+        for j in range(_ANGLE_BINS):
+            if votes[t, j] == highest:
+                bins[m] = j
+    return most
+
+
 @numba.njit(cache=True)
-def _angle_between(first, second, operators):
-    """Misorientation in radians of two rotations (sample to crystal) under proper symmetry."""
-    turn = first @ second.T
-    largest = -1.0
+def _nearest_operator(key, other, operators):
+    """The operator that turns ``key`` nearest to ``other`` (both sample to crystal), and the angle (radians) left."""
+    turn = np.empty((3, 3))
+    for i in range(3):
+        for j in range(3):
+            turn[i, j] = other[i, 0] * key[j, 0] + other[i, 1] * key[j, 1] + other[i, 2] * key[j, 2]
+    best, largest = 0, -2.0
     for o in range(len(operators)):
         trace = 0.0
         for i in range(3):
             for j in range(3):
-                trace += operators[o, i, j] * turn[j, i]
-        largest = max(largest, trace)
-    return math.acos(min(1.0, max(-1.0, (largest - 1) / 2)))
+                trace += operators[o, i, j] * turn[i, j]
+        if trace > largest:
+            best, largest = o, trace
+    return best, math.acos(min(1.0, max(-1.0, (largest - 1) / 2)))
 
 
 @numba.njit(cache=True)
-def _prepare_pattern(image, mask, half, gain, offset, cy, cx, first_radius):
-    """Aperture sums, good pixels, radial background, peaks, and the diffracted counts in the clear ones."""
-    counts, pixels = _aperture_sums(image, mask, half, gain, offset)
-    background = _radial_background(image, mask, counts, pixels, cy, cx, gain, offset, int(0.75 * max(counts.shape)))
-    peaks = _local_maxima(counts, pixels, background, cy, cx, first_radius, 60, 2.0)
-    diffracted = 3.0
-    for k in range(len(peaks)):
-        if peaks[k, 2] > 4:
-            diffracted += peaks[k, 3]
-    return counts, pixels, background, peaks, diffracted
+def _best_of(candidates, value, n, operators, rotation, result):
+    """The best candidate into ``rotation`` (3, 3); its evidence and the best at least ten degrees away into ``result`` (2,)."""
+    best = np.argmax(value[:n])
+    rotation[:] = candidates[best]
+    result[0] = value[best]
+    for c in range(n):
+        if value[c] > result[1] and _nearest_operator(candidates[c], candidates[best], operators)[1] > _TEN_DEGREES:
+            result[1] = value[c]
 
 
 @numba.njit(cache=True, parallel=True)
-def _solve_patterns(
-    patterns, centre, mask, half, gain, offset, first_radius, inverse_metric, n_coarse, n_fine, tilt,
-    bank_radius, bank_angle, bank_weight, bank_template, starts, frames, operators, g, intensity, width, wavelength, metric,
-):  # fmt: skip
-    """`_solve_pattern` for patterns (n, ky, kx)."""
-    n = len(patterns)
-    rotation = np.empty((n, 3, 3))
-    result = np.empty((n, 2))
-    limits = np.array([first_radius, 0.5 * np.sum(2 * half + 1)])
-    for i in numba.prange(n):
-        cy, cx = centre[i, 0], centre[i, 1]
-        counts, pixels, background, peaks, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
-        radii = np.empty(len(peaks))
-        angles = np.empty(len(peaks))
-        for k in range(len(peaks)):
-            y, x = peaks[k, 0] - cy, peaks[k, 1] - cx
-            gx = inverse_metric[0, 0] * x + inverse_metric[0, 1] * y
-            gy = inverse_metric[1, 0] * x + inverse_metric[1, 1] * y
-            radii[k] = math.hypot(gx, gy)
-            angles[k] = math.atan2(gy, gx) % (2 * math.pi)
-        rotation[i], result[i, 0], result[i, 1] = _solve_pattern(
-            peaks, radii, angles, bank_radius, bank_angle, bank_weight, bank_template, starts, frames, operators,
-            n_coarse, n_fine, tilt, g, intensity, width, wavelength, metric, cy, cx,
-            counts, pixels, background, diffracted, limits,
+def _search_templates(
+    table, number, background, centre, votes_cast, coarse, refs, camera, tilt, n_fine, candidates_each, rotation, result, threads
+):
+    for thread in numba.prange(threads):
+        work = _room(camera, len(refs.g))
+        votes = np.zeros((len(coarse.frames), _ANGLE_BINS + 1), np.float32)
+        height = np.zeros(len(coarse.frames), np.float32)
+        templates, bins = np.zeros(candidates_each, np.int64), np.zeros(candidates_each, np.int64)
+        candidates, value = np.zeros((candidates_each, 3, 3)), np.zeros(candidates_each)
+        radius, turn, weights = np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS, np.float32)
+        for i in range(thread, len(table), threads):
+            if number[i] == 0:
+                rotation[i] = np.eye(3)
+                continue
+            view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
+            voting = 0
+            for k in range(number[i]):
+                if voting < _VOTING_SPOTS and votes_cast[i, k]:
+                    y, x = view.spots[k, 0] - centre[i, 0], view.spots[k, 1] - centre[i, 1]
+                    gx = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y
+                    gy = camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
+                    radius[voting], turn[voting] = math.hypot(gx, gy), (math.atan2(gy, gx) / (2 * math.pi)) % 1.0
+                    weights[voting] = math.sqrt(math.sqrt(view.spots[k, 4]))
+                    voting += 1
+            _vote(weights, radius[:voting], turn[:voting], coarse, votes)
+            n = _most_votes(votes, height, templates, bins)
+            for c in range(n):
+                t = templates[c]
+                _turned(coarse.frames[t], 2, -2 * math.pi * bins[c] / _ANGLE_BINS, candidates[c])
+                near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
+                value[c] = _refine(candidates[c], tilt, 1, near, len(near), refs, camera, view, diffracted)
+            for c in np.argsort(-value[:n])[:n_fine]:
+                near = coarse.near[coarse.near_start[templates[c]] : coarse.near_start[templates[c] + 1]]
+                value[c] = _refine(candidates[c], tilt / 2, 3, near, len(near), refs, camera, view, diffracted)
+            _best_of(candidates, value, n, coarse.operators, rotation[i], result[i])
+
+
+def search_phase(
+    spots: Spots,
+    calibration: Calibration,
+    bank: TemplateBank,
+    *,
+    voters: np.ndarray | None = None,
+    n_coarse: int = _COARSE_CANDIDATES,
+    n_fine: int = _FINE_CANDIDATES,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best orientation of one phase for every pattern, each searched on its own.
+
+    Every measured spot votes for the templates and in-plane angles that have a spot of its
+    radius there, or only those marked in ``voters`` (n, 64); the ``n_coarse`` templates with the
+    most votes are climbed a little, the ``n_fine`` best of them to the end.
+
+    Returns
+    -------
+    Rotations (n, 3, 3) sample to crystal, evidence (n,) in nats, and that of the best solution
+    at least 10 degrees away (n,); -1000 where there is none.
+    """
+    n = len(spots.number)
+    rotation, result = np.zeros((n, 3, 3)), np.full((n, 2), -1e3)
+    if len(bank.spot_radius):
+        step = math.sqrt(4 * math.pi / (len(bank.operators) * len(bank.frames) * math.sqrt(3) / 2))
+        _search_templates(
+            spots.table, spots.number, spots.background, spots.centre_px, spots.table[:, :, 4] > 0 if voters is None else voters,
+            bank.coarse, bank.reflections, _camera(calibration),
+            0.4 * step, n_fine, n_coarse, rotation, result, numba.get_num_threads(),
         )  # fmt: skip
-    return rotation, result
+    return rotation, result[:, 0], result[:, 1]
 
 
-@numba.njit(cache=True, parallel=True)
-def _score_patterns(
-    patterns, centre, mask, half, gain, offset, first_radius, known, n_known, tilt, g, intensity, width, wavelength, metric
-):  # fmt: skip
-    """Refine each known rotation (n, k, 3, 3) of each pattern by itself; the refined rotations and their evidence (n, k)."""
-    n, most = known.shape[:2]
-    rotation = known.copy()
-    evidence = np.full((n, most), -1e3)
-    limits = np.array([first_radius, 0.5 * np.sum(2 * half + 1)])
-    for i in numba.prange(n):
-        cy, cx = centre[i, 0], centre[i, 1]
-        counts, pixels, background, _, diffracted = _prepare_pattern(patterns[i], mask, half, gain, offset, cy, cx, first_radius)
-        spots = np.empty((len(g), 4))
-        near_g, near_intensity, near_width = np.empty_like(g), np.empty_like(intensity), np.empty_like(width)
-        for k in range(n_known[i]):
-            m = _near_ewald(known[i, k], 4 * tilt, g, intensity, width, wavelength, near_g, near_intensity, near_width)
-            rotation[i, k], evidence[i, k] = _refine(
-                known[i, k], tilt, tilt, 3, near_g[:m], near_intensity[:m], near_width[:m], wavelength, metric, cy, cx,
-                counts, pixels, background, diffracted, limits, spots,
-            )  # fmt: skip
-    return rotation, evidence
+def predicted_spots(
+    bank: TemplateBank, rotation: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, min_relative_intensity: float = 0.01
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a crystal puts its spots: positions (n, 2) (y, x) in px, strengths (n,) of the bank's model, hkl (n, 3)."""
+    spots = np.empty((len(bank.g), 4))
+    everything = np.arange(len(bank.g))
+    camera = _camera(calibration)
+    n = _predict(
+        np.ascontiguousarray(rotation, dtype=float),
+        everything,
+        len(everything),
+        bank.reflections,
+        camera,
+        np.asarray(centre_px, float),
+        spots,
+    )
+    spots = spots[:n][spots[:n, 2] > min_relative_intensity * spots[:n, 2].max(initial=0)]
+    return spots[:, :2], spots[:, 2], bank.hkl[spots[:, 3].astype(int)]
+
+
+# --- scale and ellipse from the scan itself -------------------------------------------------
+
+
+def spread_patterns(patterns: Any, calibration: Calibration, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (n,) of the flattened scan with clear spots, spread over it, and the patterns (n, ky, kx) themselves.
+
+    Every n-th part of the scan gives its pattern with the most evidence in spots among a few.
+    """
+    total = patterns.shape[0] * patterns.shape[1]
+    chosen, images = [], []
+    for edge in np.array_split(np.arange(total), min(n, total)):
+        few = edge[:: max(1, len(edge) // 4)][:4]
+        blocks = patterns_at(patterns, few)
+        spots = find_spots(blocks, calibration.centre_px.reshape(-1, 2)[few], calibration)
+        best = int(np.argmax(spots.table[:, :, 4].clip(max=20).sum(axis=1)))
+        chosen.append(int(few[best]))
+        images.append(blocks[best])
+    return np.array(chosen), np.array(images)
+
+
+def spot_size(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> float:
+    """Standard deviation in px of the mean spot of patterns (n, ky, kx) about their clearest peaks.
+
+    Where there are none, that of the guess.
+    """
+    reach, windows = 5, []
+    for image, centre in zip(patterns, centre_px, strict=True):
+        for y, x, *_ in pattern_peaks(image, centre, calibration, most=6, least_nats=15.0):
+            v, u = round(y), round(x)
+            near = np.s_[v - reach : v + reach + 1, u - reach : u + reach + 1]
+            window = image[near].astype(float)
+            if window.shape == (2 * reach + 1,) * 2 and not calibration.mask[near].any():
+                windows.append(window / max(window.sum(), 1e-9))
+    if not windows:
+        return calibration.spot_sigma_px
+    mean = np.mean(windows, axis=0)
+    yy, xx = np.indices(mean.shape) - reach
+    distance = np.hypot(yy, xx)
+    mean = np.maximum(mean - mean[distance > reach].mean(), 0)
+    mean[distance > 0.9 * reach] = 0
+    return float(np.clip(math.sqrt((mean * distance**2).sum() / mean.sum() / 2), 0.7, 4.0))
+
+
+def scale_sweep(
+    spots: Spots, calibration: Calibration, banks: list[TemplateBank], factors: np.ndarray, progress: Any = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Evidence (m,) in nats of all patterns at the calibration's scale times each of m ``factors``, and the phases (m, n) that win."""
+    evidence, winner = [], []
+    for factor in progress(factors) if progress else factors:
+        trial = replace(calibration, scale_invA_per_px=calibration.scale_invA_per_px * factor)
+        of_phases = np.array([search_phase(spots, trial, bank)[1] for bank in banks])
+        evidence.append(float(of_phases.max(axis=0).sum()))
+        winner.append(of_phases.argmax(axis=0))
+    return np.array(evidence), np.array(winner)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Predicted g (m, 2) and measured positions (m, 2) from the beam, both (x, y), the weight (m,) of each, its pattern and phase (m,)."""
+
+    predicted: np.ndarray
+    measured: np.ndarray
+    weight: np.ndarray
+    pattern: np.ndarray
+    phase: np.ndarray
+
+
+def _matched_pairs(spots: Spots, calibration: Calibration, banks: list[TemplateBank], least_evidence: float = 20.0) -> _Pairs:
+    """The clear spots of all patterns that their best crystal, and only one of its reflections, explains."""
+    solved = [search_phase(spots, calibration, bank) for bank in banks]
+    evidence = np.array([s[1] for s in solved])
+    best = evidence.argmax(axis=0)
+    reach = 1.5 * calibration.spot_sigma_px
+    rows = []
+    for i in np.flatnonzero(evidence.max(axis=0) > least_evidence):
+        k, centre = int(best[i]), spots.centre_px[i]
+        place, _, _ = predicted_spots(banks[k], solved[k][0][i], centre, calibration, min_relative_intensity=0.02)
+        clear = spots.table[i, : spots.number[i]]
+        for y, x, counts, below, _ in clear[clear[:, 4] > 8].astype(float):
+            near = np.flatnonzero(np.hypot(place[:, 0] - y, place[:, 1] - x) < reach)
+            if len(near) == 1:
+                g = np.linalg.solve(calibration.metric, place[near[0]][::-1] - centre[::-1])
+                weight = 1 / (0.15**2 + calibration.spot_sigma_px**2 * counts / max(counts - below, 1.0) ** 2)
+                rows.append((*g, x - centre[1], y - centre[0], weight, i, k))
+    table = np.array(rows, float).reshape(-1, 7)
+    return _Pairs(table[:, :2], table[:, 2:4], table[:, 4], table[:, 5].astype(int), table[:, 6].astype(int))
+
+
+def _metric_from(predicted: np.ndarray, measured: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The symmetric (2, 2) matrix that takes g to pixels best, outliers cut; a common rotation and a shift are taken out."""
+    design = np.column_stack([predicted, np.ones(len(predicted))])
+    use = np.ones(len(predicted), bool)
+    for _ in range(5):
+        root = np.sqrt(weight[use])[:, None]
+        matrix = np.linalg.lstsq(design[use] * root, measured[use] * root, rcond=None)[0]
+        off = np.linalg.norm(measured - design @ matrix, axis=1)
+        use = off < 3 * max(1.4826 * np.median(off[use]), 0.1)
+    _, s, vt = np.linalg.svd(matrix[:2].T)
+    return vt.T @ np.diag(s) @ vt
+
+
+def _with_metric(calibration: Calibration, metric: np.ndarray) -> Calibration:
+    """The calibration with this metric: its mean radius gives the scale, the rest the strain."""
+    size = math.sqrt(np.linalg.det(metric))
+    return dataclasses.replace(calibration, scale_invA_per_px=1 / size, strain=metric / size)
+
+
+def refine_calibration(
+    patterns: np.ndarray,
+    centres: np.ndarray,
+    calibration: Calibration,
+    banks: list[TemplateBank],
+    *,
+    search: float = 0.03,
+    seed: int = 1,
+    progress: Any = None,
+) -> tuple[Calibration, dict[str, Any]]:
+    """Scale and ellipse of a scan from the phases expected in it.
+
+    The scales within ±``search`` of the given one are tried in steps of 0.5 % on the patterns
+    (n, ky, kx) with centres (n, 2); from the one with the most evidence the 2 x 2 metric is
+    fitted to the spots that its solutions explain, four times over. The uncertainty is the
+    spread over resampled patterns.
+
+    Returns the calibration and a dict: ``scan`` (list of scale, evidence), ``scale_sd_invA_per_px``,
+    ``residual_px`` (robust standard deviation of one coordinate), ``n_spots``, ``n_patterns``,
+    ``predicted``/``measured`` pairs for a look, and ``scale_by_phase``: for every phase the scale
+    that its spots alone ask for over the common one, with its standard deviation and number of spots.
+    """
+    rng = np.random.default_rng(seed)
+    spots = find_spots(patterns, centres, calibration)
+    steps = round(search / 0.005)
+    factors = 1 + 0.005 * np.arange(-steps, steps + 1)
+    evidence, _ = scale_sweep(spots, dataclasses.replace(calibration, place_strain=0.01), banks, factors, progress)
+    refined = dataclasses.replace(calibration, scale_invA_per_px=calibration.scale_invA_per_px * float(factors[evidence.argmax()]))
+    for place_strain in (0.02, 0.01, 0.004, 0.004):
+        pairs = _matched_pairs(spots, dataclasses.replace(refined, place_strain=place_strain), banks)
+        if len(pairs.weight) < 12:
+            break
+        refined = _with_metric(refined, _metric_from(pairs.predicted, pairs.measured, pairs.weight))
+    found: dict[str, Any] = {
+        "scan": list(zip((calibration.scale_invA_per_px * factors).tolist(), evidence.tolist(), strict=True)),
+        "n_spots": len(pairs.weight),
+        "n_patterns": len(np.unique(pairs.pattern)),
+        "predicted": pairs.predicted,
+        "measured": pairs.measured,
+        "scale_by_phase": {},
+    }
+    if len(pairs.weight) < 12:
+        return calibration, found | {"scale_sd_invA_per_px": None, "residual_px": None}
+    scales = [scale for scale, _ in _resampled_scales(pairs, refined, rng)]
+    off = pairs.measured - pairs.predicted @ refined.metric.T
+    return refined, found | {
+        "scale_sd_invA_per_px": float(np.std(scales)),
+        "residual_px": 1.4826 * float(np.median(np.abs(off - np.median(off, axis=0)))),
+        "scale_by_phase": _scale_by_phase(pairs, refined, [b.crystal.name for b in banks]),
+    }
+
+
+def _resampled_scales(pairs: _Pairs, calibration: Calibration, rng: np.random.Generator, draws: int = 100) -> list[tuple[float, float]]:
+    """Scale (1/Å per px) and ellipticity from patterns drawn with replacement."""
+    members = [np.flatnonzero(pairs.pattern == i) for i in np.unique(pairs.pattern)]
+    drawn = []
+    for _ in range(draws):
+        rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
+        trial = _with_metric(calibration, _metric_from(pairs.predicted[rows], pairs.measured[rows], pairs.weight[rows]))
+        drawn.append((trial.scale_invA_per_px, trial.ellipticity))
+    return drawn
+
+
+def _scale_by_phase(pairs: _Pairs, calibration: Calibration, names: list[str]) -> dict[str, dict[str, float]]:
+    """For each phase with ten spots or more, how far its own spots put the scale from the common one (ratio, sd, spots)."""
+    found = {}
+    for k, name in enumerate(names):
+        here = pairs.phase == k
+        if here.sum() < 10:
+            continue
+        model = pairs.predicted[here] @ calibration.metric.T
+        stretch = np.sum(model * pairs.measured[here], axis=1) / np.sum(model * model, axis=1)
+        weight = pairs.weight[here] * np.sum(model * model, axis=1)
+        middle = float(np.median(stretch))
+        use = np.abs(stretch - middle) < 4 * 1.4826 * np.median(np.abs(stretch - middle)) + 1e-6
+        ratio = float(np.average(stretch[use], weights=weight[use]))
+        spread = float(np.sqrt(np.average((stretch[use] - ratio) ** 2, weights=weight[use]) / use.sum()))
+        found[name] = {"ratio": 1 / ratio, "sd": spread, "n_spots": int(here.sum())}
+    return found
+
+
+def load_calibration(results: Path) -> Calibration:
+    """The calibration that notebook 05 left in a sample's results folder."""
+    numbers = read_result(results.parent, results.name, "05_ped_calibration")
+    path = results / "05_ped_calibration.npz"
+    if not path.is_file():
+        raise ResultError(f"run 05_ped_calibration for {results.name} first: there is no {results.name}/{path.name} in the results")
+    with np.load(path, allow_pickle=False) as arrays:
+        return Calibration(
+            scale_invA_per_px=numbers["scale_invA_per_px"],
+            strain=arrays["strain"],
+            centre_px=arrays["centre_px"],
+            mask=arrays["mask"],
+            spot_sigma_px=numbers["spot_sigma_px"],
+            gain=numbers["detector_gain"],
+            offset=numbers["detector_offset"],
+            place_strain=numbers["place_strain"],
+        )
+
+
+def scan_step_nm(sample: Sample, signal: Any) -> float:
+    """Distance of neighbouring patterns in nm, from sample.yaml or the file; an error naming the key if neither has it."""
+    import pint
+
+    if sample.acquisitions.ped.step_nm is not None:
+        return sample.acquisitions.ped.step_nm
+    axis = signal.axes_manager.navigation_axes[0]
+    try:
+        return float(axis.scale_as_quantity.to("nm").magnitude)
+    except (pint.errors.PintError, ValueError, TypeError):
+        raise SampleError(
+            f"{sample.id}/sample.yaml: acquisitions.ped.step_nm: missing, and {sample.path('ped').name} holds no step in nm; "
+            "expected a value here"
+        ) from None
+
+
+# --------------------------------------------------------------------------------------
+# 06 PED: matching
+# --------------------------------------------------------------------------------------
+
+
+# --- lattices of a scan -------------------------------------------------------------------
+#
+# Layered, spinel and rocksalt grow on one oxygen lattice, so a scan holds few lattices, and what a pattern
+# shows is one or two phases on those found about it. This is the first half of the stated prior of
+# `index_scan`: orientations are offered between neighbours, and a neighbour on the same lattice, of whatever phase,
+# is worth `neighbour_nats`. It knows lattices, not phases: it cannot move a pattern from layered to rocksalt.
+
+_SAME_LATTICE = math.radians(3.0)
+_LATTICE_REACH = 2  # patterns
 
 
 @functools.lru_cache(maxsize=256)
@@ -6036,91 +6546,722 @@ def orientation_relations(parent: Crystal, child: Crystal) -> np.ndarray:
     variants: list[np.ndarray] = []
     for operator in operators:
         variant = to_cubic.T @ operator
-        if all(_angle_between(variant, other, own) > 1e-3 for other in variants):
+        if all(_nearest_operator(variant, other, own)[1] > 1e-3 for other in variants):
             variants.append(variant)
     return np.array(variants)
 
 
-def solve_patterns(
-    patterns: np.ndarray,
-    centre_px: np.ndarray,
-    calibration: Calibration,
-    bank: TemplateBank,
-    *,
-    n_coarse: int | None = None,
-    n_fine: int = 6,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best orientation of one phase for every pattern.
+class _Families(NamedTuple):
+    """Phases that share a lattice, as the kernels take them.
 
-    Parameters
-    ----------
-    patterns, centre_px
-        (n, ky, kx) of any real type and (n, 2), the direct beam (y, x) in px.
-    n_coarse, n_fine
-        How many templates are looked at and how many of these refined. ``n_coarse`` None takes
-        60, and fewer for a bank with many spots a template, whose vote is the surer one.
-
-    Returns
-    -------
-    Rotations (n, 3, 3) sample to crystal, evidence (n,) in nats, and that of the best solution
-    at least 10 degrees away (n,); where there is none it is -1000.
+    ``family`` (p,) of each phase; a family's lattice is that of its parent, the most symmetric
+    member: ``to_parent`` (p, 3, 3), ``operators`` (p, o, 3, 3) of the parent and ``own`` (p, o, 3, 3)
+    of the phase itself, and back ``from_parent`` (p, v, 3, 3), of which the first ``n_variants`` (p,) count.
     """
-    if n_coarse is None:
-        n_coarse = int(np.clip(1200 * len(bank.frames) / len(bank.spot_radius), 12, 60))
-    starts = np.searchsorted(bank.spot_radius, np.arange(0, bank.spot_radius.max() + 0.1, _RADIAL_BIN)).astype(np.int64)
-    radius = 1.8 * calibration.spot_sigma_px
-    rotation, result = _solve_patterns(
-        patterns, centre_px, calibration.mask, _aperture(radius), calibration.gain, calibration.offset, first_radius_px(calibration),
-        np.linalg.inv(calibration.metric), n_coarse, n_fine, 0.4 * math.radians(bank.step_deg),
-        bank.spot_radius, bank.spot_angle, bank.spot_weight, bank.spot_template, starts, bank.frames, bank.operators,
-        bank.g, bank.intensity, bank.width, bank.wavelength_A, calibration.metric,
-    )  # fmt: skip
-    return rotation, result[:, 0], result[:, 1]
+
+    family: np.ndarray
+    to_parent: np.ndarray
+    operators: np.ndarray
+    own: np.ndarray
+    from_parent: np.ndarray
+    n_variants: np.ndarray
 
 
-def first_radius_px(calibration: Calibration) -> float:
-    """Spots nearer to the direct beam than this are not looked at."""
-    return 4.5 * calibration.spot_sigma_px
+def _families(banks: list[TemplateBank]) -> _Families:
+    """The phases of the cathode are one family, and all related phases where none is of the cathode; others stand alone."""
+    names = [b.crystal.name for b in banks]
+    pool = [k for k, name in enumerate(names) if name in NCM_PHASES] or list(range(len(banks)))
+    family, parent = list(range(len(banks))), list(range(len(banks)))
+    for k in pool:
+        related = [j for j in pool if j == k or len(orientation_relations(banks[k].crystal, banks[j].crystal))]
+        parent[k] = max(related, key=lambda j: (len(banks[j].operators), -j))
+        family[k] = parent[k]
+    to_parent = [np.eye(3) if p == k else orientation_relations(banks[k].crystal, banks[p].crystal)[0] for k, p in enumerate(parent)]
+    back = [np.eye(3)[None] if p == k else orientation_relations(banks[p].crystal, banks[k].crystal) for k, p in enumerate(parent)]
+    most = max(len(b.operators) for b in banks)
+    own = np.array([np.resize(b.operators, (most, 3, 3)) for b in banks])  # a shorter set is repeated, which does no harm
+    variants = np.zeros((len(banks), max(len(b) for b in back), 3, 3))
+    for k, some in enumerate(back):
+        variants[k, : len(some)] = some
+    return _Families(np.array(family), np.array(to_parent), own[parent], own, variants, np.array([len(b) for b in back]))
 
 
 @numba.njit(cache=True)
-def _gather_known(best_phase, rotation, trust, to_phase, relations, n_relations, operators, own, reach, most):
-    """For every pattern the distinct orientations its neighbours suggest for one phase: (n, most, 3, 3) and their number."""
-    ny, nx = best_phase.shape
-    known = np.zeros((ny * nx, most, 3, 3))
-    number = np.zeros(ny * nx, np.int64)
-    for y in range(ny):
-        for x in range(nx):
-            i = y * nx + x
-            known[i, 0] = own[y, x]
-            n = 1
-            for distance in range(reach + 1):
-                for v in range(max(0, y - distance), min(ny, y + distance + 1)):
-                    for u in range(max(0, x - distance), min(nx, x + distance + 1)):
-                        if max(abs(v - y), abs(u - x)) != distance or not trust[v, u]:
+def _product(first, second, out):
+    for i in range(3):
+        for j in range(3):
+            out[i, j] = first[i, 0] * second[0, j] + first[i, 1] * second[1, j] + first[i, 2] * second[2, j]
+
+
+@numba.njit(cache=True)
+def _joins(i, number, key, leader, operators, lattice, keys):
+    """Whether the orientation ``key`` of pattern i lies on lattice ``number``; if so it is noted, turned to the leader's setting."""
+    o, angle = _nearest_operator(key, leader, operators)
+    if angle > _SAME_LATTICE:
+        return False
+    lattice[i] = number
+    _product(operators[o], key, keys[i])
+    return True
+
+
+@numba.njit(cache=True)
+def _find_lattices(shape, best, support, rotation, least_support, families):
+    """Group the patterns' best solutions by lattice, the surest first.
+
+    Returns the lattice (n,) of every pattern (-1: support too small), its orientation in the
+    parent's frame and the lattice's setting (n, 3, 3), the leader's pattern of each lattice, and
+    how often each variant of each phase was seen on it (lattices, p, v).
+    """
+    ny, nx = shape
+    n = ny * nx
+    lattice, keys = np.full(n, -1), np.zeros((n, 3, 3))
+    leaders = np.empty(n, np.int64)
+    n_lattices = 0
+    key = np.empty((3, 3))
+    for i in np.argsort(-support, kind="mergesort"):
+        if support[i] < least_support:
+            break
+        phase = best[i]
+        _product(families.to_parent[phase], rotation[i], key)
+        y, x, joined = i // nx, i % nx, False
+        for v in range(max(0, y - 1), min(ny, y + 2)):  # most often one of the neighbours' lattices
+            for u in range(max(0, x - 1), min(nx, x + 2)):
+                number = lattice[v * nx + u]
+                if not joined and number >= 0 and families.family[best[leaders[number]]] == families.family[phase]:
+                    joined = _joins(i, number, key, keys[leaders[number]], families.operators[phase], lattice, keys)
+        for number in range(n_lattices):
+            if not joined and families.family[best[leaders[number]]] == families.family[phase]:
+                joined = _joins(i, number, key, keys[leaders[number]], families.operators[phase], lattice, keys)
+        if not joined:
+            leaders[n_lattices], lattice[i] = i, n_lattices
+            keys[i] = key
+            n_lattices += 1
+    seen = np.zeros((n_lattices, len(families.family), families.from_parent.shape[1]))
+    for i in range(n):
+        if lattice[i] >= 0:
+            phase = best[i]
+            nearest, least = 0, 10.0
+            for variant in range(families.n_variants[phase]):
+                _product(families.from_parent[phase, variant], keys[i], key)
+                angle = _nearest_operator(key, rotation[i], families.own[phase])[1]
+                if angle < least:
+                    nearest, least = variant, angle
+            seen[lattice[i], phase, nearest] += 1
+    return lattice, keys, leaders[:n_lattices], seen
+
+
+_MOST_COMPONENTS = 16
+
+
+class _Components(NamedTuple):
+    """What may be in each pattern: ``phase`` (n, c), -1 for nothing, ``lattice`` (-1: of this pattern alone) and ``variant``.
+
+    With ``rotation`` (n, c, 3, 3), sample to crystal, and ``evidence`` (n, c) in nats.
+    """
+
+    phase: np.ndarray
+    lattice: np.ndarray
+    variant: np.ndarray
+    rotation: np.ndarray
+    evidence: np.ndarray
+
+
+@numba.njit(cache=True)
+def _lattices_about(i, shape, reach, lattice, size, numbers, nearest):
+    """Lattices found within ``reach`` of pattern i, its own first, then the most frequent; returns how many.
+
+    ``nearest`` takes the nearest pattern on each. One that was found in fewer than three patterns counts only in these.
+    """
+    ny, nx = shape
+    y, x = i // nx, i % nx
+    count, distance = np.zeros(len(numbers)), np.zeros(len(numbers))
+    n = 0
+    if lattice[i] >= 0:
+        numbers[0], nearest[0], count[0], n = lattice[i], i, 1e6, 1
+    for v in range(max(0, y - reach), min(ny, y + reach + 1)):
+        for u in range(max(0, x - reach), min(nx, x + reach + 1)):
+            number, away = lattice[v * nx + u], float((v - y) ** 2 + (u - x) ** 2)
+            if number < 0 or size[number] < 3:
+                continue
+            k = 0
+            while k < n and numbers[k] != number:
+                k += 1
+            if k == n:
+                if n == len(numbers):
+                    continue
+                numbers[n], distance[n], n = number, 1e9, n + 1
+            count[k] += 1
+            if away < distance[k]:
+                distance[k], nearest[k] = away, v * nx + u
+    order = np.argsort(-count[:n], kind="mergesort")
+    numbers[:n], nearest[:n] = numbers[:n][order], nearest[:n][order]
+    return n
+
+
+@numba.njit(cache=True)
+def _propose(shape, reach, lattice, keys, seen, families, rotation_each, support_each, second, out):
+    """Fill ``out`` with what each pattern may hold: all phases on the lattices about it, its own best of the other phases,
+    and what the spots ask for that its best crystal leaves, ``second`` (p, n, 3, 3)."""
+    n = shape[0] * shape[1]
+    p = seen.shape[1]
+    size = seen.sum(axis=2).sum(axis=1)
+    numbers, nearest = np.zeros(12, np.int64), np.zeros(12, np.int64)
+    for i in range(n):
+        c = 0
+        n_lattices = min(4, _lattices_about(i, shape, reach, lattice, size, numbers, nearest))
+        for m in range(n_lattices):
+            number = numbers[m]
+            family = -1
+            for phase in range(p):
+                if seen[number, phase].sum() > 0:
+                    family = families.family[phase]
+            for phase in range(p):
+                often = seen[number, phase].max()
+                for variant in range(families.n_variants[phase]):
+                    likely = often < 2 or seen[number, phase, variant] >= max(2.0, 0.1 * often)
+                    if families.family[phase] == family and likely and c < out.phase.shape[1]:
+                        out.phase[i, c], out.lattice[i, c], out.variant[i, c] = phase, number, variant
+                        _product(families.from_parent[phase, variant], keys[nearest[m]], out.rotation[i, c])
+                        c += 1
+        for phase in range(2 * p):
+            phase, left = phase % p, phase >= p
+            rotation = second[phase, i] if left else rotation_each[phase, i]
+            known = rotation[2, 2] == 0 if left else support_each[phase, i] <= 0
+            for k in range(c):
+                if out.phase[i, k] == phase and not known:
+                    known = _nearest_operator(rotation, out.rotation[i, k], families.own[phase])[1] < 2 * _SAME_LATTICE
+            if not known and c < out.phase.shape[1]:
+                out.phase[i, c] = phase
+                out.rotation[i, c] = rotation
+                c += 1
+
+
+@numba.njit(cache=True, parallel=True)
+def _unexplained(table, number, background, centre, refs, first, camera, phase, rotation, voters, threads):
+    """Mark in ``voters`` (n, 64) the spots of at least 8 nats that a pattern's best crystal does not predict."""
+    for thread in numba.prange(threads):
+        work = _room(camera, len(refs.g))
+        near = np.empty(len(refs.g), np.int64)
+        for i in range(thread, len(table), threads):
+            voters[i] = False
+            view, _ = _view(table[i], number[i], background[i], centre[i], camera, work)
+            n_near = _near_ewald(rotation[i], 0.0, refs, first[phase[i]], first[phase[i] + 1], near)
+            _collect(rotation[i], near, n_near, refs, camera, view)
+            for k in range(number[i]):
+                voters[i, k] = view.spots[k, 4] > 8 and view.strength[k] <= 0
+
+
+_LEAST_UNEXPLAINED = 4  # clear spots that call for a second crystal
+
+
+def _second_crystals(
+    spots: Spots, calibration: Calibration, banks: list[TemplateBank], best: np.ndarray, rotation: np.ndarray
+) -> np.ndarray:
+    """For every phase the orientation (p, n, 3, 3) that the spots vote for which a pattern's best crystal leaves; 0 where these are few."""
+    refs, first = _joined_reflections(banks)
+    voters = np.zeros(spots.table.shape[:2], bool)
+    _unexplained(spots.table, spots.number, spots.background, spots.centre_px, refs, first, _camera(calibration), best, rotation, voters,
+                 numba.get_num_threads())  # fmt: skip
+    some = np.flatnonzero(voters.sum(axis=1) >= _LEAST_UNEXPLAINED)
+    found = np.zeros((len(banks), len(best), 3, 3))
+    for k, bank in enumerate(banks if len(some) else ()):
+        found[k, some] = search_phase(spots[some], calibration, bank, voters=voters[some])[0]
+    return found
+
+
+@numba.njit(cache=True, parallel=True)
+def _score_components(table, number, background, centre, refs, first, camera, tilt, own, phases, rotations, evidence, threads):
+    """Refine every component (n, c) on its pattern; of two that become one orientation of a phase only the better one stays.
+
+    The arrays of `_Components` come one by one: what is written in a parallel loop must not hide in a tuple.
+    """
+    for thread in numba.prange(threads):
+        work = _room(camera, len(refs.g))
+        near = np.empty(len(refs.g), np.int64)
+        for i in range(thread, len(table), threads):
+            view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
+            for c in range(phases.shape[1]):
+                phase = phases[i, c]
+                if phase < 0 or number[i] == 0:
+                    phases[i, c] = -1
+                    continue
+                rotation = rotations[i, c]
+                n_near = _near_ewald(rotation, 2 * tilt, refs, first[phase], first[phase + 1], near)
+                evidence[i, c] = _refine(rotation, tilt, 3, near, n_near, refs, camera, view, diffracted)
+                for k in range(c):
+                    if phases[i, k] != phase:
+                        continue
+                    if _nearest_operator(rotations[i, k], rotation, own[phase])[1] < 0.03:
+                        worse = k if evidence[i, k] < evidence[i, c] else c
+                        phases[i, worse] = -1
+                        evidence[i, worse] = -1e3
+
+
+@numba.njit(cache=True)
+def _settle(shape, parts, chance, related, nats, choice, agreeing):
+    """Choose in turns the component of every pattern with the most support and agreement about it, into ``choice``.
+
+    ``agreeing`` (n, c) takes the number of the eight neighbours whose choice lies on a component's lattice.
+    """
+    ny, nx = shape
+    for turn in range(6):
+        before = choice.copy()
+        for i in range(ny * nx):
+            best, y, x = -1e9, i // nx, i % nx
+            for c in range(parts.phase.shape[1]):
+                if parts.phase[i, c] < 0:
+                    continue
+                agree, own = 0, parts.lattice[i, c]
+                for v in range(max(0, y - 1), min(ny, y + 2)):
+                    for u in range(max(0, x - 1), min(nx, x + 2)):
+                        j = v * nx + u
+                        if turn == 0 or j == i or before[j] < 0 or own < 0:
                             continue
-                        source = best_phase[v, u]
-                        for k in range(n_relations[source]):
-                            trial = relations[source, k] @ rotation[v, u]
-                            new = n < most
-                            for m in range(n):
-                                if new and _angle_between(trial, known[i, m], operators) < 0.02:
-                                    new = False
-                            if new:
-                                known[i, n] = trial
-                                n += 1
-            number[i] = n
-    return known, number
+                        other = parts.lattice[j, before[j]]
+                        if other >= 0 and related[own, other] and parts.evidence[j, before[j]] > chance[parts.phase[j, before[j]]] + 2:
+                            agree += 1
+                agreeing[i, c] = agree
+                value = parts.evidence[i, c] - chance[parts.phase[i, c]] + nats * agree
+                if value > best:
+                    best, choice[i] = value, c
+        if turn > 0 and np.array_equal(before, choice):
+            break
+
+
+def _related_lattices(keys: np.ndarray, family: np.ndarray, operators: np.ndarray) -> np.ndarray:
+    """Whether lattices (l, 3, 3) are the same or neighbours in orientation (a bent grain has several), (l, l)."""
+    n = len(keys)
+    related = np.eye(n, dtype=bool)
+    for a in range(n):
+        for b in range(a):
+            if family[a] == family[b]:
+                related[a, b] = related[b, a] = _nearest_operator(keys[a], keys[b], operators[a])[1] < 2 * _SAME_LATTICE
+    return related
+
+
+# --- overlapping crystals -----------------------------------------------------------------
+#
+# Where two crystals lie over each other, the pattern is their sum, and whichever phase has the most spots would win.
+# So first the set of crystals (one to three) is chosen by evidence, each further one at a cost; then their
+# shares follow from a non-negative fit to counts and places of the spots. The second half of the stated
+# prior: a crystal found in one of the eight neighbours costs `_NEAR_COST` nats, any other `_FAR_COST`; and the
+# strengths of a crystal's reflections, which dynamical scattering changes beyond what a bank can know, are learned
+# from all patterns that show it.
+
+_NEAR_COST = 1.5
+_FAR_COST = 8.0
+_MOST_PARTS = 3
+_SHARES = np.array([0.12, 0.3, 0.5, 0.7, 0.88])
+
+
+@numba.njit(cache=True, fastmath=True)
+def _set_evidence(members, weights, n_members, strength, off_y, off_x, missed, missed_start, view, diffracted):
+    """Evidence of several crystals together, each with the given share of all predicted strength.
+
+    ``strength``, ``off_y``, ``off_x`` (c, m) and ``missed``, whose rows of member c start at
+    ``missed_start[c]``, are what `_collect` found for each crystal, over its total strength.
+    """
+    matched = 0.0
+    total, sum_y, sum_x = view.strength, view.off_y, view.off_x
+    for k in range(len(view.spots)):
+        total[k] = sum_y[k] = sum_x[k] = 0.0
+        for q in range(n_members):
+            c = members[q]
+            total[k] += weights[q] * strength[c, k]
+            sum_y[k] += weights[q] * off_y[c, k]
+            sum_x[k] += weights[q] * off_x[c, k]
+        if total[k] > 0 and view.spots[k, 4] > 3:
+            matched += view.spots[k, 2] - view.spots[k, 3]
+    n = 0
+    for q in range(n_members):
+        for j in range(missed_start[members[q]], missed_start[members[q] + 1]):
+            view.missed[n, 0], view.missed[n, 1] = weights[q] * missed[j, 0], missed[j, 1]
+            n += 1
+    return _judge(total, sum_y, sum_x, view.missed, n, max(matched, 0.15 * diffracted), view)[0]
+
+
+@numba.njit(cache=True)
+def _best_set(cost, bonus, n, strength, off_y, off_x, missed, missed_start, view, diffracted, chosen, share):
+    """The set of one to three of n crystals with the most evidence after costs into ``chosen`` and ``share``; returns its size.
+
+    Of the ``bonus`` for lying on the neighbours' lattice a set gets the largest among its members.
+    """
+    members, weights = np.zeros(3, np.int64), np.zeros(3)
+    best, size = -1e9, 0
+    for c in range(n):
+        members[0], weights[0] = c, 1.0
+        alone = _set_evidence(members, weights, 1, strength, off_y, off_x, missed, missed_start, view, diffracted)
+        value = alone - min(cost[c], 2.0) + bonus[c]
+        if value > best:
+            best, size, chosen[0], share[0] = value, 1, c, 1.0
+    for c in range(n):
+        for d in range(c + 1, n):
+            paid = max(cost[c], cost[d]) + min(cost[c], cost[d], 2.0) - max(bonus[c], bonus[d])
+            members[0], members[1] = c, d
+            for f in _SHARES:
+                weights[0], weights[1] = 1 - f, f
+                value = _set_evidence(members, weights, 2, strength, off_y, off_x, missed, missed_start, view, diffracted) - paid
+                if value > best:
+                    best, size, chosen[0], chosen[1], share[0], share[1] = value, 2, c, d, 1 - f, f
+    if size == 2:
+        first, second, part = chosen[0], chosen[1], share[0]
+        for d in range(n):
+            if d in (first, second):
+                continue
+            members[0], members[1], members[2] = first, second, d
+            for f in _SHARES[:3]:
+                weights[0], weights[1], weights[2] = (1 - f) * part, (1 - f) * (1 - part), f
+                value = _set_evidence(members, weights, 3, strength, off_y, off_x, missed, missed_start, view, diffracted)
+                value -= cost[first] + cost[second] + cost[d] - max(bonus[first], bonus[second], bonus[d])
+                if value > best:
+                    best, size, chosen[2], share[:] = value, 3, d, weights
+    return size
+
+
+@numba.njit(cache=True, parallel=True)
+def _choose_sets(table, number, background, centre, refs, first, camera, parts, cost, bonus, chosen, share, unit, threads):
+    """For every pattern the set of components that are in it: numbers into ``chosen`` (n, 3), -1 for none, and first ``share``.
+
+    ``unit`` (n,) takes the counts a unit of strength where it is one component, else 0.
+    """
+    most = parts.phase.shape[1]
+    for thread in numba.prange(threads):
+        work = _room(camera, len(refs.g))
+        near = np.empty(len(refs.g), np.int64)
+        strength, off_y, off_x = np.zeros((most, _MOST_SPOTS)), np.zeros((most, _MOST_SPOTS)), np.zeros((most, _MOST_SPOTS))
+        missed, missed_start = np.zeros((8192, 2)), np.zeros(most + 1, np.int64)
+        likely, paid, gained, totals = np.zeros(most, np.int64), np.zeros(most), np.zeros(most), np.zeros(most)
+        for i in range(thread, len(table), threads):
+            chosen[i] = -1
+            share[i] = 0
+            unit[i] = 0
+            view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
+            m, n = len(view.spots), 0
+            for c in np.argsort(-parts.evidence[i], kind="mergesort")[:10]:
+                phase = parts.phase[i, c]
+                if phase < 0 or missed_start[n] > 6000:
+                    continue
+                n_near = _near_ewald(parts.rotation[i, c], 0.0, refs, first[phase], first[phase + 1], near)
+                n_missed, total = _collect(parts.rotation[i, c], near, n_near, refs, camera, view)
+                if total <= 0:
+                    continue
+                for k in range(m):
+                    strength[n, k], off_y[n, k], off_x[n, k] = view.strength[k] / total, view.off_y[k] / total, view.off_x[k] / total
+                n_missed = min(n_missed, 2000)
+                for j in range(n_missed):
+                    missed[missed_start[n] + j, 0], missed[missed_start[n] + j, 1] = view.missed[j, 0] / total, view.missed[j, 1]
+                missed_start[n + 1] = missed_start[n] + n_missed
+                likely[n], paid[n], gained[n], totals[n] = c, cost[i, c], bonus[i, c], total
+                n += 1
+            if n > 0:
+                size = _best_set(paid, gained, n, strength, off_y, off_x, missed, missed_start, view, diffracted, chosen[i], share[i])
+                if size == 1:
+                    only = chosen[i, 0]
+                    for k in range(m):
+                        if strength[only, k] > 0 and view.spots[k, 4] > 3:
+                            unit[i] += (view.spots[k, 2] - view.spots[k, 3]) / totals[only]
+                for q in range(size):
+                    chosen[i, q] = likely[chosen[i, q]]
+                chosen[i, size:] = -1
+                share[i, size:] = 0
+
+
+@numba.njit(cache=True)
+def _costs(shape, parts, chance, chosen, share, cost):
+    """What each component of each pattern costs in nats.
+
+    ``_NEAR_COST`` where a neighbour holds the crystal at 30 % or more, else ``_FAR_COST``; one whose
+    orientation is of this pattern alone was free to choose it and pays what ``chance`` gives its phase as well.
+    """
+    ny, nx = shape
+    for i in range(ny * nx):
+        y, x = i // nx, i % nx
+        for c in range(parts.phase.shape[1]):
+            cost[i, c] = _FAR_COST
+            if parts.phase[i, c] >= 0 and parts.lattice[i, c] < 0:
+                cost[i, c] += chance[parts.phase[i, c]]
+        for v in range(max(0, y - 1), min(ny, y + 2)):
+            for u in range(max(0, x - 1), min(nx, x + 2)):
+                j = v * nx + u
+                for q in range(_MOST_PARTS):
+                    d = chosen[j, q]
+                    if j == i or d < 0 or share[j, q] < 0.3 or parts.lattice[j, d] < 0:
+                        continue
+                    for c in range(parts.phase.shape[1]):
+                        if (
+                            parts.lattice[i, c] == parts.lattice[j, d]
+                            and parts.phase[i, c] == parts.phase[j, d]
+                            and parts.variant[i, c] == parts.variant[j, d]
+                        ):
+                            cost[i, c] = _NEAR_COST
+
+
+# --- shares of overlapping crystals -------------------------------------------------------
+
+_KNOWN_SPREAD = 0.15  # of the strength of a reflection in one pattern about its mean over a crystal's patterns
+_UNKNOWN_SPREAD = 0.5  # of a reflection's mean strength about the bank's
+_SHARE_PLACE_PX = 0.1
+_SHARE_PLACE_STRAIN = 0.002
+_SUM_SPREAD = 0.3  # the lamella is about as thick here as next to here: shares add up to one within this
+_SCALE_SPREAD = 0.25  # of the strength of phases on one lattice
+
+
+class _Predictions(NamedTuple):
+    """Predicted spots of all chosen components, row by row, those of one component from ``start`` (n, 4) on.
+
+    ``owner`` is the measured spot there or -1, ``reflection`` its number, ``strength`` in counts,
+    ``off_y`` and ``off_x`` in px from the measured spot, ``below`` the counts of the background there.
+    """
+
+    start: np.ndarray
+    owner: np.ndarray
+    reflection: np.ndarray
+    strength: np.ndarray
+    off_y: np.ndarray
+    off_x: np.ndarray
+    below: np.ndarray
+
+
+@numba.njit(cache=True)
+def _predict_chosen(table, number, background, centre, refs, first, camera, parts, chosen, scale, counting, rows):
+    """Write the predicted spots of the chosen components into ``rows``; with ``counting`` only their places in it."""
+    work = _room(camera, len(refs.g))
+    near = np.empty(len(refs.g), np.int64)
+    n = 0
+    for i in range(len(table)):
+        view, _ = _view(table[i], number[i], background[i], centre[i], camera, work)
+        for q in range(_MOST_PARTS):
+            rows.start[i, q] = n
+            if chosen[i, q] < 0:
+                continue
+            phase, rotation = parts.phase[i, chosen[i, q]], parts.rotation[i, chosen[i, q]]
+            n_near = _near_ewald(rotation, 0.0, refs, first[phase], first[phase + 1], near)
+            for j in range(_predict(rotation, near, n_near, refs, camera, view.centre, view.predicted)):
+                y, x, strength = view.predicted[j, 0], view.predicted[j, 1], scale[phase] * view.predicted[j, 2]
+                v, u = int(y + 0.5), int(x + 0.5)
+                if strength < _LEAST_MEAN or camera.pixels[v, u] < 0.5:
+                    continue
+                if not counting:
+                    k = view.owner[v, u] - 1
+                    rows.owner[n], rows.reflection[n], rows.strength[n] = k, int(view.predicted[j, 3]), strength
+                    if k >= 0:
+                        rows.off_y[n], rows.off_x[n] = y - view.spots[k, 0], x - view.spots[k, 1]
+                    r = math.sqrt((y - view.centre[0]) ** 2 + (x - view.centre[1]) ** 2)
+                    rows.below[n] = view.background[min(int(r), len(view.background) - 1)] * camera.full + 0.02
+                n += 1
+        rows.start[i, _MOST_PARTS] = n
+    return n
+
+
+@numba.njit(cache=True)
+def _non_negative(normal, right, n, weights):
+    """Least squares with weights >= 0 of up to three unknowns from its normal equations, by coordinate descent."""
+    for _ in range(200):
+        moved = 0.0
+        for a in range(n):
+            gradient = right[a]
+            for b in range(n):
+                gradient -= normal[a, b] * weights[b]
+            new = max(0.0, weights[a] + gradient / max(normal[a, a], 1e-12))
+            moved = max(moved, abs(new - weights[a]))
+            weights[a] = new
+        if moved < 1e-6:
+            break
+
+
+@numba.njit(cache=True)
+def _fit_shares(i, spots, centre, sigma, keys, scale, mean, variance, rows, room, weights, normal):
+    """Weights (3,) of the chosen components of pattern i, and the normal matrix (3, 3).
+
+    Every measured spot that a component predicts gives three equations: its counts, and the
+    moments of its place in y and x about the components' places; every predicted spot that was not
+    measured gives one; the sum of the weights another. Variances hold Poisson noise and what
+    is not known of strengths and places, and are renewed four times.
+    """
+    m = len(spots)
+    expect, moment_y, moment_x, doubt = room[0], room[1], room[2], room[3]
+    n = 0
+    while n < _MOST_PARTS and keys[i, n] >= 0:
+        n += 1
+    right = np.zeros(_MOST_PARTS)
+    for _ in range(4):
+        normal[:] = 0
+        right[:] = 0
+        normal[:n, :n] += 1 / _SUM_SPREAD**2
+        right[:n] += 1 / _SUM_SPREAD**2
+        expect[:] = 0
+        moment_y[:] = 0
+        moment_x[:] = 0
+        doubt[:] = 0
+        for q in range(n):
+            key = keys[i, q]
+            for j in range(rows.start[i, q], rows.start[i, q + 1]):
+                raw = scale[key] * rows.strength[j]
+                strength, k = raw * mean[key, rows.reflection[j]], rows.owner[j]
+                spread = variance[key, rows.reflection[j]] * (weights[q] * raw) ** 2
+                if k >= 0:
+                    expect[k, q] += strength
+                    moment_y[k, q] += strength * rows.off_y[j]
+                    moment_x[k, q] += strength * rows.off_x[j]
+                    doubt[k, 0] += spread
+                else:
+                    normal[q, q] += strength * strength / (rows.below[j] + 2 + spread)
+        for k in range(m):
+            net = max(spots[k, 2] - spots[k, 3], np.float32(1.0))
+            r2 = (spots[k, 0] - centre[0]) ** 2 + (spots[k, 1] - centre[1]) ** 2
+            for_counts = 1 / (spots[k, 2] + 1 + doubt[k, 0])
+            for_place = 1 / (sigma**2 * spots[k, 2] + (_SHARE_PLACE_PX**2 + _SHARE_PLACE_STRAIN**2 * r2) * net * net)
+            for a in range(n):
+                if expect[k, a] <= 0:
+                    continue
+                right[a] += for_counts * expect[k, a] * (spots[k, 2] - spots[k, 3])
+                for b in range(n):
+                    normal[a, b] += for_counts * expect[k, a] * expect[k, b]
+                    normal[a, b] += for_place * (moment_y[k, a] * moment_y[k, b] + moment_x[k, a] * moment_x[k, b])
+        _non_negative(normal, right, n, weights)
+
+
+@numba.njit(cache=True)
+def _learn(i, spots, keys, scale, mean, variance, rows, room, weights, gained, known):
+    """Add what pattern i says of its components' reflections: ``gained`` and ``known`` (keys, reflections)."""
+    expect, doubt = room[0], room[3]
+    for q in range(_MOST_PARTS):
+        key = keys[i, q]
+        if key < 0 or weights[q] < 0.2:
+            continue
+        for j in range(rows.start[i, q], rows.start[i, q + 1]):
+            r, k = rows.reflection[j], rows.owner[j]
+            strength = weights[q] * scale[key] * rows.strength[j]
+            if k < 0:
+                known[key, r] += strength * strength / (rows.below[j] + 2)
+                continue
+            net = spots[k, 2] - spots[k, 3]
+            predicted = 0.0
+            for b in range(_MOST_PARTS):
+                predicted += expect[k, b] * weights[b]
+            others = max(doubt[k, 0] - strength * strength * variance[key, r], 0.0)
+            precision = 1 / (spots[k, 2] + 1 + (_KNOWN_SPREAD * net) ** 2 + others)
+            gained[key, r] += precision * strength * (net - predicted + strength * mean[key, r])
+            known[key, r] += precision * strength * strength
+
+
+@numba.njit(cache=True, parallel=True)
+def _fit_all_shares(table, number, centre, sigma, keys, scale, mean, variance, rows, weights, normals, gained, known, threads):
+    """`_fit_shares` and `_learn` for all patterns; ``gained`` and ``known`` (threads, keys, reflections) are added up per thread."""
+    for thread in numba.prange(threads):
+        room = np.zeros((4, _MOST_SPOTS, _MOST_PARTS))
+        for i in range(thread, len(table), threads):
+            if keys[i, 0] < 0:
+                continue
+            spots = table[i, : number[i]]
+            _fit_shares(i, spots, centre[i], sigma, keys, scale, mean, variance, rows, room, weights[i], normals[i])
+            _learn(i, spots, keys, scale, mean, variance, rows, room, weights[i], gained[thread], known[thread])
+
+
+def _standardise(keys: np.ndarray, group: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Factors (k,) by which the scale of each of k crystals is off, from the rule that the shares of a pattern add up to one.
+
+    First one factor for every lattice (``group``), then one for every crystal near that of its
+    lattice; patterns that cannot obey (an edge, a pore) count less. ``keys`` and ``weights`` are (n, 3).
+    """
+    used = (keys >= 0).any(axis=1) & (weights.sum(axis=1) > 0.05)
+    number, weight = np.maximum(keys[used], 0), np.where(keys[used] >= 0, weights[used], 0.0)
+    spread = 0.15
+
+    def fit(column: np.ndarray, prior: np.ndarray, prior_spread: float) -> np.ndarray:
+        trust = np.ones(len(weight))
+        result = prior
+        for _ in range(8):
+            matrix, right = np.diag(1 / (prior_spread * prior) ** 2), 1 / (prior_spread**2 * prior)
+            for a in range(_MOST_PARTS):
+                np.add.at(right, column[:, a], trust / spread**2 * weight[:, a])
+                for b in range(_MOST_PARTS):
+                    np.add.at(matrix, (column[:, a], column[:, b]), trust / spread**2 * weight[:, a] * weight[:, b])
+            result = np.clip(np.linalg.solve(matrix, right), 0.1 * prior, 10 * prior)
+            off = np.abs((weight * result[column]).sum(axis=1) - 1)
+            trust = 1 / np.maximum(1, off / 0.25)
+        return result
+
+    of_lattice = fit(group[number], np.ones(group.max() + 1), 2.0)
+    return 1 / fit(number, of_lattice[group], _SCALE_SPREAD)
+
+
+def _measure_shares(
+    spots: Spots, camera: _Camera, refs: _Reflections, first: np.ndarray, family: np.ndarray, parts: _Components, chosen: np.ndarray,
+    unit: np.ndarray, learn: bool,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Weights (n, 3) of the chosen components, in units of the local thickness, and their covariance (n, 3, 3).
+
+    ``unit`` (n,) is what `_choose_sets` says of counts a unit of strength. With ``learn`` the
+    strengths of each crystal's reflections are learned from all its patterns, in six rounds.
+    """
+    n = len(chosen)
+    taken = np.maximum(chosen, 0)
+    phase, lattice, variant = (np.take_along_axis(a, taken, axis=1) for a in (parts.phase, parts.lattice, parts.variant))
+    alone = -1 - np.repeat(np.arange(n)[:, None], _MOST_PARTS, axis=1)  # a crystal of one pattern only is a crystal of its own
+    names = np.stack([np.where(lattice < 0, alone, lattice), phase, variant], axis=-1)[chosen >= 0]
+    crystals, number = np.unique(names, axis=0, return_inverse=True)
+    keys = np.full(chosen.shape, -1)
+    keys[chosen >= 0] = number
+    group = np.unique(crystals[:, :1], return_inverse=True)[1].ravel()
+    rows = _predicted_rows(spots, camera, refs, first, parts, chosen, _unit_of_phases(family, phase[:, 0], unit))
+    threads, shape = numba.get_num_threads(), (len(crystals), len(refs.g))
+    mean, variance, scale = np.ones(shape), np.full(shape, _UNKNOWN_SPREAD**2), np.ones(len(crystals))
+    weights, normals = np.where(keys >= 0, 1 / np.maximum((keys >= 0).sum(axis=1, keepdims=True), 1), 0.0), np.zeros((n, 3, 3))
+    for turn in range(6 if learn else 2):
+        gained, known = np.zeros((threads, *shape)), np.zeros((threads, *shape))
+        _fit_all_shares(
+            spots.table, spots.number, spots.centre_px, camera.spot_sigma, keys, scale, mean, variance, rows, weights, normals, gained,
+            known, threads,
+        )  # fmt: skip
+        scale = scale * _standardise(keys, group, weights)
+        if learn and turn >= 2:
+            prior = 1 / _UNKNOWN_SPREAD**2
+            total = known.sum(axis=0) + prior
+            mean = np.maximum((gained.sum(axis=0) + prior) / total, 0.02)
+            variance = (_KNOWN_SPREAD * mean) ** 2 + 1 / total
+    weights[keys < 0] = 0
+    return weights, np.linalg.pinv(normals, hermitian=True)
+
+
+def _unit_of_phases(family: np.ndarray, phase: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Counts a unit of strength of every phase (p,): the median over the patterns of one crystal of its family."""
+    overall = np.median(unit[unit > 0]) if (unit > 0).any() else 1.0
+    mine = [unit[(unit > 0) & (family[phase] == f)] for f in family]
+    return np.array([np.median(m) if len(m) >= 5 else overall for m in mine])
+
+
+def _predicted_rows(
+    spots: Spots, camera: _Camera, refs: _Reflections, first: np.ndarray, parts: _Components, chosen: np.ndarray, scale: np.ndarray
+) -> _Predictions:
+    """The predicted spots of all chosen components, counted first and then written."""
+
+    def empty(n: int) -> _Predictions:
+        whole, real = (np.zeros(n, np.int32) for _ in range(2)), (np.zeros(n, np.float32) for _ in range(4))
+        return _Predictions(np.zeros((len(chosen), _MOST_PARTS + 1), np.int64), *whole, *real)
+
+    def fill(rows: _Predictions, counting: bool) -> int:
+        return _predict_chosen(spots.table, spots.number, spots.background, spots.centre_px, refs, first, camera, parts, chosen, scale,
+                               counting, rows)  # fmt: skip
+
+    rows = empty(fill(empty(0), True))
+    fill(rows, False)
+    return rows
+
+
+# --- the whole scan -----------------------------------------------------------------------
 
 
 @dataclass
 class Indexing:
-    """The best solution of every phase for every pattern of a scan.
+    """The best solution of every phase for every pattern of a scan, and what overlaps in it.
 
     ``rotation`` (p, ny, nx, 3, 3), ``evidence`` and ``runner_up`` (p, ny, nx) in nats, for the
     p phases in ``names``; ``chance`` (p,) is the evidence that patterns without any crystal
-    reach in one of twenty cases, so that ``evidence - chance`` compares phases whose banks
-    differ in size and density.
+    hardly ever reach (`chance_evidence`), so that ``evidence - chance`` compares phases whose banks
+    differ in size and density. ``winner`` (ny, nx) is the phase with the most support, the prior
+    included. The crystals that lie over each other, the largest first: ``part_phase``
+    (ny, nx, 3) (-1: none), ``part_share`` (ny, nx, 3), ``part_sd`` that of its share, and ``part_rotation`` (ny, nx, 3, 3, 3).
     """
 
     names: list[str]
@@ -6128,16 +7269,16 @@ class Indexing:
     evidence: np.ndarray
     runner_up: np.ndarray
     chance: np.ndarray
+    winner: np.ndarray
+    part_phase: np.ndarray
+    part_share: np.ndarray
+    part_sd: np.ndarray
+    part_rotation: np.ndarray
 
     @property
     def support(self) -> np.ndarray:
         """Evidence above chance, (p, ny, nx)."""
         return self.evidence - self.chance[:, None, None]
-
-    @property
-    def best(self) -> np.ndarray:
-        """Number (ny, nx) of the phase with the most support."""
-        return np.argmax(self.support, axis=0)
 
 
 def index_scan(
@@ -6146,346 +7287,398 @@ def index_scan(
     banks: list[TemplateBank],
     *,
     neighbours: bool = True,
+    mixtures: bool = True,
     neighbour_nats: float = 1.5,
-    chunk: int = 256,
     seed: int = 1,
     progress: Any = None,
-) -> Indexing:
-    """Find the best orientation of every phase for every pattern of a scan (ny, nx, ky, kx), numpy or dask.
+) -> tuple[Indexing, Spots]:
+    """Find the best orientation of every phase, and what overlaps, for every pattern of a scan (ny, nx, ky, kx), numpy or dask.
 
-    Every pattern is searched on its own first. With ``neighbours`` it is then offered the
-    orientations found around it, and what these mean for phases on the same lattice, and
-    refines them on its own counts. Of all its solutions it takes those that agree best with
-    its counts and with a prior: each of the eight neighbours whose crystal lies on the same
-    lattice, of whatever phase, is worth ``neighbour_nats``. The prior knows lattices, not
-    phases: it cannot move a pattern from layered to rocksalt on one lattice.
+    Every pattern is searched on its own first, read once by lines of the scan. With
+    ``neighbours`` the stated prior follows: orientations found about a pattern are offered to
+    it and refined on its own counts, each of the eight neighbours on the same lattice is
+    worth ``neighbour_nats``, overlapping crystals are sought first among the neighbours', and
+    the strengths of a crystal's reflections are learned from all its patterns. With
+    ``mixtures`` two or three crystals may share a pattern; else it is one.
+
+    Returns the `Indexing` and the `Spots` of all patterns in the order of the scan.
     """
     ny, nx = patterns.shape[:2]
-    n = ny * nx
-    shape = (len(banks), ny, nx)
-    found = Indexing([b.crystal.name for b in banks], np.zeros((*shape, 3, 3)), np.zeros(shape), np.zeros(shape), np.zeros(len(banks)))
-    rounds = ("alone", "settled") if neighbours and n > 1 else ("alone",)
-    parts = [slice(i, min(i + chunk, n)) for i in range(0, n, chunk)]
-    jobs = [(name, part) for name in rounds for part in parts]
-    known: list[Any] = []
-    scored: list[Any] = [(np.zeros((n, 12, 3, 3)), np.full((n, 12), -1e3)) for _ in banks] if neighbours else []
-    for name, part in progress(jobs) if progress else jobs:
-        if part.start == 0 and name != "alone":
-            found.chance = chance_evidence(patterns, calibration, banks, seed=seed)
-            known = [_known_from_neighbours(found, banks, k, reach=3) for k in range(len(banks))]
-        block = _read_patterns(patterns, part)
-        centres = calibration.centre_px.reshape(n, 2)[part]
+    alone = _search_all(patterns, calibration, banks, progress)
+    spots = alone[0]
+    chance = chance_evidence(spots, calibration, banks, patterns.shape[2:], seed=seed)
+    found = _empty_indexing(banks, (ny, nx), chance)
+    for tile, inner in _tiles(ny, nx):
+        chosen = np.arange(ny * nx).reshape(ny, nx)[tile]
+        local = (spots[chosen.ravel()], *(a[:, chosen.ravel()] for a in alone[1:]))
+        solved = _solve_tile(local, chosen.shape, calibration, banks, chance, neighbours, mixtures, neighbour_nats)
+        target = tuple(slice(t.start + i.start, t.start + i.stop) for t, i in zip(tile, inner, strict=True))
+        for name, values in solved.items():
+            whole = getattr(found, name)
+            if name in ("rotation", "evidence", "runner_up"):
+                whole[(slice(None), *target)] = values[(slice(None), *inner)]
+            else:
+                whole[target] = values[inner]
+    return found, spots
+
+
+def _search_all(patterns: Any, calibration: Calibration, banks: list[TemplateBank], progress: Any) -> tuple[Spots, Any, Any, Any]:
+    """Spots of all patterns and, for every phase, rotation (p, n, 3, 3), evidence and runner-up (p, n), each pattern on its own."""
+    ny, nx = patterns.shape[:2]
+    n, p = ny * nx, len(banks)
+    lines = max(1, 2048 // nx)
+    parts = [slice(y * nx, min(y + lines, ny) * nx) for y in range(0, ny, lines)]
+    rotation, evidence, runner_up = np.zeros((p, n, 3, 3), np.float32), np.zeros((p, n)), np.zeros((p, n))
+    centre = calibration.centre_px.reshape(-1, 2)
+    found = []
+    for part in progress(parts) if progress else parts:
+        found.append(find_spots(_read_patterns(patterns, part), centre[part], calibration))
         for k, bank in enumerate(banks):
-            if name == "settled":
-                scored[k][0][part], scored[k][1][part] = score_rotations(
-                    block, centres, calibration, bank, known[k][0][part], known[k][1][part]
-                )
-                continue
-            rotation, evidence, runner_up = solve_patterns(block, centres, calibration, bank)
-            found.rotation[k].reshape(-1, 3, 3)[part] = rotation
-            found.evidence[k].reshape(-1)[part] = evidence
-            found.runner_up[k].reshape(-1)[part] = runner_up
-    if rounds == ("alone",):
-        found.chance = chance_evidence(patterns, calibration, banks, seed=seed)
-    else:
-        _settle(found, scored, banks, neighbour_nats)
-    return found
+            rotation[k, part], evidence[k, part], runner_up[k, part] = search_phase(found[-1], calibration, bank)
+    table, number, background, centres = (np.concatenate([getattr(s, f.name) for s in found]) for f in dataclasses.fields(Spots))
+    return Spots(table, number, background, centres), rotation, evidence, runner_up
 
 
-def score_rotations(
-    patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration, bank: TemplateBank, known: np.ndarray, n_known: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Refine given rotations (n, k, 3, 3), the first ``n_known`` (n,) of each pattern, by a fraction of a degree each.
+def _tiles(ny: int, nx: int, size: int = 96, margin: int = 4) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
+    """Tiles of a scan with a margin, as slices of the scan, and the slices of each tile that are its own."""
 
-    Returns the refined rotations (n, k, 3, 3) and their evidence (n, k) in nats; -1000 where none was given.
-    """
-    return _score_patterns(
-        patterns, centre_px, calibration.mask, _aperture(1.8 * calibration.spot_sigma_px), calibration.gain, calibration.offset,
-        first_radius_px(calibration), known, n_known, 0.2 * math.radians(bank.step_deg), bank.g, bank.intensity, bank.width,
-        bank.wavelength_A, calibration.metric,
+    def spans(n: int) -> list[tuple[slice, slice]]:
+        edges = np.linspace(0, n, max(1, round(n / size)) + 1).astype(int)
+        spans = []
+        for low, high in itertools.pairwise(edges.tolist()):
+            outer = slice(max(0, low - margin), min(n, high + margin))
+            spans.append((outer, slice(low - outer.start, high - outer.start)))
+        return spans
+
+    return [((y, x), (v, u)) for y, v in spans(ny) for x, u in spans(nx)]
+
+
+def _empty_indexing(banks: list[TemplateBank], shape: tuple[int, int], chance: np.ndarray) -> Indexing:
+    p = len(banks)
+    return Indexing(
+        names=[b.crystal.name for b in banks],
+        rotation=np.zeros((p, *shape, 3, 3), np.float32),
+        evidence=np.zeros((p, *shape)),
+        runner_up=np.zeros((p, *shape)),
+        chance=chance,
+        winner=np.zeros(shape, int),
+        part_phase=np.full((*shape, _MOST_PARTS), -1),
+        part_share=np.zeros((*shape, _MOST_PARTS)),
+        part_sd=np.zeros((*shape, _MOST_PARTS)),
+        part_rotation=np.zeros((*shape, _MOST_PARTS, 3, 3), np.float32),
+    )
+
+
+def _joined_reflections(banks: list[TemplateBank]) -> tuple[_Reflections, np.ndarray]:
+    """The reflections of all banks in one, and where each begins (p + 1,)."""
+    parts = [b.reflections for b in banks]
+    joined = [np.concatenate([getattr(r, name) for r in parts]) for name in ("g", "strength", "cone")]
+    return _Reflections(*joined, parts[0].half_width, parts[0].wavelength), np.cumsum([0, *(len(r.g) for r in parts)])
+
+
+def _solve_tile(
+    alone: tuple[Spots, np.ndarray, np.ndarray, np.ndarray], shape: tuple[int, int], calibration: Calibration, banks: list[TemplateBank],
+    chance: np.ndarray, neighbours: bool, mixtures: bool, neighbour_nats: float,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The fields of `Indexing` for a part of a scan, from what each of its patterns gave on its own."""
+    spots, rotation, evidence, runner_up = alone
+    n, p, threads = len(spots.number), len(banks), numba.get_num_threads()
+    rotation = rotation.astype(float)
+    families, camera = _families(banks), _camera(calibration)
+    refs, first = _joined_reflections(banks)
+    support = evidence - chance[:, None]
+    best = np.argmax(support, axis=0)
+    own = rotation[best, np.arange(n)]
+    lattice, keys, leaders, seen = _find_lattices(shape, best, support.max(axis=0), own, 3.0, families)
+    parts = _Components(
+        np.full((n, _MOST_COMPONENTS), -1), np.full((n, _MOST_COMPONENTS), -1), np.zeros((n, _MOST_COMPONENTS), int),
+        np.zeros((n, _MOST_COMPONENTS, 3, 3)), np.full((n, _MOST_COMPONENTS), -1e3),
     )  # fmt: skip
+    second = _second_crystals(spots, calibration, banks, best, own) if mixtures else np.zeros_like(rotation)
+    _propose(shape, _LATTICE_REACH if neighbours else 0, lattice, keys, seen, families, rotation, support, second, parts)
+    tables = (spots.table, spots.number, spots.background, spots.centre_px)
+    _score_components(*tables, refs, first, camera, math.radians(0.3), families.own, parts.phase, parts.rotation, parts.evidence, threads)
+    related = _related_lattices(keys[leaders], families.family[best[leaders]], families.operators[best[leaders]])
+    choice, agreeing = np.full(n, -1), np.zeros((n, _MOST_COMPONENTS), int)
+    nats = neighbour_nats if neighbours else 0.0
+    _settle(shape, parts, chance, related, nats, choice, agreeing)
+    solved = _best_of_phases(parts, agreeing, nats, rotation, evidence, runner_up, chance, families)
+    chosen, share, sd = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros((n, _MOST_PARTS))
+    chosen[:, 0], share[:, 0] = choice, choice >= 0
+    if mixtures:
+        cost, unit = np.zeros((n, _MOST_COMPONENTS)), np.zeros(n)
+        for _ in range(2 if neighbours else 1):
+            _costs(shape, parts, chance, chosen if neighbours else np.full_like(chosen, -1), share, cost)
+            _choose_sets(*tables, refs, first, camera, parts, cost, nats * agreeing, chosen, share, unit, threads)
+        if (chosen >= 0).any():
+            weights, covariance = _measure_shares(spots, camera, refs, first, families.family, parts, chosen, unit, neighbours)
+            share, sd = _normalised(weights, covariance)
+    solved |= _largest_first(parts, chosen, share, sd)
+    ny, nx = shape
+    return {k: v.reshape(p, ny, nx, *v.shape[2:]) if k in ("rotation", "evidence", "runner_up") else v.reshape(ny, nx, *v.shape[1:])
+            for k, v in solved.items()}  # fmt: skip
 
 
-def _settle(
-    found: Indexing, scored: list[tuple[np.ndarray, np.ndarray]], banks: list[TemplateBank], neighbour_nats: float, turns: int = 6
-) -> None:
-    """Choose among all scored solutions by evidence and agreement with the neighbours' lattices, in turns until nothing moves."""
-    p, ny, nx = found.evidence.shape
-    rotation = np.stack([s[0] for s in scored]).reshape(p, ny, nx, -1, 3, 3)
-    support = np.stack([s[1] - c for s, c in zip(scored, found.chance, strict=True)]).reshape(p, ny, nx, -1)
-    relations, n_relations = _relation_table(banks)
-    operators = np.zeros((p, max(len(b.operators) for b in banks), 3, 3))
-    for k, bank in enumerate(banks):
-        operators[k] = np.resize(bank.operators, operators[k].shape)  # a shorter set is repeated, which does no harm
-    first = support.max(axis=-1)
-    choice = np.argmax(first, axis=0)
-    member = np.take_along_axis(np.argmax(support, axis=-1), choice[None], axis=0)[0]
-    for _ in range(turns):
-        if (
-            _settle_turn(
-                rotation,
-                support,
-                relations,
-                n_relations,
-                operators,
-                choice,
-                member,
-                neighbour_nats,
-                found.rotation,
-                found.evidence,
-                found.runner_up,
-            )
-            == 0
-        ):
-            break
-    found.evidence += found.chance[:, None, None]
+def _best_of_phases(
+    parts: _Components, agreeing: np.ndarray, nats: float, rotation: np.ndarray, evidence: np.ndarray, runner_up: np.ndarray,
+    chance: np.ndarray, families: _Families,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The best solution of every phase under the prior on lattices: of its components, or the one found alone."""
+    p, n = evidence.shape
+    rotation, evidence, runner_up, total = rotation.copy(), evidence.copy(), runner_up.copy(), np.empty((p, n))
+    for k in range(p):
+        value = np.where(parts.phase == k, parts.evidence + nats * agreeing, -1e3)
+        c = np.argmax(value, axis=1)
+        here, rows = value[np.arange(n), c], np.arange(n)
+        better = here > evidence[k]
+        _note_runner_up(rotation[k], evidence[k], runner_up[k], parts.rotation[rows, c], parts.evidence[rows, c], better, families.own[k])
+        total[k] = np.maximum(here, evidence[k]) - chance[k]
+        rotation[k][better] = parts.rotation[rows, c][better]
+        evidence[k][better] = parts.evidence[rows, c][better]
+    return {"rotation": rotation, "evidence": evidence, "runner_up": runner_up, "winner": np.argmax(total, axis=0)}
 
 
 @numba.njit(cache=True)
-def _settle_turn(rotation, support, relations, n_relations, operators, choice, member, nats, out_rotation, out_support, out_runner_up):
-    """One turn over the scan; writes the best solution of each phase under the prior and returns how many patterns changed."""
-    p, ny, nx, most = support.shape
-    changed = 0
-    old_choice, old_member = choice.copy(), member.copy()
-    for y in range(ny):
-        for x in range(nx):
-            best_total, best_phase, best_member = -1e9, 0, 0
-            for k in range(p):
-                top, top_total, second = 0, -1e9, -1e3
-                total = np.full(most, -1e9)
-                for m in range(most):
-                    if support[k, y, x, m] < -500:
-                        continue
-                    agree = 0
-                    for v in range(max(0, y - 1), min(ny, y + 2)):
-                        for u in range(max(0, x - 1), min(nx, x + 2)):
-                            if v == y and u == x:
-                                continue
-                            q = old_choice[v, u]
-                            if support[q, v, u, old_member[v, u]] < 2.0:
-                                continue
-                            other = rotation[q, v, u, old_member[v, u]]
-                            for r in range(n_relations[q, k]):
-                                if _angle_between(relations[q, k, r] @ other, rotation[k, y, x, m], operators[k]) < 0.05:
-                                    agree += 1
-                                    break
-                    total[m] = support[k, y, x, m] + nats * agree
-                    if total[m] > top_total:
-                        top_total, top = total[m], m
-                for m in range(most):
-                    if (
-                        total[m] > -1e8
-                        and support[k, y, x, m] > second
-                        and _angle_between(rotation[k, y, x, m], rotation[k, y, x, top], operators[k]) > _TEN_DEGREES
-                    ):
-                        second = support[k, y, x, m]
-                out_rotation[k, y, x] = rotation[k, y, x, top]
-                out_support[k, y, x] = support[k, y, x, top]
-                out_runner_up[k, y, x] = second
-                if top_total > best_total:
-                    best_total, best_phase, best_member = top_total, k, top
-            if best_phase != choice[y, x] or best_member != member[y, x]:
-                changed += 1
-            choice[y, x], member[y, x] = best_phase, best_member
-    return changed
+def _note_runner_up(rotation, evidence, runner_up, new_rotation, new_evidence, better, operators):
+    """Keep ``runner_up`` the best evidence at least ten degrees from the solution that stays, where a new one is at hand."""
+    for i in range(len(evidence)):
+        far = _nearest_operator(rotation[i], new_rotation[i], operators)[1] > _TEN_DEGREES
+        if far:
+            runner_up[i] = max(runner_up[i], evidence[i] if better[i] else new_evidence[i])
 
 
-def _relation_table(banks: list[TemplateBank]) -> tuple[np.ndarray, np.ndarray]:
-    """Orientation relations between all pairs of phases: (p, p, v, 3, 3) from the first to the second, and their number (p, p)."""
-    related = [
-        [orientation_relations(a.crystal, b.crystal) if i != j else np.eye(3)[None] for j, b in enumerate(banks)]
-        for i, a in enumerate(banks)
-    ]
-    number = np.array([[len(r) for r in row] for row in related])
-    table = np.zeros((*number.shape, max(1, number.max()), 3, 3))
-    for i, row in enumerate(related):
-        for j, r in enumerate(row):
-            table[i, j, : len(r)] = r
-    return table, number
+def _normalised(weights: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shares (n, 3) that add up to one and their standard deviations, by the law of propagation."""
+    total = np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
+    share = weights / total
+    slope = (np.eye(_MOST_PARTS)[None] - share[:, :, None]) / total[:, :, None]
+    variance = np.einsum("nab,nbc,nac->na", slope, covariance, slope)
+    return share, np.where(weights > 0, np.sqrt(np.maximum(variance, 0)), 0.0)
 
 
-def _known_from_neighbours(found: Indexing, banks: list[TemplateBank], k: int, reach: int) -> tuple[np.ndarray, np.ndarray]:
-    best = found.best
-    rotation = np.take_along_axis(found.rotation, best[None, :, :, None, None], axis=0)[0]
-    trust = np.max(found.support, axis=0) > 3
-    table, number = _relation_table(banks)
-    return _gather_known(
-        best, rotation, trust, k, table[:, k].copy(), number[:, k].copy(), banks[k].operators, found.rotation[k], reach, 12
-    )
+def _largest_first(parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray) -> dict[str, np.ndarray]:
+    order = np.argsort(-np.where(chosen >= 0, share, -1.0), axis=1, kind="stable")
+    chosen, share, sd = (np.take_along_axis(a, order, axis=1) for a in (chosen, share, sd))
+    taken, rows = np.maximum(chosen, 0), np.arange(len(chosen))[:, None]
+    present = (chosen >= 0) & (share > 0)
+    return {
+        "part_phase": np.where(present, parts.phase[rows, taken], -1),
+        "part_share": np.where(present, share, 0.0),
+        "part_sd": np.where(present, sd, 0.0),
+        "part_rotation": np.where(present[..., None, None], parts.rotation[rows, taken], 0.0),
+    }
 
 
 def chance_evidence(
-    patterns: Any, calibration: Calibration, banks: list[TemplateBank], *, n: int = 48, quantile: float = 0.95, seed: int = 1
-) -> np.ndarray:
-    """What evidence each bank finds where there is no crystal: its 95 % quantile over patterns of background alone.
+    spots: Spots, calibration: Calibration, banks: list[TemplateBank], shape: tuple[int, int], *, n: int = 96, quantile: float = 0.95,
+    seed: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """What evidence each bank finds where there is no crystal, (p,) in nats.
 
-    Each is the radial background of a pattern of this scan with Poisson noise and a few
-    stray spots of its own brightness at random places.
+    Its ``quantile`` over patterns of background alone, each with the radial background of a
+    pattern of this scan, on a camera of ``shape`` (ky, kx), and Poisson noise; plus what the best of all banks
+    exceeds that by in one of fifty of them.
     """
     rng = np.random.default_rng(seed)
-    ny, nx = patterns.shape[:2]
-    chosen = np.sort(rng.choice(ny * nx, size=min(n, ny * nx), replace=False))
-    empty, centres = [], []
-    half = _aperture(1.8 * calibration.spot_sigma_px)
-    for i in chosen:
-        image = _read_patterns(patterns, slice(int(i), int(i) + 1))[0]
-        cy, cx = calibration.centre_px.reshape(-1, 2)[i]
-        counts, pixels = _aperture_sums(image, calibration.mask, half, calibration.gain, calibration.offset)
-        n_radii = int(0.75 * max(counts.shape))
-        background = _radial_background(image, calibration.mask, counts, pixels, cy, cx, calibration.gain, calibration.offset, n_radii)
-        yy, xx = np.indices(image.shape)
-        radius = np.minimum(np.hypot(yy - cy, xx - cx).astype(int), n_radii - 1)
-        for _ in range(max(1, n // len(chosen))):
-            empty.append(rng.poisson(background[radius]).astype(np.float32))
-            centres.append((cy, cx))
+    chosen = np.sort(rng.choice(len(spots.number), size=n, replace=len(spots.number) < n))
+    yy, xx = np.indices(shape)
+    empty = np.empty((n, *shape), np.float32)
+    for image, i in zip(empty, chosen, strict=True):
+        cy, cx = spots.centre_px[i]
+        radius = np.minimum(np.hypot(yy - cy, xx - cx).astype(int), spots.background.shape[1] - 1)
+        image[:] = rng.poisson(spots.background[i][radius])
     plain_counts = dataclasses.replace(calibration, gain=1.0, offset=0.0)
-    values = [solve_patterns(np.array(empty), np.array(centres), plain_counts, bank)[1] for bank in banks]
-    return np.array([np.quantile(v, quantile) for v in values])
+    of_empty = find_spots(empty, spots.centre_px[chosen], plain_counts)
+    evidence = np.array([search_phase(of_empty, plain_counts, bank)[1] for bank in banks])
+    chance = np.quantile(evidence, quantile, axis=1)
+    return chance + max(0.0, float(np.quantile((evidence - chance[:, None]).max(axis=0), 0.98)))
 
 
 def decide_phases(found: Indexing, *, least_support: float = 2.0, least_margin: float = 3.0) -> dict[str, np.ndarray]:
-    """The phase of every pattern from the evidence above chance.
+    """The phase of every pattern.
+
+    Where one crystal explains a pattern, its phase is decided by the evidence above chance;
+    where several overlap, by the largest share, whose error is that of the shares.
 
     Returns maps (ny, nx): ``phase_id`` (-1 not indexed: less than ``least_support`` nats above
-    what chance gives), ``probability`` (p, ny, nx) of the phases taken as equally likely
-    before, ``phase_margin`` in nats to the next phase, ``orientation_margin`` to the next
-    orientation of the same phase, and ``decided``: a margin of at least ``least_margin`` (20 to 1).
+    what chance gives), ``probability`` (p, ny, nx), ``phase_margin`` in nats to the next phase,
+    ``orientation_margin`` to the next orientation of the same phase, ``decided``: a margin of at
+    least ``least_margin`` (20 to 1), ``second_phase_id`` (-1: none) and ``second_share``; and ``rotation`` (ny, nx, 3, 3).
     """
     support = found.support
-    best = found.best
-    order = np.sort(support, axis=0)
-    margin = order[-1] - order[-2] if len(support) > 1 else np.full(best.shape, order[-1])
-    weight = np.exp(np.clip(support - order[-1], -50, 0))
-    take = best[None]
-    evidence, runner_up = (np.take_along_axis(a, take, axis=0)[0] for a in (found.evidence, found.runner_up))
-    indexed = order[-1] > least_support
+    p = len(support)
+    indexed = support.max(axis=0) > least_support
+    several = (found.part_share > 0).sum(axis=-1) > 1
+    phase = np.where(found.part_phase[..., 0] >= 0, found.part_phase[..., 0], found.winner)
+    lead = np.take_along_axis(support, phase[None], axis=0)[0]
+    others = np.where(np.arange(p)[:, None, None] == phase, -np.inf, support)
+    weight = np.exp(np.clip(np.where(np.arange(p)[:, None, None] == phase, np.maximum(lead, others.max(axis=0)), support) - lead, -50, 50))
+    margin = lead - others.max(axis=0) if p > 1 else lead
+    shares = np.stack([np.where(found.part_phase == k, found.part_share, 0).max(axis=-1) for k in range(p)])
+    of_shares = _probability_of_largest(shares, found)
+    probability = np.where(several, of_shares, weight / weight.sum(axis=0))
+    ranked = np.sort(of_shares, axis=0)
+    margin = np.where(several, np.log(np.maximum(ranked[-1], 1e-6) / np.maximum(ranked[-2], 1e-6)) if p > 1 else margin, margin)
+    rotation = np.take_along_axis(found.rotation, phase[None, ..., None, None], axis=0)[0]
+    rotation = np.where((found.part_phase[..., 0] >= 0)[..., None, None], found.part_rotation[..., 0, :, :], rotation)
+    evidence, runner_up = (np.take_along_axis(a, phase[None], axis=0)[0] for a in (found.evidence, found.runner_up))
+    second = np.where(several, found.part_phase[..., 1], -1)
     return {
-        "phase_id": np.where(indexed, best, -1),
-        "probability": weight / weight.sum(axis=0),
-        "phase_margin": margin,
-        "orientation_margin": np.minimum(evidence - runner_up, 100.0),
-        "decided": indexed & (margin >= least_margin),
-    }
-
-
-def _places_and_counts(image, centre_px, calibration, banks, rotations):
-    """Per phase: predicted spots (n, 2) (y, x), kinematical intensity, counts and background there; and the diffracted counts."""
-    half = _aperture(1.8 * calibration.spot_sigma_px)
-    cy, cx = centre_px
-    first = first_radius_px(calibration)
-    counts, pixels, background, _, diffracted = _prepare_pattern(
-        image, calibration.mask, half, calibration.gain, calibration.offset, cy, cx, first
-    )
-    sets = []
-    for bank, rotation in zip(banks, rotations, strict=True):
-        places, strength, _ = predicted_spots(bank, rotation, centre_px, calibration, min_relative_intensity=0.003)
-        y, x = np.round(places).astype(int).T if len(places) else np.zeros((2, 0), int)
-        radius = np.hypot(places[:, 0] - cy, places[:, 1] - cx)
-        seen = (radius >= first) & (pixels[y, x] >= 0.5 * np.sum(2 * half + 1))
-        below = background[np.minimum(radius.astype(int), len(background) - 1)] * pixels[y, x] + 0.02
-        sets.append((places[seen], strength[seen], counts[y, x][seen].astype(float), below[seen]))
-    return sets, diffracted
-
-
-def _own_evidence(own: tuple, shared: np.ndarray, diffracted: float) -> float:
-    """Evidence (nats) of a crystal from those of its spots that the other one does not share."""
-    _, strength, counts, below = own
-    mean = diffracted / max(strength.sum(), 1e-12) * strength
-    return sum(_spot_evidence(a, b, m) for a, b, m in zip(counts[~shared], below[~shared], mean[~shared], strict=True) if m > 0.15)
-
-
-def _two_crystal_weights(first: tuple, second: tuple, near: np.ndarray) -> tuple[float, float]:
-    """Non-negative weights of two crystals in one pattern, in units of their kinematical intensity (so as their thickness)."""
-    from scipy.optimize import nnls
-
-    own = ~near.any(axis=0)
-    model = np.zeros((len(first[0]) + own.sum(), 2))
-    model[: len(first[0]), 0] = first[1]
-    model[: len(first[0]), 1] = near @ second[1]
-    model[len(first[0]) :, 1] = second[1][own]
-    counts = np.concatenate([first[2], second[2][own]])
-    net = counts - np.concatenate([first[3], second[3][own]])
-    sigma = np.sqrt(counts + 1 + (0.3 * np.maximum(net, 0)) ** 2)  # Poisson, and 30 % for what is not kinematical
-    weights = nnls(model / sigma[:, None], net / sigma)[0]
-    return float(weights[0]), float(weights[1])
-
-
-def resolve_mixtures(
-    patterns: Any,
-    calibration: Calibration,
-    banks: list[TemplateBank],
-    found: Indexing,
-    decision: dict[str, np.ndarray],
-    *,
-    least_support: float = 3.0,
-) -> dict[str, np.ndarray]:
-    """The decision, with patterns of two overlapping crystals given to the larger part of them.
-
-    Evidence counts spots that are explained, so a crystal with many faint spots beats one with
-    a few bright ones that fills more of the beam's path. Where two phases each have
-    evidence of ``least_support`` nats above chance from spots of their own, both are there:
-    their shares come from a non-negative fit of both to the spots, and the larger one is the
-    pattern's phase. Adds the maps (ny, nx) ``second_phase_id`` (-1: none) and ``second_share`` (of the two).
-    """
-    ny, nx = decision["phase_id"].shape
-    phase_id, probability = decision["phase_id"].copy(), decision["probability"].copy()
-    margin, second_id, second_share = decision["phase_margin"].copy(), np.full((ny, nx), -1), np.zeros((ny, nx))
-    support = found.support
-    for y in range(ny):
-        row = _read_patterns(patterns, slice(y * nx, (y + 1) * nx))
-        for x in np.flatnonzero((decision["phase_id"][y] >= 0) & ((support[:, y] > least_support).sum(axis=0) > 1)):
-            a = int(decision["phase_id"][y, x])
-            sets, diffracted = _places_and_counts(row[x], calibration.centre_px[y, x], calibration, banks, found.rotation[:, y, x])
-            parts = []
-            for b in np.flatnonzero(support[:, y, x] > least_support):
-                if b == a:
-                    continue
-                apart = np.hypot(*(sets[a][0][:, None, k] - sets[b][0][None, :, k] for k in (0, 1)))
-                near = apart < 2 * calibration.spot_sigma_px
-                own_a = _own_evidence(sets[a], near.any(axis=1), diffracted)
-                own_b = _own_evidence(sets[b], near.any(axis=0), diffracted)
-                if own_a > found.chance[a] + least_support and own_b > found.chance[b] + least_support:
-                    parts.append((own_b, int(b), *_two_crystal_weights(sets[a], sets[b], near)))
-            if not parts or max(parts)[2] + max(parts)[3] <= 0:
-                continue
-            _, b, weight_a, weight_b = max(parts)
-            larger, smaller = (b, a) if weight_b > weight_a else (a, b)
-            phase_id[y, x], second_id[y, x] = larger, smaller
-            second_share[y, x] = min(weight_a, weight_b) / (weight_a + weight_b)
-            odds = np.array([weight_a, weight_b]) ** 2  # a share is known to about a factor of two
-            probability[:, y, x] = 0
-            probability[[a, b], y, x] = odds / odds.sum()
-            margin[y, x] = abs(math.log(max(odds[0], 1e-9 * odds[1]) / max(odds[1], 1e-9 * odds[0])))
-    decided = (phase_id >= 0) & np.where(second_id >= 0, margin >= math.log(4), decision["decided"])
-    return decision | {
-        "phase_id": phase_id,
+        "phase_id": np.where(indexed, phase, -1),
         "probability": probability,
-        "phase_margin": margin,
-        "decided": decided,
-        "second_phase_id": second_id,
-        "second_share": second_share,
+        "phase_margin": np.maximum(margin, 0.0),
+        "orientation_margin": np.clip(evidence - runner_up, 0.0, 100.0),
+        "decided": indexed & (margin >= least_margin),
+        "second_phase_id": np.where(indexed, second, -1),
+        "second_share": np.where(indexed & several, found.part_share[..., 1], 0.0),
+        "rotation": rotation,
     }
 
 
-def explained_correlation(
-    image: np.ndarray, centre_px: np.ndarray, calibration: Calibration, bank: TemplateBank, rotation: np.ndarray
-) -> float:
-    """Correlation coefficient (0 to 1) of measured and predicted spot strengths (square roots) of one pattern.
+def _probability_of_largest(shares: np.ndarray, found: Indexing, model_sd: float = 0.06) -> np.ndarray:
+    """Probability (p, ny, nx) that each phase has the largest share (p, ny, nx) of a pattern, from the shares' errors.
 
-    Over all predicted places and all peaks that none of them explains; 1 is a pattern whose
-    spots are all predicted in their proportions.
+    Gaussian, pair by pair against the largest of the others; ``model_sd`` is what the strengths' model adds to each share.
     """
-    places, strength, _ = predicted_spots(bank, rotation, centre_px, calibration, min_relative_intensity=0.005)
-    peaks = pattern_peaks(image, centre_px, calibration, most=60, least_nats=4.0)
-    if len(places) == 0 or len(peaks) == 0:
-        return 0.0
-    distance = np.hypot(places[:, None, 0] - peaks[None, :, 0], places[:, None, 1] - peaks[None, :, 1])
-    near = distance < 2.0 * calibration.spot_sigma_px
-    owner = np.where(near.any(axis=0), np.argmin(np.where(near, distance, np.inf), axis=0), -1)
-    measured = np.zeros(len(places))
-    np.add.at(measured, owner[owner >= 0], peaks[owner >= 0, 3].clip(min=0))
-    total = peaks[:, 3].clip(min=0).sum()
-    return float(np.sum(np.sqrt(measured * strength)) / math.sqrt(total * strength.sum()))
+    from scipy.special import ndtr
+
+    sd = np.hypot(found.part_sd.max(axis=-1), model_sd) * math.sqrt(2)
+    result = np.empty_like(shares)
+    for k in range(len(shares)):
+        rest = np.delete(shares, k, axis=0).max(axis=0) if len(shares) > 1 else np.zeros_like(shares[0])
+        result[k] = np.where(shares[k] > 0, ndtr((shares[k] - rest) / sd), 0.0)
+    return result / np.maximum(result.sum(axis=0), 1e-9)
+
+
+# --- maps and grains ----------------------------------------------------------------------
+
+
+@numba.njit(cache=True, parallel=True)
+def _correlations(table, number, background, centre, refs, first, camera, phase, rotation, result, threads):
+    for thread in numba.prange(threads):
+        work = _room(camera, len(refs.g))
+        near = np.empty(len(refs.g), np.int64)
+        for i in range(thread, len(table), threads):
+            if phase[i] < 0 or number[i] == 0:
+                continue
+            view, _ = _view(table[i], number[i], background[i], centre[i], camera, work)
+            n_near = _near_ewald(rotation[i], 0.0, refs, first[phase[i]], first[phase[i] + 1], near)
+            _, total = _collect(rotation[i], near, n_near, refs, camera, view)
+            product = measured = 0.0
+            for k in range(number[i]):
+                if view.spots[k, 4] >= 4:
+                    net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
+                    measured += net
+                    product += math.sqrt(net * view.strength[k])
+            if total * measured > 0:
+                result[i] = product / math.sqrt(total * measured)
+
+
+def correlation_map(
+    spots: Spots, calibration: Calibration, banks: list[TemplateBank], phase_id: np.ndarray, rotation: np.ndarray
+) -> np.ndarray:
+    """Correlation coefficient (0 to 1) of measured and predicted spot strengths (square roots), (ny, nx), of the phases and
+    rotations found; 0 where not indexed.
+
+    Over all measured spots of at least 4 nats and all predicted places; 1 is a pattern whose
+    spots are all predicted, in their proportions, and no others.
+    """
+    refs, first = _joined_reflections(banks)
+    result = np.zeros(phase_id.size)
+    _correlations(
+        spots.table, spots.number, spots.background, spots.centre_px, refs, first, _camera(calibration), phase_id.ravel(),
+        np.ascontiguousarray(rotation, dtype=float).reshape(-1, 3, 3), result, numba.get_num_threads(),
+    )  # fmt: skip
+    return result.reshape(phase_id.shape)
+
+
+@numba.njit(cache=True, parallel=True)
+def _distinct(table, number, background, centre, refs, first, camera, phase, rotations, result, threads):
+    for thread in numba.prange(threads):
+        own, other = _room(camera, len(refs.g)), _room(camera, len(refs.g))
+        near = np.empty(len(refs.g), np.int64)
+        taken = np.zeros(camera.pixels.shape, np.int16)
+        for i in range(thread, len(table), threads):
+            p = phase[i]
+            if p < 0:
+                continue
+            view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, own)
+            n_near = _near_ewald(rotations[p, i], 0.0, refs, first[p], first[p + 1], near)
+            n_own = _predict(rotations[p, i], near, n_near, refs, camera, centre[i], own.predicted)
+            least = 100.0
+            for q in range(len(rotations)):
+                if q == p:
+                    continue
+                n_near = _near_ewald(rotations[q, i], 0.0, refs, first[q], first[q + 1], near)
+                n_other = _predict(rotations[q, i], near, n_near, refs, camera, centre[i], other.predicted)
+                count = _lone_spots(own.predicted, n_own, other.predicted, n_other, view.background, centre[i], camera, diffracted, taken)
+                count += _lone_spots(other.predicted, n_other, own.predicted, n_own, view.background, centre[i], camera, diffracted, taken)
+                least = min(least, count)
+            result[i] = least
+
+
+@numba.njit(cache=True)
+def _lone_spots(mine, n_mine, others, n_others, background, centre, camera, diffracted, taken):
+    """How many of my spots are bright enough to be seen and lie on no spot of the other crystal."""
+    taken[:] = 0
+    reach = int(camera.match)
+    for j in range(n_others):
+        v, u = int(others[j, 0] + 0.5), int(others[j, 1] + 0.5)
+        taken[max(0, v - reach) : v + reach + 1, max(0, u - reach) : u + reach + 1] = 1
+    total = 0.0
+    for j in range(n_mine):
+        total += mine[j, 2]
+    count = 0
+    for j in range(n_mine):
+        mean = diffracted * mine[j, 2] / total
+        r = math.sqrt((mine[j, 0] - centre[0]) ** 2 + (mine[j, 1] - centre[1]) ** 2)
+        below = background[min(int(r), len(background) - 1)] * camera.full + 0.02
+        seen = (mean + below) * math.log((mean + below) / below) - mean > 6.0
+        if seen and taken[int(mine[j, 0] + 0.5), int(mine[j, 1] + 0.5)] == 0:
+            count += 1
+    return count
+
+
+def discriminating_spots(
+    spots: Spots, calibration: Calibration, banks: list[TemplateBank], phase_id: np.ndarray, rotation: np.ndarray
+) -> np.ndarray:
+    """How many spots tell the phase of a pattern from every other phase, (ny, nx); 0 where not indexed.
+
+    ``rotation`` (p, ny, nx, 3, 3) are the best solutions of all phases. For each other phase the
+    spots are counted that one of the two predicts, bright enough to stand out by 6 nats, and the
+    other does not; the least of these counts is returned. Where it is 0, the pattern cannot
+    discriminate, whatever its dose.
+    """
+    refs, first = _joined_reflections(banks)
+    result = np.zeros(phase_id.size)
+    _distinct(
+        spots.table, spots.number, spots.background, spots.centre_px, refs, first, _camera(calibration), phase_id.ravel(),
+        np.ascontiguousarray(rotation, dtype=float).reshape(len(banks), -1, 3, 3), result, numba.get_num_threads(),
+    )  # fmt: skip
+    return result.reshape(phase_id.shape)
+
+
+@numba.njit(cache=True)
+def _misorientations(first, second, operators):
+    angles = np.empty(len(first))
+    for i in range(len(first)):
+        angles[i] = _nearest_operator(second[i], first[i], operators)[1]
+    return angles
+
+
+def misorientations_deg(first: np.ndarray, second: np.ndarray, operators: np.ndarray) -> np.ndarray:
+    """Least angles (n,) between orientations (n, 3, 3), sample to crystal, of one phase with proper rotations (o, 3, 3)."""
+    first, second = (np.ascontiguousarray(a, dtype=float).reshape(-1, 3, 3) for a in (first, second))
+    return np.degrees(_misorientations(first, second, operators))
+
+
+def _neighbour_pairs(ny: int, nx: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (n,), (n,) in the flattened scan of all pairs of patterns that share an edge."""
+    number = np.arange(ny * nx).reshape(ny, nx)
+    return (
+        np.concatenate([number[:, :-1].ravel(), number[:-1].ravel()]),
+        np.concatenate([number[:, 1:].ravel(), number[1:].ravel()]),
+    )
 
 
 def segment_grains(phase_id: np.ndarray, rotation: np.ndarray, operators: list[np.ndarray], threshold_deg: float = 5.0) -> np.ndarray:
@@ -6496,28 +7689,63 @@ def segment_grains(phase_id: np.ndarray, rotation: np.ndarray, operators: list[n
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    ny, nx = phase_id.shape
-    number = np.arange(ny * nx).reshape(ny, nx)
-    pairs = []
-    for first, second in ((np.s_[:-1, :], np.s_[1:, :]), (np.s_[:, :-1], np.s_[:, 1:])):
-        for i, j in zip(number[first].ravel(), number[second].ravel(), strict=True):
-            p, q = phase_id.flat[i], phase_id.flat[j]
-            if p >= 0 and p == q:
-                turn = _angle_between(rotation[i // nx, i % nx], rotation[j // nx, j % nx], operators[p])
-                if turn < math.radians(threshold_deg):
-                    pairs.append((i, j))
-    rows, columns = np.array(pairs, int).reshape(-1, 2).T
-    graph = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(ny * nx, ny * nx))
-    label = connected_components(graph, directed=False)[1].reshape(ny, nx)
-    label[phase_id < 0] = -1
-    _, renumbered = np.unique(label[label >= 0], return_inverse=True)
-    label[label >= 0] = renumbered
-    return label
+    phase, matrices = phase_id.ravel(), rotation.reshape(-1, 3, 3)
+    a, b = _neighbour_pairs(*phase_id.shape)
+    joined = np.zeros(len(a), bool)
+    for k, own in enumerate(operators):
+        here = (phase[a] == k) & (phase[b] == k)
+        joined[here] = misorientations_deg(matrices[a[here]], matrices[b[here]], own) < threshold_deg
+    graph = coo_matrix((np.ones(joined.sum()), (a[joined], b[joined])), shape=(len(phase), len(phase)))
+    label = connected_components(graph, directed=False)[1]
+    label[phase < 0] = -1
+    _, label[phase >= 0] = np.unique(label[phase >= 0], return_inverse=True)
+    return label.reshape(phase_id.shape)
 
 
-def topotactic_angle(first: np.ndarray, second: np.ndarray, relations: np.ndarray, operators: np.ndarray) -> float:
-    """Least angle in degrees between the second orientation and those that the first one's lattice allows."""
-    return math.degrees(min((_angle_between(r @ first, second, operators) for r in relations), default=math.pi))
+def _lattice_angles(
+    phase: np.ndarray, matrices: np.ndarray, a: np.ndarray, b: np.ndarray, banks: list[TemplateBank]
+) -> tuple[np.ndarray, np.ndarray]:
+    """For pairs of patterns a, b (n,) of different phases the angle (n,) in degrees to a common lattice; inf where they have none."""
+    angles = np.full(len(a), np.inf)
+    for p, q in itertools.permutations(range(len(banks)), 2):
+        here = (phase[a] == p) & (phase[b] == q)
+        for relation in orientation_relations(banks[p].crystal, banks[q].crystal) if here.any() else ():
+            turned = np.einsum("ij,njk->nik", relation, matrices[a[here]])
+            angles[here] = np.minimum(angles[here], misorientations_deg(turned, matrices[b[here]], banks[q].operators))
+    return angles
+
+
+def boundary_relations(phase_id: np.ndarray, rotation: np.ndarray, banks: list[TemplateBank]) -> tuple[np.ndarray, list[tuple[str, str]]]:
+    """For neighbours of different NCM phases the angle (n,) in degrees to their common lattice, and the names of both.
+
+    Phases outside `NCM_PHASES` are compared only where none of these is among the banks.
+    """
+    names = [b.crystal.name for b in banks]
+    ncm = [k for k, name in enumerate(names) if name in NCM_PHASES] or list(range(len(names)))
+    phase = phase_id.ravel()
+    a, b = _neighbour_pairs(*phase_id.shape)
+    between = (phase[a] != phase[b]) & np.isin(phase[a], ncm) & np.isin(phase[b], ncm)
+    a, b = a[between], b[between]
+    angles = _lattice_angles(phase, rotation.reshape(-1, 3, 3), a, b, banks)
+    known = np.isfinite(angles)
+    return angles[known], [(names[phase[i]], names[phase[j]]) for i, j in zip(a[known], b[known], strict=True)]
+
+
+def boundaries(
+    phase_id: np.ndarray, rotation: np.ndarray, grain_id: np.ndarray, banks: list[TemplateBank], threshold_deg: float = 5.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Edges between patterns of different grains: both ends (n, 2, 2), (y, x) in patterns, and whether only the phase changes (n,).
+
+    The latter is where two phases share their lattice within ``threshold_deg``.
+    """
+    nx = phase_id.shape[1]
+    a, b = _neighbour_pairs(*phase_id.shape)
+    grain = grain_id.ravel()
+    a, b = a[grain[a] != grain[b]], b[grain[a] != grain[b]]
+    topotactic = _lattice_angles(phase_id.ravel(), rotation.reshape(-1, 3, 3), a, b, banks) < threshold_deg
+    first, second = (np.stack([i // nx, i % nx], axis=-1).astype(float) for i in (a, b))
+    middle, across = (first + second) / 2, (second - first)[:, ::-1] / 2
+    return np.stack([middle - across, middle + across], axis=1), topotactic
 
 
 def to_crystal_map(
@@ -6544,19 +7772,6 @@ def to_crystal_map(
     )
 
 
-def correlation_map(
-    patterns: Any, calibration: Calibration, banks: list[TemplateBank], phase_id: np.ndarray, rotation: np.ndarray
-) -> np.ndarray:
-    """`explained_correlation` of every pattern of a scan with the phase and rotation found for it; 0 where not indexed."""
-    ny, nx = phase_id.shape
-    result = np.zeros((ny, nx))
-    for y in range(ny):
-        row = _read_patterns(patterns, slice(y * nx, (y + 1) * nx))
-        for x in np.flatnonzero(phase_id[y] >= 0):
-            result[y, x] = explained_correlation(row[x], calibration.centre_px[y, x], calibration, banks[phase_id[y, x]], rotation[y, x])
-    return result
-
-
 def ipf_colours(rotation: np.ndarray, inside: np.ndarray, crystal: Crystal) -> np.ndarray:
     """Colours (ny, nx, 3) of the crystal direction along the beam (inverse pole figure), white outside the mask (ny, nx)."""
     from orix.plot import IPFColorKeyTSL
@@ -6571,52 +7786,7 @@ def ipf_colours(rotation: np.ndarray, inside: np.ndarray, crystal: Crystal) -> n
     return colours
 
 
-def _neighbour_pairs(ny: int, nx: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """All pairs of pixels that share an edge, as ((y, x), (y, x))."""
-    right = [((y, x), (y, x + 1)) for y in range(ny) for x in range(nx - 1)]
-    return right + [((y, x), (y + 1, x)) for y in range(ny - 1) for x in range(nx)]
-
-
-def _lattice_angle(
-    first: int, second: int, rotation_first: np.ndarray, rotation_second: np.ndarray, banks: list[TemplateBank]
-) -> float | None:
-    """Angle (degrees) of two orientations to a common lattice; None where these phases have none in common."""
-    relations = orientation_relations(banks[first].crystal, banks[second].crystal)
-    return topotactic_angle(rotation_first, rotation_second, relations, banks[second].operators) if len(relations) else None
-
-
-def boundary_relations(phase_id: np.ndarray, rotation: np.ndarray, banks: list[TemplateBank]) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """For neighbours of different NCM phases the angle (n,) in degrees to their common lattice, and the names of both.
-
-    Phases outside `NCM_PHASES` are compared only where none of these is among the banks.
-    """
-    names = [b.crystal.name for b in banks]
-    ncm = {k for k, name in enumerate(names) if name in NCM_PHASES} or set(range(len(names)))
-    angles, pairs = [], []
-    for a, b in _neighbour_pairs(*phase_id.shape):
-        p, q = int(phase_id[a]), int(phase_id[b])
-        if p != q and {p, q} <= ncm:
-            angle = _lattice_angle(p, q, rotation[a], rotation[b], banks)
-            if angle is not None:
-                angles.append(angle)
-                pairs.append((names[p], names[q]))
-    return np.array(angles), pairs
-
-
-def boundaries(
-    phase_id: np.ndarray, rotation: np.ndarray, grain_id: np.ndarray, banks: list[TemplateBank], threshold_deg: float = 5.0
-) -> list[tuple[tuple[float, float], tuple[float, float], bool]]:
-    """Edges between pixels of different grains: both ends (y, x) in patterns, and whether only the phase changes on a common lattice."""
-    edges = []
-    for a, b in _neighbour_pairs(*phase_id.shape):
-        if grain_id[a] == grain_id[b]:
-            continue
-        p, q = int(phase_id[a]), int(phase_id[b])
-        angle = _lattice_angle(p, q, rotation[a], rotation[b], banks) if min(p, q) >= 0 and p != q else None
-        y, x = (a[0] + b[0]) / 2, (a[1] + b[1]) / 2
-        ends = ((y - 0.5, x), (y + 0.5, x)) if a[0] == b[0] else ((y, x - 0.5), (y, x + 0.5))
-        edges.append((*ends, angle is not None and angle < threshold_deg))
-    return edges
+# --- files of maps --------------------------------------------------------------------------
 
 
 def save_crystal_map(path: Path, crystal_map: Any, **options: Any) -> None:
@@ -6770,200 +7940,6 @@ def save_ctf(path: Path, crystal_map: Any) -> None:
     row = "%d\t%.8f\t%.8f\t%d\t%d\t%.4f\t%.4f\t%.4f\t%.4f\t%d\t%d"
     lines = _ctf_header(path.stem, x, y, [phase for _, phase in phases]) + [row % tuple(point) for point in points]
     write_atomically(path, "\r\n".join(lines) + "\r\n")
-
-
-def load_calibration(results: Path) -> Calibration:
-    """The calibration that notebook 05 left in a sample's results folder."""
-    numbers = read_result(results.parent, results.name, "05_ped_calibration")
-    path = results / "05_ped_calibration.npz"
-    if not path.is_file():
-        raise ResultError(f"run 05_ped_calibration for {results.name} first: there is no {results.name}/{path.name} in the results")
-    with np.load(path, allow_pickle=False) as arrays:
-        return Calibration(
-            scale_invA_per_px=numbers["scale_invA_per_px"],
-            strain=arrays["strain"],
-            centre_px=arrays["centre_px"],
-            mask=arrays["mask"],
-            spot_sigma_px=numbers["spot_sigma_px"],
-            gain=numbers["detector_gain"],
-            offset=numbers["detector_offset"],
-        )
-
-
-def scan_step_nm(sample: Sample, signal: Any) -> float:
-    """Distance of neighbouring patterns in nm, from sample.yaml or the file; an error naming the key if neither has it."""
-    import pint
-
-    if sample.acquisitions.ped.step_nm is not None:
-        return sample.acquisitions.ped.step_nm
-    axis = signal.axes_manager.navigation_axes[0]
-    try:
-        return float(axis.scale_as_quantity.to("nm").magnitude)
-    except (pint.errors.PintError, ValueError, TypeError):
-        raise SampleError(
-            f"{sample.id}/sample.yaml: acquisitions.ped.step_nm: missing, and {sample.path('ped').name} holds no step in nm; "
-            "expected a value here"
-        ) from None
-
-
-def pattern_peaks(
-    image: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, most: int = 100, least_nats: float = 4.0
-) -> np.ndarray:
-    """Spots of one pattern (ky, kx): rows (y px, x px, evidence against background in nats, net counts), the surest first."""
-    half = _aperture(1.8 * calibration.spot_sigma_px)
-    cy, cx = centre_px
-    counts, pixels = _aperture_sums(image, calibration.mask, half, calibration.gain, calibration.offset)
-    n_radii = int(0.75 * max(counts.shape))
-    background = _radial_background(image, calibration.mask, counts, pixels, cy, cx, calibration.gain, calibration.offset, n_radii)
-    return _local_maxima(counts, pixels, background, cy, cx, first_radius_px(calibration), most, least_nats)
-
-
-def predicted_spots(
-    bank: TemplateBank, rotation: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, min_relative_intensity: float = 0.01
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where a crystal puts its spots: positions (n, 2) (y, x) in px, intensities (n,) of the kinematical model, hkl (n, 3)."""
-    spots = np.empty((len(bank.g), 4))
-    shape = calibration.mask.shape
-    n, _ = _predict(rotation, bank.g, bank.intensity, bank.width, bank.wavelength_A, calibration.metric, *centre_px, *shape, spots)
-    spots = spots[:n][spots[:n, 2] > min_relative_intensity * spots[:n, 2].max(initial=0)]
-    return spots[:, :2], spots[:, 2], bank.hkl[spots[:, 3].astype(int)]
-
-
-def spot_size(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> float:
-    """Standard deviation in px of the mean spot of patterns (n, ky, kx) about their clearest peaks.
-
-    Where there are none, that of the guess.
-    """
-    reach, windows = 5, []
-    for image, centre in zip(patterns, centre_px, strict=True):
-        for y, x, *_ in pattern_peaks(image, centre, calibration, most=6, least_nats=15.0):
-            v, u = round(y), round(x)
-            near = np.s_[v - reach : v + reach + 1, u - reach : u + reach + 1]
-            window = image[near].astype(float)
-            if window.shape == (2 * reach + 1,) * 2 and not calibration.mask[near].any():
-                windows.append(window / max(window.sum(), 1e-9))
-    if not windows:
-        return calibration.spot_sigma_px
-    mean = np.mean(windows, axis=0)
-    yy, xx = np.indices(mean.shape) - reach
-    distance = np.hypot(yy, xx)
-    mean = np.maximum(mean - mean[distance > reach].mean(), 0)
-    mean[distance > 0.9 * reach] = 0
-    return float(np.clip(math.sqrt((mean * distance**2).sum() / mean.sum() / 2), 0.7, 4.0))
-
-
-def _matched_spots(patterns, centres, calibration, banks, n_coarse=24) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Pairs of predicted g (m, 2) and measured positions (m, 2) from the beam, both (x, y).
-
-    With them the pattern (m,) of each, and the total evidence.
-    """
-    solved = [solve_patterns(patterns, centres, calibration, bank, n_coarse=n_coarse, n_fine=3) for bank in banks]
-    evidence = np.array([s[1] for s in solved])
-    best = evidence.argmax(axis=0)
-    predicted, measured, owner = [], [], []
-    for i, (image, centre) in enumerate(zip(patterns, centres, strict=True)):
-        if evidence[best[i], i] < 12:
-            continue
-        bank, rotation = banks[best[i]], solved[best[i]][0][i]
-        place, strength, _ = predicted_spots(bank, rotation, centre, calibration, min_relative_intensity=0.02)
-        for y, x, *_ in pattern_peaks(image, centre, calibration, most=40, least_nats=8.0):
-            distance = np.hypot(place[:, 0] - y, place[:, 1] - x)
-            if not (distance < 2.0 * calibration.spot_sigma_px).any():
-                continue
-            nearest = np.flatnonzero(distance < 2.0 * calibration.spot_sigma_px)
-            choice = nearest[np.argmax(strength[nearest] * np.exp(-0.5 * distance[nearest] ** 2))]
-            predicted.append(np.linalg.solve(calibration.metric, place[choice][::-1] - centre[::-1]))
-            measured.append((x - centre[1], y - centre[0]))
-            owner.append(i)
-    return np.array(predicted).reshape(-1, 2), np.array(measured).reshape(-1, 2), np.array(owner, int), float(evidence.max(axis=0).sum())
-
-
-def _symmetric_metric(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """The symmetric (2, 2) matrix that takes g to pixels best, outliers cut; a common rotation is taken out."""
-    use = np.ones(len(predicted), bool)
-    for _ in range(4):
-        matrix = np.linalg.lstsq(predicted[use], measured[use], rcond=None)[0].T
-        off = np.linalg.norm(measured - predicted @ matrix.T, axis=1)
-        use = off < 3 * max(1.4826 * np.median(off[use]), 0.15)
-    _, s, vt = np.linalg.svd(matrix)
-    return vt.T @ np.diag(s) @ vt
-
-
-def refine_calibration(
-    patterns: np.ndarray,
-    centres: np.ndarray,
-    calibration: Calibration,
-    banks: list[TemplateBank],
-    *,
-    search: float = 0.03,
-    seed: int = 1,
-    progress: Any = None,
-) -> tuple[Calibration, dict[str, Any]]:
-    """Scale and ellipse of a scan from the phases expected in it.
-
-    The scales within ±``search`` of the given one are tried in steps of 1 % on the patterns
-    (n, ky, kx) with centres (n, 2); from the one with the most evidence the 2 x 2 metric is
-    fitted to the spots that its solutions explain, three times over. The uncertainty is the
-    spread over resampled patterns.
-
-    Returns the calibration and a dict: ``scan`` (list of scale, evidence), ``scale_sd_invA_per_px``,
-    ``residual_px`` (robust standard deviation of one coordinate), ``n_spots``, ``n_patterns`` and
-    ``predicted``/``measured`` pairs for a look.
-    """
-    rng = np.random.default_rng(seed)
-    trials = calibration.scale_invA_per_px * (1 + np.arange(-search, search + 0.005, 0.01))
-    scanned = [
-        (float(scale), _matched_spots(patterns, centres, dataclasses.replace(calibration, scale_invA_per_px=scale), banks)[3])
-        for scale in (progress(trials) if progress else trials)
-    ]
-    best = max(scanned, key=lambda pair: pair[1])[0]
-    refined = dataclasses.replace(calibration, scale_invA_per_px=best)
-    for _ in range(3):
-        predicted, measured, owner, _ = _matched_spots(patterns, centres, refined, banks, n_coarse=40)
-        if len(predicted) < 12:
-            break
-        refined = _with_metric(refined, _symmetric_metric(predicted, measured))
-    found: dict[str, Any] = {
-        "scan": scanned,
-        "n_spots": len(predicted),
-        "n_patterns": len(set(owner.tolist())),
-        "predicted": predicted,
-        "measured": measured,
-    }
-    if len(predicted) < 12:
-        return calibration, found | {"scale_sd_invA_per_px": None, "residual_px": None}
-    members = [np.flatnonzero(owner == i) for i in np.unique(owner)]
-    scales = []
-    for _ in range(100):
-        rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-        scales.append(_with_metric(refined, _symmetric_metric(predicted[rows], measured[rows])).scale_invA_per_px)
-    spread = 1.4826 * float(np.median(np.abs(measured - predicted @ refined.metric.T)))
-    return refined, found | {"scale_sd_invA_per_px": float(np.std(scales)), "residual_px": spread}
-
-
-def _with_metric(calibration: Calibration, metric: np.ndarray) -> Calibration:
-    """The calibration with this metric: its mean radius gives the scale, the rest the strain."""
-    size = math.sqrt(np.linalg.det(metric))
-    return dataclasses.replace(calibration, scale_invA_per_px=1 / size, strain=metric / size)
-
-
-def spread_patterns(patterns: Any, calibration: Calibration, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (n,) of the flattened scan with clear spots, spread over it, and the patterns (n, ky, kx) themselves.
-
-    Every n-th part of the scan gives its pattern with the most evidence in spots among a few.
-    """
-    total = patterns.shape[0] * patterns.shape[1]
-    chosen, images = [], []
-    for edge in np.array_split(np.arange(total), min(n, total)):
-        few = edge[:: max(1, len(edge) // 4)][:4]
-        blocks = [_read_patterns(patterns, slice(int(i), int(i) + 1))[0] for i in few]
-        strength = [
-            pattern_peaks(b, calibration.centre_px.reshape(-1, 2)[i], calibration)[:, 2].clip(max=20).sum()
-            for b, i in zip(blocks, few, strict=True)
-        ]
-        chosen.append(int(few[int(np.argmax(strength))]))
-        images.append(blocks[int(np.argmax(strength))])
-    return np.array(chosen), np.array(images)
 
 
 # --------------------------------------------------------------------------------------

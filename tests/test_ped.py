@@ -11,7 +11,7 @@ import helpers
 
 SHARED = Path(__file__).parents[2] / "shared"
 PHASES = ("layered", "spinel", "rocksalt", "llzo")
-OPTICS = {"beam_energy_keV": 200.0, "precession_deg": 0.5, "excitation_width_invA": 0.004}
+OPTICS = {"beam_energy_keV": 200.0, "precession_deg": 0.5, "excitation_width_invA": 0.001}
 #: From e1 || a to e1 || a* of a cell with gamma = 120°, both with e3 || c.
 ABOUT_C = np.array([[math.sqrt(3) / 2, 0.5, 0], [-0.5, math.sqrt(3) / 2, 0], [0, 0, 1]])
 
@@ -44,7 +44,7 @@ def calibration(scan):
 
 @pytest.fixture(scope="module")
 def found(scan, calibration, banks):
-    return helpers.index_scan(scan[0], calibration, banks)
+    return helpers.index_scan(scan[0], calibration, banks)[0]
 
 
 # --- crystallography of the templates ------------------------------------------------------
@@ -254,7 +254,7 @@ def test_scale_is_found_from_the_scan(scan, calibration, banks):
     wrong = helpers.replace(calibration, scale_invA_per_px=0.02178 * 1.021)
     chosen, images = helpers.spread_patterns(patterns, wrong, 16)
     refined, fit = helpers.refine_calibration(images, calibration.centre_px.reshape(-1, 2)[chosen], wrong, banks)
-    assert refined.scale_invA_per_px == pytest.approx(0.02178, rel=0.003)
+    assert refined.scale_invA_per_px == pytest.approx(0.02178, rel=0.0015)
     assert refined.ellipticity < 0.005
     assert fit["residual_px"] < 0.6
 
@@ -267,22 +267,22 @@ def test_phases_and_orientations_against_truth(scan, found, banks):
     decision = helpers.decide_phases(found)
     crystal = truth["phase"] >= 0
     right = decision["phase_id"] == truth["phase"]
-    assert right[crystal].mean() > 0.85
+    assert right[crystal].mean() > 0.97
     assert (decision["phase_id"][~crystal] == -1).mean() > 0.8
     sure = decision["decided"] & (decision["phase_margin"] > 10)
-    assert right[sure & crystal].mean() > 0.93
+    assert right[sure & crystal].mean() > 0.98
     angles = [
-        math.degrees(helpers._angle_between(found.rotation[p, y, x], truth["rotation"][y, x], banks[p].operators))
+        helpers.misorientations_deg(decision["rotation"][y, x], truth["rotation"][y, x], banks[p].operators)
         for (y, x), p in np.ndenumerate(truth["phase"])
         if p >= 0 and right[y, x]
     ]
-    assert np.median(angles) < 1.0
+    assert np.median(angles) < 0.3
 
 
 def test_same_input_same_result(scan, calibration, banks):
     part = scan[0][:2, :3]
     local = helpers.replace(calibration, centre_px=calibration.centre_px[:2, :3])
-    first, second = (helpers.index_scan(part, local, banks[1:3]) for _ in range(2))
+    first, second = (helpers.index_scan(part, local, banks[1:3])[0] for _ in range(2))
     assert np.array_equal(first.evidence, second.evidence) and np.array_equal(first.rotation, second.rotation)
 
 
@@ -292,7 +292,7 @@ def test_background_alone_is_not_indexed(calibration, banks):
     expected = 2.5 * np.exp(-radius / 20) + 200 * np.exp(-0.5 * (radius / 1.5) ** 2)
     patterns = np.minimum(rng.poisson(expected, (4, 5, 144, 144)), 255).astype(np.uint8)
     local = helpers.replace(calibration, centre_px=np.full((4, 5, 2), 71.5))
-    decision = helpers.decide_phases(helpers.index_scan(patterns, local, banks))
+    decision = helpers.decide_phases(helpers.index_scan(patterns, local, banks)[0])
     assert (decision["phase_id"] == -1).mean() >= 0.9
 
 
@@ -369,7 +369,8 @@ def test_detection_limit_is_above_the_false_rate_and_never_nothing():
 
 
 @pytest.mark.skipif(not (SHARED / "realdata" / "ped_steel").is_dir(), reason="recorded PED of steel is not here")
-def test_recorded_steel_shows_austenite_and_g_phase():
+def test_recorded_steel_is_austenite_and_not_g_phase():
+    """Real camera noise, a ring distorted by some 3 %, and a phase with 30 times more reflections that must not win by them."""
     folder = SHARED / "realdata" / "ped_steel"
     signal = helpers.load_recording(folder / "subset_data.hspy", navigation_dimension=2)
     patterns = np.asarray(signal.data)
@@ -378,9 +379,19 @@ def test_recorded_steel_shows_austenite_and_g_phase():
     mask = helpers.hot_and_dead_pixels(mean, variance, 4, 20)
     measured, _ = helpers.direct_beam_positions(patterns, mask)
     gain, offset = helpers.detector_gain(patterns.reshape(-1, *patterns.shape[2:]), mask)
-    calibration = helpers.Calibration(0.01261, np.eye(2), measured, mask, 2.0, gain, offset)
-    banks = [helpers.template_bank(c, max_g_invA=1.4, **OPTICS) for c in crystals]
-    found = helpers.index_scan(patterns, calibration, banks)
-    decision = helpers.resolve_mixtures(patterns, calibration, banks, found, helpers.decide_phases(found))
-    # a G-phase precipitate in its austenite matrix: every pattern shows both
-    assert set(np.unique(np.stack([decision["phase_id"], decision["second_phase_id"]]))) == {0, 1}
+    calibration = helpers.Calibration(0.01261, np.eye(2), measured, mask, 1.7, gain, offset, place_strain=0.02)
+    banks = [helpers.template_bank(c, max_g_invA=1.4, **(OPTICS | {"excitation_width_invA": 0.004})) for c in crystals]
+    found, spots = helpers.index_scan(patterns, calibration, banks)
+    decision = helpers.decide_phases(found)
+    assert (decision["phase_id"] == 0).all()
+    assert (found.support[0] > 50).all() and (found.support[1] < 0).all()
+    # The crystal is seen along <110>: of its eight clearest spots within 1 1/Å six are, within 2 px, reflections of that zone.
+    # A pair is not austenite's.
+    zone = np.sort(np.abs(decision["rotation"][0, 0][:, 2]))
+    assert (
+        np.degrees(np.arccos(zone @ np.array([0, 1, 1]) / math.sqrt(2))) < 5
+    )  # it is tilted off the zone: Friedel pairs differ by a factor of two
+    places, _, _ = helpers.predicted_spots(banks[0], decision["rotation"][0, 0], measured[0, 0], calibration)
+    seen = spots.table[0, :, :2][np.hypot(*(spots.table[0, :, :2] - measured[0, 0]).T) * 0.01261 < 1.0][:8]
+    off = np.hypot(*(seen[:, None] - places[None]).transpose(2, 0, 1)).min(axis=1)
+    assert (off < 2).sum() >= 6
