@@ -5570,14 +5570,17 @@ def _find_spots(patterns, centre, mask, pixels, half, full, gain, offset, first_
             number[i] = _local_maxima(counts, pixels, radius, cy, cx, background[i], least, full, first_radius, nats, table[i])
 
 
+def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
+    """Room for the spots of n patterns of ``shape`` (ky, kx)."""
+    n = len(centre_px)
+    background = np.zeros((n, int(0.75 * max(shape))), np.float32)
+    return Spots(np.zeros((n, _MOST_SPOTS, 5), np.float32), np.zeros(n, np.int64), background, np.array(centre_px, float))
+
+
 def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> Spots:
     """The spots of patterns (n, ky, kx) of any real type with the direct beam at ``centre_px`` (n, 2), (y, x)."""
-    n = len(patterns)
     half = _aperture_of(calibration)
-    n_radii = int(0.75 * max(patterns.shape[1:]))
-    spots = Spots(
-        np.zeros((n, _MOST_SPOTS, 5), np.float32), np.zeros(n, np.int64), np.zeros((n, n_radii), np.float32), np.array(centre_px, float)
-    )
+    spots = _no_spots(centre_px, patterns.shape[1:])
     _find_spots(
         patterns, spots.centre_px, calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
         calibration.gain, calibration.offset, first_radius_px(calibration), _LEAST_NATS, spots.table, spots.number, spots.background,
@@ -5601,12 +5604,14 @@ def pattern_peaks(
 class _Reflections(NamedTuple):
     """Reflections as the kernels take them: g (n, 3) in 1/Å, strength (n,), cone (n,) = |g| times the precession angle.
 
-    With the half width of the rocking curve and the wavelength.
+    ``reach`` (n,) is the excitation error beyond which one is too faint to count; with the half
+    width of the rocking curve and the wavelength.
     """
 
     g: np.ndarray
     strength: np.ndarray
     cone: np.ndarray
+    reach: np.ndarray
     half_width: float
     wavelength: float
 
@@ -5631,10 +5636,10 @@ class TemplateBank:
 
     ``g`` (n, 3) in 1/Å in the crystal's frame with the ``strength`` (n,) of each reflection,
     integrated over the excitation error; the rocking curve is that of `rocking_curve` with
-    ``cone`` (n,) and ``half_width_invA``. ``frames`` (m, 3, 3) is one rotation (sample to crystal)
-    for every zone axis of the coarse search, with the reflections that can shine near it
-    (``near``, from ``near_start``) and its ``spot_*`` sorted by radius; ``operators`` are the
-    proper rotations of the Laue group.
+    ``cone`` (n,) and ``half_width_invA``, followed to an excitation error of ``reach`` (n,).
+    ``frames`` (m, 3, 3) is one rotation (sample to crystal) for every zone axis of the coarse search,
+    with the reflections that can shine near it (``near``, from ``near_start``) and its ``spot_*``
+    sorted by radius; ``operators`` are the proper rotations of the Laue group.
     """
 
     crystal: Crystal
@@ -5642,6 +5647,7 @@ class TemplateBank:
     g: np.ndarray
     strength: np.ndarray
     cone: np.ndarray
+    reach: np.ndarray
     half_width_invA: float
     wavelength_A: float
     frames: np.ndarray
@@ -5655,7 +5661,7 @@ class TemplateBank:
 
     @property
     def reflections(self) -> _Reflections:
-        return _Reflections(self.g, self.strength, self.cone, self.half_width_invA, self.wavelength_A)
+        return _Reflections(self.g, self.strength, self.cone, self.reach, self.half_width_invA, self.wavelength_A)
 
     @property
     def coarse(self) -> _Coarse:
@@ -5667,8 +5673,9 @@ class TemplateBank:
 
 
 _RADIAL_BIN = 0.005  # 1/Å
-_RADIAL_TOLERANCE = 0.03  # 1/Å
-_ANGLE_BINS = 180
+_RADIAL_TOLERANCE = 0.015  # 1/Å, besides Calibration.place_strain
+_ANGLE_BINS = 120
+_VOTE_UNIT = 256.0  # votes are whole numbers, which add and compare faster
 
 
 def zone_axes(operators: np.ndarray, step_deg: float) -> np.ndarray:
@@ -5723,7 +5730,7 @@ def template_bank(
     precession_deg: float,
     excitation_width_invA: float,
     step_deg: float = 2.0,
-    min_relative_intensity: float = 4e-3,
+    min_relative_intensity: float = 1e-3,
     cache: str | Path | None = None,
 ) -> TemplateBank:
     """The bank of one phase for a precessed beam.
@@ -5736,13 +5743,29 @@ def template_bank(
     """
     reflected = reflections(crystal, max_g_invA, min_relative_intensity)
     wavelength = electron_wavelength_A(beam_energy_keV)
-    length = np.linalg.norm(reflected.g, axis=1)
-    refs = _Reflections(
-        reflected.g, reflected.intensity**0.7, length * max(math.radians(precession_deg), 1e-4), excitation_width_invA, wavelength
-    )
+    strength = reflected.intensity**0.7
+    cone = np.linalg.norm(reflected.g, axis=1) * max(math.radians(precession_deg), 1e-4)
     operators = np.asarray(crystal.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+    reach = _excited_reach(reflected.g, strength, cone, excitation_width_invA, wavelength, zone_axes(operators, 10 * step_deg))
+    bright = reach > 0
+    refs = _Reflections(reflected.g[bright], strength[bright], cone[bright], reach[bright], excitation_width_invA, wavelength)
     coarse = _cached_arrays(cache, lambda: _coarse_templates(refs, operators, step_deg), *refs, operators, step_deg)
-    return TemplateBank(crystal, reflected.hkl, *refs, *(coarse[name] for name in _COARSE_ARRAYS), operators)
+    return TemplateBank(crystal, reflected.hkl[bright], *refs, *(coarse[name] for name in _COARSE_ARRAYS), operators)
+
+
+_FAINT = 1e-4  # of a pattern's strength: what no dose of these patterns can show
+
+
+def _excited_reach(
+    g: np.ndarray, strength: np.ndarray, cone: np.ndarray, half_width: float, wavelength: float, zones: np.ndarray
+) -> np.ndarray:
+    """The excitation error (n,) at which each reflection falls under `_FAINT` of a usual pattern's whole; 0 where it never is above."""
+    whole = [np.sum(strength * rocking_curve(excitation_error(g @ rotation_to_zone(zone), wavelength), cone, half_width)) for zone in zones]
+    outside = np.linspace(0, 8, 65)
+    s = cone[:, None] + half_width * outside
+    shines = strength[:, None] * rocking_curve(s, cone[:, None], half_width) > _FAINT * np.median(whole)
+    last = shines.shape[1] - 1 - np.argmax(shines[:, ::-1], axis=1)
+    return np.where(shines.any(axis=1), cone + half_width * outside[last], 0.0)
 
 
 _COARSE_ARRAYS = ("frames", "near", "near_start", "spot_radius", "spot_turn", "spot_weight", "spot_template")
@@ -5779,7 +5802,7 @@ def _coarse_templates(refs: _Reflections, operators: np.ndarray, step_deg: float
     for number, frame in enumerate(frames):
         g = refs.g @ frame
         s = excitation_error(g, refs.wavelength)
-        close = np.flatnonzero(np.abs(s) < refs.cone + 6 * refs.half_width + 1.3 * length * step)
+        close = np.flatnonzero(np.abs(s) < refs.reach + 1.3 * length * step)
         near.append(close)
         near_start.append(near_start[-1] + len(close))
         broad = np.hypot(refs.cone[close], 0.5 * length[close] * step)
@@ -5816,7 +5839,6 @@ _STRAY = 0.003
 _STRAY_DENSITY = 1 / math.log(1000)
 _PLACE_PX = 0.2  # how far a strong spot may be off its place, px, besides Calibration.place_strain
 _LEAST_MEAN = 0.15  # spots expected to have fewer counts are left out
-_TAIL = 8.0  # reflections further than this many half widths outside the cone are not excited
 
 
 class _Camera(NamedTuple):
@@ -5938,7 +5960,8 @@ def _predict(rotation, near, n_near, refs, camera, centre, out):
 
     ``near`` holds the numbers of the reflections to look at.
     """
-    g, strengths, cones, half_width, half_wavelength = refs.g, refs.strength, refs.cone, refs.half_width, 0.5 * refs.wavelength
+    g, strengths, cones, reaches = refs.g, refs.strength, refs.cone, refs.reach
+    half_width, half_wavelength = refs.half_width, 0.5 * refs.wavelength
     r00, r10, r20 = rotation[0, 0], rotation[1, 0], rotation[2, 0]
     r01, r11, r21 = rotation[0, 1], rotation[1, 1], rotation[2, 1]
     r02, r12, r22 = rotation[0, 2], rotation[1, 2], rotation[2, 2]
@@ -5951,15 +5974,14 @@ def _predict(rotation, near, n_near, refs, camera, centre, out):
         i = near[j]
         g0, g1, g2 = g[i, 0], g[i, 1], g[i, 2]
         s = g0 * r02 + g1 * r12 + g2 * r22 + half_wavelength * (g0 * g0 + g1 * g1 + g2 * g2)
-        cone = cones[i]
-        if abs(s) > cone + _TAIL * half_width:
+        if abs(s) > reaches[i]:
             continue
         gx, gy = g0 * r00 + g1 * r10 + g2 * r20, g0 * r01 + g1 * r11 + g2 * r21
         dx, dy = m00 * gx + m01 * gy, m10 * gx + m11 * gy
         y, x = cy + dy, cx + dx
         if y < 2 or x < 2 or y > last_y or x > last_x or dx * dx + dy * dy < nearest2:
             continue
-        out[n, 0], out[n, 1], out[n, 2], out[n, 3] = y, x, strengths[i] * rocking_curve(s, cone, half_width), i
+        out[n, 0], out[n, 1], out[n, 2], out[n, 3] = y, x, strengths[i] * rocking_curve(s, cones[i], half_width), i
         n += 1
     return n
 
@@ -6065,6 +6087,19 @@ def _turned(rotation, axis, angle, out):
 
 
 @numba.njit(cache=True)
+def _spun(rotation, near, n_near, refs, camera, view, diffracted):
+    """Turn ``rotation`` in the plane, in place, as its spots ask for, where that helps; returns the evidence."""
+    trial = np.empty((3, 3))
+    best, spin = _evidence(rotation, near, n_near, refs, camera, view, diffracted)
+    _turned(rotation, 2, spin, trial)
+    value, _ = _evidence(trial, near, n_near, refs, camera, view, diffracted)
+    if value > best:
+        best = value
+        rotation[:] = trial
+    return best
+
+
+@numba.njit(cache=True)
 def _refine(rotation, tilt, levels, near, n_near, refs, camera, view, diffracted):
     """Climb the evidence from ``rotation``, which is changed in place; returns the evidence.
 
@@ -6105,7 +6140,7 @@ def _near_ewald(rotation, reach, refs, first, last, near):
         g0, g1, g2 = refs.g[i, 0], refs.g[i, 1], refs.g[i, 2]
         length2 = g0 * g0 + g1 * g1 + g2 * g2
         s = g0 * rotation[0, 2] + g1 * rotation[1, 2] + g2 * rotation[2, 2] + 0.5 * refs.wavelength * length2
-        if abs(s) < refs.cone[i] + _TAIL * refs.half_width + reach * math.sqrt(length2):
+        if abs(s) < refs.reach[i] + reach * math.sqrt(length2):
             near[n] = i
             n += 1
     return n
@@ -6114,56 +6149,56 @@ def _near_ewald(rotation, reach, refs, first, last, near):
 # --- search of one phase ------------------------------------------------------------------
 
 _COARSE_CANDIDATES = 10
-_FINE_CANDIDATES = 3
-_VOTING_SPOTS = 30
+_FINE_CANDIDATES = 4
+_BEHIND = 25.0  # nats behind the best, at which a candidate is not climbed further
+_HOPELESS = -10.0  # nats, from which none is: chance alone gives more than ten
+_VOTING_SPOTS = 20
 _TEN_DEGREES = math.radians(10)
 
 
 @numba.njit(cache=True, fastmath=True)
-def _vote(weights, radius, turn, coarse, votes):
+def _vote(weights, radius, turn, coarse, tolerance, votes):
     """Sum over pairs (measured spot, template spot) of equal radius, filed by template and in-plane angle, into ``votes``."""
     votes[:] = 0
+    last = len(coarse.bin_start) - 1
+    spot_radius, spot_turn, spot_weight, template = coarse.radius, coarse.turn, coarse.weight, coarse.template
     for k in range(len(radius)):
-        weight = weights[k]
-        low = max(0, int((radius[k] - _RADIAL_TOLERANCE) / _RADIAL_BIN))
-        high = min(len(coarse.bin_start) - 1, int((radius[k] + _RADIAL_TOLERANCE) / _RADIAL_BIN) + 1)
-        if low >= len(coarse.bin_start):
+        low = max(0, int((radius[k] - tolerance) / _RADIAL_BIN))
+        high = min(last, int((radius[k] + tolerance) / _RADIAL_BIN) + 1)
+        if low > last:
             continue
-        here, angle, per_tolerance = np.float32(radius[k]), np.float32(turn[k]), np.float32(1 / _RADIAL_TOLERANCE)
+        here, angle, per_tolerance = np.float32(radius[k]), np.float32(turn[k]), np.float32(1 / tolerance)
+        weight = np.float32(weights[k] * _VOTE_UNIT)
         for i in range(coarse.bin_start[low], coarse.bin_start[high]):
-            off = (coarse.radius[i] - here) * per_tolerance
+            off = (spot_radius[i] - here) * per_tolerance
             near = np.float32(1) - off * off
             if near <= 0:
                 continue
-            between = angle - coarse.turn[i]
+            between = angle - spot_turn[i]
             if between < 0:
                 between += np.float32(1)
-            between *= _ANGLE_BINS
+            between *= np.float32(_ANGLE_BINS)
             j = int(between)
-            share = between - j
-            value = weight * coarse.weight[i] * near
-            template = coarse.template[i]
-            votes[template, j] += value * (np.float32(1) - share)
-            votes[template, j + 1] += value * share
+            value = weight * spot_weight[i] * near
+            second = value * (between - np.float32(j))
+            votes[template[i], j] += np.uint16(value - second)
+            votes[template[i], j + 1] += np.uint16(second)
 
 
-@numba.njit(cache=True, fastmath=True)
+@numba.njit(cache=True)
 def _most_votes(votes, height, templates, bins):
     """The templates with the highest votes and their best angles, the highest first; returns how many."""
     for t in range(len(votes)):
-        votes[t, 0] += votes[t, _ANGLE_BINS]
-        highest = np.float32(0)
+        row = votes[t]
+        row[0] += row[_ANGLE_BINS]
+        highest = np.uint16(0)
         for j in range(_ANGLE_BINS):
-            highest = max(highest, votes[t, j])
+            highest = max(highest, row[j])
         height[t] = highest
     most = min(len(templates), len(votes))
     for m in range(most):
         t = np.argmax(height)
-        highest = height[t]
-        templates[m], height[t] = t, -1
-        for j in range(_ANGLE_BINS):
-            if votes[t, j] == highest:
-                bins[m] = j
+        templates[m], bins[m], height[t] = t, np.argmax(votes[t, :_ANGLE_BINS]), -1
     return most
 
 
@@ -6202,8 +6237,8 @@ def _search_templates(
 ):
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
-        votes = np.zeros((len(coarse.frames), _ANGLE_BINS + 1), np.float32)
-        height = np.zeros(len(coarse.frames), np.float32)
+        votes = np.zeros((len(coarse.frames), _ANGLE_BINS + 1), np.uint16)
+        height = np.zeros(len(coarse.frames), np.int32)
         templates, bins = np.zeros(candidates_each, np.int64), np.zeros(candidates_each, np.int64)
         candidates, value = np.zeros((candidates_each, 3, 3)), np.zeros(candidates_each)
         radius, turn, weights = np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS, np.float32)
@@ -6221,16 +6256,21 @@ def _search_templates(
                     radius[voting], turn[voting] = math.hypot(gx, gy), (math.atan2(gy, gx) / (2 * math.pi)) % 1.0
                     weights[voting] = math.sqrt(math.sqrt(view.spots[k, 4]))
                     voting += 1
-            _vote(weights, radius[:voting], turn[:voting], coarse, votes)
+            _vote(weights, radius[:voting], turn[:voting], coarse, _RADIAL_TOLERANCE + camera.place_strain, votes)
             n = _most_votes(votes, height, templates, bins)
             for c in range(n):
                 t = templates[c]
                 _turned(coarse.frames[t], 2, -2 * math.pi * bins[c] / _ANGLE_BINS, candidates[c])
                 near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
-                value[c] = _refine(candidates[c], tilt, 1, near, len(near), refs, camera, view, diffracted)
-            for c in np.argsort(-value[:n])[:n_fine]:
-                near = coarse.near[coarse.near_start[templates[c]] : coarse.near_start[templates[c] + 1]]
-                value[c] = _refine(candidates[c], tilt / 2, 3, near, len(near), refs, camera, view, diffracted)
+                value[c] = _spun(candidates[c], near, len(near), refs, camera, view, diffracted)
+            for levels, most in ((1, n_fine), (3, (n_fine + 1) // 2)):  # few are climbed a little, the best of them to the end
+                least = max(value[:n].max() - _BEHIND, _HOPELESS if levels > 1 else -1e9)
+                for c in np.argsort(-value[:n], kind="mergesort")[:most]:
+                    if value[c] < least:
+                        break
+                    near = coarse.near[coarse.near_start[templates[c]] : coarse.near_start[templates[c] + 1]]
+                    step = tilt if levels == 1 else tilt / 2
+                    value[c] = _refine(candidates[c], step, levels, near, len(near), refs, camera, view, diffracted)
             _best_of(candidates, value, n, coarse.operators, rotation[i], result[i])
 
 
@@ -6523,6 +6563,7 @@ def scan_step_nm(sample: Sample, signal: Any) -> float:
 
 _SAME_LATTICE = math.radians(3.0)
 _LATTICE_REACH = 2  # patterns
+_SURE_NATS = 30.0
 
 
 @functools.lru_cache(maxsize=256)
@@ -6670,7 +6711,7 @@ class _Components(NamedTuple):
 def _lattices_about(i, shape, reach, lattice, size, numbers, nearest):
     """Lattices found within ``reach`` of pattern i, its own first, then the most frequent; returns how many.
 
-    ``nearest`` takes the nearest pattern on each. One that was found in fewer than three patterns counts only in these.
+    ``nearest`` takes the nearest pattern on each. One whose ``size`` is under three counts only in its own patterns.
     """
     ny, nx = shape
     y, x = i // nx, i % nx
@@ -6699,12 +6740,13 @@ def _lattices_about(i, shape, reach, lattice, size, numbers, nearest):
 
 
 @numba.njit(cache=True)
-def _propose(shape, reach, lattice, keys, seen, families, rotation_each, support_each, second, out):
+def _propose(shape, reach, lattice, keys, seen, surest, families, rotation_each, support_each, second, out):
     """Fill ``out`` with what each pattern may hold: all phases on the lattices about it, its own best of the other phases,
     and what the spots ask for that its best crystal leaves, ``second`` (p, n, 3, 3)."""
     n = shape[0] * shape[1]
     p = seen.shape[1]
     size = seen.sum(axis=2).sum(axis=1)
+    size[surest > _SURE_NATS] += 3  # found once, but beyond doubt
     numbers, nearest = np.zeros(12, np.int64), np.zeros(12, np.int64)
     for i in range(n):
         c = 0
@@ -6751,7 +6793,8 @@ def _unexplained(table, number, background, centre, refs, first, camera, phase, 
                 voters[i, k] = view.spots[k, 4] > 8 and view.strength[k] <= 0
 
 
-_LEAST_UNEXPLAINED = 4  # clear spots that call for a second crystal
+_LEAST_UNEXPLAINED = 4  # clear spots, which also hold ...
+_LEAST_LEFT = 0.1  # ... this share of the net counts of all clear spots, call for a second crystal
 
 
 def _second_crystals(
@@ -6762,7 +6805,9 @@ def _second_crystals(
     voters = np.zeros(spots.table.shape[:2], bool)
     _unexplained(spots.table, spots.number, spots.background, spots.centre_px, refs, first, _camera(calibration), best, rotation, voters,
                  numba.get_num_threads())  # fmt: skip
-    some = np.flatnonzero(voters.sum(axis=1) >= _LEAST_UNEXPLAINED)
+    net = np.where(spots.table[:, :, 4] > 8, spots.table[:, :, 2] - spots.table[:, :, 3], 0)
+    left = (net * voters).sum(axis=1) >= _LEAST_LEFT * net.sum(axis=1)
+    some = np.flatnonzero((voters.sum(axis=1) >= _LEAST_UNEXPLAINED) & left)
     found = np.zeros((len(banks), len(best), 3, 3))
     for k, bank in enumerate(banks if len(some) else ()):
         found[k, some] = search_phase(spots[some], calibration, bank, voters=voters[some])[0]
@@ -7330,13 +7375,13 @@ def _search_all(patterns: Any, calibration: Calibration, banks: list[TemplateBan
     parts = [slice(y * nx, min(y + lines, ny) * nx) for y in range(0, ny, lines)]
     rotation, evidence, runner_up = np.zeros((p, n, 3, 3), np.float32), np.zeros((p, n)), np.zeros((p, n))
     centre = calibration.centre_px.reshape(-1, 2)
-    found = []
+    spots = _no_spots(centre, patterns.shape[2:])
     for part in progress(parts) if progress else parts:
-        found.append(find_spots(_read_patterns(patterns, part), centre[part], calibration))
+        here = find_spots(_read_patterns(patterns, part), centre[part], calibration)
+        spots.table[part], spots.number[part], spots.background[part] = here.table, here.number, here.background
         for k, bank in enumerate(banks):
-            rotation[k, part], evidence[k, part], runner_up[k, part] = search_phase(found[-1], calibration, bank)
-    table, number, background, centres = (np.concatenate([getattr(s, f.name) for s in found]) for f in dataclasses.fields(Spots))
-    return Spots(table, number, background, centres), rotation, evidence, runner_up
+            rotation[k, part], evidence[k, part], runner_up[k, part] = search_phase(here, calibration, bank)
+    return spots, rotation, evidence, runner_up
 
 
 def _tiles(ny: int, nx: int, size: int = 96, margin: int = 4) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
@@ -7372,7 +7417,7 @@ def _empty_indexing(banks: list[TemplateBank], shape: tuple[int, int], chance: n
 def _joined_reflections(banks: list[TemplateBank]) -> tuple[_Reflections, np.ndarray]:
     """The reflections of all banks in one, and where each begins (p + 1,)."""
     parts = [b.reflections for b in banks]
-    joined = [np.concatenate([getattr(r, name) for r in parts]) for name in ("g", "strength", "cone")]
+    joined = [np.concatenate([getattr(r, name) for r in parts]) for name in ("g", "strength", "cone", "reach")]
     return _Reflections(*joined, parts[0].half_width, parts[0].wavelength), np.cumsum([0, *(len(r.g) for r in parts)])
 
 
@@ -7395,7 +7440,19 @@ def _solve_tile(
         np.zeros((n, _MOST_COMPONENTS, 3, 3)), np.full((n, _MOST_COMPONENTS), -1e3),
     )  # fmt: skip
     second = _second_crystals(spots, calibration, banks, best, own) if mixtures else np.zeros_like(rotation)
-    _propose(shape, _LATTICE_REACH if neighbours else 0, lattice, keys, seen, families, rotation, support, second, parts)
+    _propose(
+        shape,
+        _LATTICE_REACH if neighbours else 0,
+        lattice,
+        keys,
+        seen,
+        support.max(axis=0)[leaders],
+        families,
+        rotation,
+        support,
+        second,
+        parts,
+    )
     tables = (spots.table, spots.number, spots.background, spots.centre_px)
     _score_components(*tables, refs, first, camera, math.radians(0.3), families.own, parts.phase, parts.rotation, parts.evidence, threads)
     related = _related_lattices(keys[leaders], families.family[best[leaders]], families.operators[best[leaders]])
@@ -7407,9 +7464,8 @@ def _solve_tile(
     chosen[:, 0], share[:, 0] = choice, choice >= 0
     if mixtures:
         cost, unit = np.zeros((n, _MOST_COMPONENTS)), np.zeros(n)
-        for _ in range(2 if neighbours else 1):
-            _costs(shape, parts, chance, chosen if neighbours else np.full_like(chosen, -1), share, cost)
-            _choose_sets(*tables, refs, first, camera, parts, cost, nats * agreeing, chosen, share, unit, threads)
+        _costs(shape, parts, chance, chosen if neighbours else np.full_like(chosen, -1), share, cost)
+        _choose_sets(*tables, refs, first, camera, parts, cost, nats * agreeing, chosen, share, unit, threads)
         if (chosen >= 0).any():
             weights, covariance = _measure_shares(spots, camera, refs, first, families.family, parts, chosen, unit, neighbours)
             share, sd = _normalised(weights, covariance)
@@ -7494,20 +7550,30 @@ def chance_evidence(
     return chance + max(0.0, float(np.quantile((evidence - chance[:, None]).max(axis=0), 0.98)))
 
 
-def decide_phases(found: Indexing, *, least_support: float = 2.0, least_margin: float = 3.0) -> dict[str, np.ndarray]:
+def decide_phases(
+    found: Indexing,
+    correlation: np.ndarray,
+    *,
+    least_support: float = 2.0,
+    least_margin: float = 3.0,
+    least_correlation: float = 0.35,
+    sure_correlation: float = 0.5,
+) -> dict[str, np.ndarray]:
     """The phase of every pattern.
 
     Where one crystal explains a pattern, its phase is decided by the evidence above chance;
-    where several overlap, by the largest share, whose error is that of the shares.
+    where several overlap, by the largest share, whose error is that of the shares. Evidence compares the
+    candidates only; whether any of them is right shows in ``correlation`` (ny, nx) (`correlation_map`).
 
     Returns maps (ny, nx): ``phase_id`` (-1 not indexed: less than ``least_support`` nats above
-    what chance gives), ``probability`` (p, ny, nx), ``phase_margin`` in nats to the next phase,
-    ``orientation_margin`` to the next orientation of the same phase, ``decided``: a margin of at
-    least ``least_margin`` (20 to 1), ``second_phase_id`` (-1: none) and ``second_share``; and ``rotation`` (ny, nx, 3, 3).
+    what chance gives, or less than ``least_correlation``), ``probability`` (p, ny, nx), ``phase_margin``
+    in nats to the next phase, ``orientation_margin`` to the next orientation of the same phase,
+    ``decided``: a margin of at least ``least_margin`` (20 to 1) and a correlation of at least
+    ``sure_correlation``, ``second_phase_id`` (-1: none) and ``second_share``; and ``rotation`` (ny, nx, 3, 3).
     """
     support = found.support
     p = len(support)
-    indexed = support.max(axis=0) > least_support
+    indexed = (support.max(axis=0) > least_support) & (correlation >= least_correlation)
     several = (found.part_share > 0).sum(axis=-1) > 1
     phase = np.where(found.part_phase[..., 0] >= 0, found.part_phase[..., 0], found.winner)
     lead = np.take_along_axis(support, phase[None], axis=0)[0]
@@ -7528,7 +7594,7 @@ def decide_phases(found: Indexing, *, least_support: float = 2.0, least_margin: 
         "probability": probability,
         "phase_margin": np.maximum(margin, 0.0),
         "orientation_margin": np.clip(evidence - runner_up, 0.0, 100.0),
-        "decided": indexed & (margin >= least_margin),
+        "decided": indexed & (margin >= least_margin) & (correlation >= sure_correlation),
         "second_phase_id": np.where(indexed, second, -1),
         "second_share": np.where(indexed & several, found.part_share[..., 1], 0.0),
         "rotation": rotation,
@@ -7554,42 +7620,48 @@ def _probability_of_largest(shares: np.ndarray, found: Indexing, model_sd: float
 
 
 @numba.njit(cache=True, parallel=True)
-def _correlations(table, number, background, centre, refs, first, camera, phase, rotation, result, threads):
+def _correlations(table, number, background, centre, refs, first, camera, phase, share, rotation, result, threads):
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
         near = np.empty(len(refs.g), np.int64)
+        expected = np.empty(_MOST_SPOTS)
         for i in range(thread, len(table), threads):
-            if phase[i] < 0 or number[i] == 0:
+            if phase[i, 0] < 0 or number[i] == 0:
                 continue
             view, _ = _view(table[i], number[i], background[i], centre[i], camera, work)
-            n_near = _near_ewald(rotation[i], 0.0, refs, first[phase[i]], first[phase[i] + 1], near)
-            _, total = _collect(rotation[i], near, n_near, refs, camera, view)
+            expected[:] = 0
+            for q in range(phase.shape[1]):
+                if phase[i, q] < 0:
+                    continue
+                n_near = _near_ewald(rotation[i, q], 0.0, refs, first[phase[i, q]], first[phase[i, q] + 1], near)
+                _, total = _collect(rotation[i, q], near, n_near, refs, camera, view)
+                for k in range(number[i]):
+                    expected[k] += share[i, q] * view.strength[k] / max(total, 1e-30)
             product = measured = 0.0
             for k in range(number[i]):
                 if view.spots[k, 4] >= 4:
                     net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
                     measured += net
-                    product += math.sqrt(net * view.strength[k])
-            if total * measured > 0:
-                result[i] = product / math.sqrt(total * measured)
+                    product += math.sqrt(net * expected[k])
+            if measured > 0:
+                result[i] = product / math.sqrt(measured)
 
 
-def correlation_map(
-    spots: Spots, calibration: Calibration, banks: list[TemplateBank], phase_id: np.ndarray, rotation: np.ndarray
-) -> np.ndarray:
-    """Correlation coefficient (0 to 1) of measured and predicted spot strengths (square roots), (ny, nx), of the phases and
-    rotations found; 0 where not indexed.
+def correlation_map(spots: Spots, calibration: Calibration, banks: list[TemplateBank], found: Indexing) -> np.ndarray:
+    """Correlation coefficient (0 to 1) of measured and predicted spot strengths (square roots), (ny, nx).
 
-    Over all measured spots of at least 4 nats and all predicted places; 1 is a pattern whose
-    spots are all predicted, in their proportions, and no others.
+    Over all measured spots of at least 4 nats and all places that the crystals of a pattern
+    predict, these in their shares; 1 is a pattern whose spots are all predicted, in their proportions, and no others.
     """
     refs, first = _joined_reflections(banks)
-    result = np.zeros(phase_id.size)
+    shape = found.winner.shape
+    result = np.zeros(found.winner.size)
     _correlations(
-        spots.table, spots.number, spots.background, spots.centre_px, refs, first, _camera(calibration), phase_id.ravel(),
-        np.ascontiguousarray(rotation, dtype=float).reshape(-1, 3, 3), result, numba.get_num_threads(),
+        spots.table, spots.number, spots.background, spots.centre_px, refs, first, _camera(calibration),
+        found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS),
+        found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float), result, numba.get_num_threads(),
     )  # fmt: skip
-    return result.reshape(phase_id.shape)
+    return result.reshape(shape)
 
 
 @numba.njit(cache=True, parallel=True)

@@ -42,9 +42,10 @@ def calibration(scan):
     return helpers.Calibration(0.02178, np.eye(2), truth["centre_px"], mask, 1.4)
 
 
-@pytest.fixture(scope="module")
-def found(scan, calibration, banks):
-    return helpers.index_scan(scan[0], calibration, banks)[0]
+def map_of(patterns, calibration, banks, **options):
+    """What `decide_phases` says of a scan, and the indexing itself."""
+    found, spots = helpers.index_scan(patterns, calibration, banks, **options)
+    return helpers.decide_phases(found, helpers.correlation_map(spots, calibration, banks, found)), found, spots
 
 
 # --- crystallography of the templates ------------------------------------------------------
@@ -262,9 +263,9 @@ def test_scale_is_found_from_the_scan(scan, calibration, banks):
 # --- matching ------------------------------------------------------------------------------
 
 
-def test_phases_and_orientations_against_truth(scan, found, banks):
-    _, truth = scan
-    decision = helpers.decide_phases(found)
+def test_phases_and_orientations_against_truth(scan, calibration, banks):
+    patterns, truth = scan
+    decision, _, _ = map_of(patterns, calibration, banks)
     crystal = truth["phase"] >= 0
     right = decision["phase_id"] == truth["phase"]
     assert right[crystal].mean() > 0.97
@@ -292,7 +293,7 @@ def test_background_alone_is_not_indexed(calibration, banks):
     expected = 2.5 * np.exp(-radius / 20) + 200 * np.exp(-0.5 * (radius / 1.5) ** 2)
     patterns = np.minimum(rng.poisson(expected, (4, 5, 144, 144)), 255).astype(np.uint8)
     local = helpers.replace(calibration, centre_px=np.full((4, 5, 2), 71.5))
-    decision = helpers.decide_phases(helpers.index_scan(patterns, local, banks)[0])
+    decision, _, _ = map_of(patterns, local, banks)
     assert (decision["phase_id"] == -1).mean() >= 0.9
 
 
@@ -381,8 +382,7 @@ def test_recorded_steel_is_austenite_and_not_g_phase():
     gain, offset = helpers.detector_gain(patterns.reshape(-1, *patterns.shape[2:]), mask)
     calibration = helpers.Calibration(0.01261, np.eye(2), measured, mask, 1.7, gain, offset, place_strain=0.02)
     banks = [helpers.template_bank(c, max_g_invA=1.4, **(OPTICS | {"excitation_width_invA": 0.004})) for c in crystals]
-    found, spots = helpers.index_scan(patterns, calibration, banks)
-    decision = helpers.decide_phases(found)
+    decision, found, spots = map_of(patterns, calibration, banks)
     assert (decision["phase_id"] == 0).all()
     assert (found.support[0] > 50).all() and (found.support[1] < 0).all()
     # The crystal is seen along <110>: of its eight clearest spots within 1 1/Å six are, within 2 px, reflections of that zone.
