@@ -6646,8 +6646,8 @@ def _joins(i, number, key, leader, operators, lattice, keys):
 
 
 @numba.njit(cache=True)
-def _find_lattices(shape, best, support, rotation, least_support, families):
-    """Group the patterns' best solutions by lattice, the surest first.
+def _find_lattices(shape, best, support, rotation, least_support, families, shared):
+    """Group the patterns' best solutions by lattice, the surest first; each is a lattice of its own where they are not ``shared``.
 
     Returns the lattice (n,) of every pattern (-1: support too small), its orientation in the
     parent's frame and the lattice's setting (n, 3, 3), the leader's pattern of each lattice, and
@@ -6664,16 +6664,16 @@ def _find_lattices(shape, best, support, rotation, least_support, families):
             break
         phase = best[i]
         _product(families.to_parent[phase], rotation[i], key)
-        y, x, joined = i // nx, i % nx, False
+        y, x, joined = i // nx, i % nx, not shared
         for v in range(max(0, y - 1), min(ny, y + 2)):  # most often one of the neighbours' lattices
             for u in range(max(0, x - 1), min(nx, x + 2)):
                 number = lattice[v * nx + u]
                 if not joined and number >= 0 and families.family[best[leaders[number]]] == families.family[phase]:
                     joined = _joins(i, number, key, keys[leaders[number]], families.operators[phase], lattice, keys)
-        for number in range(n_lattices):
+        for number in range(0 if joined else n_lattices):
             if not joined and families.family[best[leaders[number]]] == families.family[phase]:
                 joined = _joins(i, number, key, keys[leaders[number]], families.operators[phase], lattice, keys)
-        if not joined:
+        if lattice[i] < 0:
             leaders[n_lattices], lattice[i] = i, n_lattices
             keys[i] = key
             n_lattices += 1
@@ -6860,7 +6860,7 @@ def _settle(shape, parts, chance, related, nats, choice, agreeing):
                 for v in range(max(0, y - 1), min(ny, y + 2)):
                     for u in range(max(0, x - 1), min(nx, x + 2)):
                         j = v * nx + u
-                        if turn == 0 or j == i or before[j] < 0 or own < 0:
+                        if turn == 0 or nats == 0 or j == i or before[j] < 0 or own < 0:
                             continue
                         other = parts.lattice[j, before[j]]
                         if other >= 0 and related[own, other] and parts.evidence[j, before[j]] > chance[parts.phase[j, before[j]]] + 2:
@@ -6873,11 +6873,13 @@ def _settle(shape, parts, chance, related, nats, choice, agreeing):
             break
 
 
-def _related_lattices(keys: np.ndarray, family: np.ndarray, operators: np.ndarray) -> np.ndarray:
+@numba.njit(cache=True)
+def _related_lattices(keys, family, operators):
     """Whether lattices (l, 3, 3) are the same or neighbours in orientation (a bent grain has several), (l, l)."""
     n = len(keys)
-    related = np.eye(n, dtype=bool)
+    related = np.zeros((n, n), np.bool_)
     for a in range(n):
+        related[a, a] = True
         for b in range(a):
             if family[a] == family[b]:
                 related[a, b] = related[b, a] = _nearest_operator(keys[a], keys[b], operators[a])[1] < 2 * _SAME_LATTICE
@@ -7434,7 +7436,7 @@ def _solve_tile(
     support = evidence - chance[:, None]
     best = np.argmax(support, axis=0)
     own = rotation[best, np.arange(n)]
-    lattice, keys, leaders, seen = _find_lattices(shape, best, support.max(axis=0), own, 3.0, families)
+    lattice, keys, leaders, seen = _find_lattices(shape, best, support.max(axis=0), own, 3.0, families, neighbours)
     parts = _Components(
         np.full((n, _MOST_COMPONENTS), -1), np.full((n, _MOST_COMPONENTS), -1), np.zeros((n, _MOST_COMPONENTS), int),
         np.zeros((n, _MOST_COMPONENTS, 3, 3)), np.full((n, _MOST_COMPONENTS), -1e3),
@@ -7455,7 +7457,8 @@ def _solve_tile(
     )
     tables = (spots.table, spots.number, spots.background, spots.centre_px)
     _score_components(*tables, refs, first, camera, math.radians(0.3), families.own, parts.phase, parts.rotation, parts.evidence, threads)
-    related = _related_lattices(keys[leaders], families.family[best[leaders]], families.operators[best[leaders]])
+    shared = leaders if neighbours else leaders[:0]
+    related = _related_lattices(keys[shared], families.family[best[shared]], families.operators[best[shared]])
     choice, agreeing = np.full(n, -1), np.zeros((n, _MOST_COMPONENTS), int)
     nats = neighbour_nats if neighbours else 0.0
     _settle(shape, parts, chance, related, nats, choice, agreeing)
@@ -7637,13 +7640,14 @@ def _correlations(table, number, background, centre, refs, first, camera, phase,
                 _, total = _collect(rotation[i, q], near, n_near, refs, camera, view)
                 for k in range(number[i]):
                     expected[k] += share[i, q] * view.strength[k] / max(total, 1e-30)
-            product = measured = 0.0
+            product, measured, explained = 0.0, 0.0, 0
             for k in range(number[i]):
                 if view.spots[k, 4] >= 4:
                     net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
                     measured += net
                     product += math.sqrt(net * expected[k])
-            if measured > 0:
+                    explained += expected[k] > 0
+            if explained > 1:
                 result[i] = product / math.sqrt(measured)
 
 
@@ -7651,7 +7655,8 @@ def correlation_map(spots: Spots, calibration: Calibration, banks: list[Template
     """Correlation coefficient (0 to 1) of measured and predicted spot strengths (square roots), (ny, nx).
 
     Over all measured spots of at least 4 nats and all places that the crystals of a pattern
-    predict, these in their shares; 1 is a pattern whose spots are all predicted, in their proportions, and no others.
+    predict, these in their shares; 1 is a pattern whose spots are all predicted, in their
+    proportions, and no others. One spot is no crystal: 0 where fewer than two are explained.
     """
     refs, first = _joined_reflections(banks)
     shape = found.winner.shape

@@ -297,6 +297,152 @@ def test_background_alone_is_not_indexed(calibration, banks):
     assert (decision["phase_id"] == -1).mean() >= 0.9
 
 
+def pattern_of(parts, calibration, rng, electrons=6000.0, shape=(144, 144)):
+    """A pattern (ky, kx) of several crystals: ``parts`` holds (bank, rotation, share); strengths off by 30 % each, Poisson noise."""
+    centre = calibration.centre_px[0, 0]
+    radius = np.hypot(*(np.indices(shape) - centre[:, None, None]))
+    image = 0.3 * electrons * np.exp(-radius / 20) / (2 * math.pi * 20**2)
+    yy, xx = np.indices(shape)
+    for bank, rotation, share in parts:
+        places, strength, _ = helpers.predicted_spots(bank, rotation, centre, calibration, min_relative_intensity=0.001)
+        strength = strength * rng.lognormal(0, 0.3, len(strength))
+        for (y, x), s in zip(places, strength / strength.sum(), strict=True):
+            image += 0.3 * electrons * share * s * np.exp(-0.5 * ((yy - y) ** 2 + (xx - x) ** 2) / 1.4**2) / (2 * math.pi * 1.4**2)
+    return np.minimum(rng.poisson(image), 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def still():
+    """The calibration of a scan without descan."""
+    return helpers.Calibration(0.02178, np.eye(2), np.full((8, 8, 2), 71.5), np.zeros((144, 144), bool), 1.4)
+
+
+def test_rocking_curve_is_a_lorentzian_on_the_precession_cone():
+    s, cone, width = np.linspace(-0.02, 0.02, 9)[:, None], 0.005, 0.0007
+    turn = (np.arange(20000) + 0.5) * 2 * math.pi / 20000
+    numeric = np.mean(width / math.pi / ((s - cone * np.cos(turn)) ** 2 + width**2), axis=1)
+    assert np.allclose(helpers.rocking_curve(s[:, 0], cone, width), numeric, rtol=1e-6)
+    everywhere = np.linspace(-20, 20, 400001)
+    assert np.trapezoid(helpers.rocking_curve(everywhere, cone, width), everywhere) == pytest.approx(1, abs=1e-3)
+
+
+def test_banks_are_kept_by_content_and_made_again_when_damaged(tmp_path, crystals):
+    options = OPTICS | {"max_g_invA": 1.0, "step_deg": 4.0, "cache": tmp_path}
+    first = helpers.template_bank(crystals[2], **options)
+    (kept,) = tmp_path.iterdir()
+    for damage in (None, b"not an archive", kept.read_bytes()[:200]):
+        if damage is not None:
+            kept.write_bytes(damage)
+        again = helpers.template_bank(crystals[2], **options)
+        assert all(np.array_equal(a, b) for a, b in zip(first.coarse, again.coarse, strict=True))
+    helpers.template_bank(crystals[2], **(options | {"precession_deg": 0.7}))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("electrons", [1000, 4000, 16000])
+def test_defaults_hold_whatever_the_dose(crystals, banks, electrons):
+    """No knob follows the dose: from few spots of ten counts to saturated ones."""
+    rng = np.random.default_rng(7)
+    patterns, truth = helpers.simulate_ped_scan(
+        rng, crystals, (12, 12), rocksalt_fraction=0.3, spinel_fraction=0.15, electrons=electrons, overlap=0.0, n_grains=4, hot_pixels=0
+    )
+    calibration = helpers.Calibration(0.02178, np.eye(2), truth["centre_px"], np.zeros((144, 144), bool), 1.4)
+    decision, _, _ = map_of(patterns, calibration, banks)
+    crystal = truth["phase"] >= 0
+    right = decision["phase_id"] == truth["phase"]
+    assert right[crystal].mean() > 0.93
+    assert right[crystal & decision["decided"]].mean() > 0.97
+
+
+def test_two_crystals_in_a_pattern_do_not_become_a_third(banks, still):
+    """Layered over LLZO, and layered over rocksalt on its lattice: the larger share names the pattern, the other one is reported."""
+    rng = np.random.default_rng(11)
+    layered, _, rocksalt, llzo = banks
+    turns = Rotation.random(2, rng=rng).as_matrix()
+    on_lattice = helpers.orientation_relations(layered.crystal, rocksalt.crystal)[0] @ turns[0]
+    for other, rotation, number in ((llzo, turns[1], 3), (rocksalt, on_lattice, 2)):
+        patterns = np.empty((4, 5, 144, 144), np.uint8)
+        for y, x in np.ndindex(4, 5):
+            share = (0.0, 0.25, 0.5, 0.75, 1.0)[x]
+            parts = [(layered, turns[0], 1 - share), (other, rotation, share)]
+            patterns[y, x] = pattern_of([p for p in parts if p[2] > 0], still, rng)
+        local = helpers.replace(still, centre_px=still.centre_px[:4, :5])
+        decision, _, _ = map_of(patterns, local, banks)
+        assert (decision["phase_id"][:, :2] == 0).all() and (decision["phase_id"][:, 3:] == number).all()
+        assert np.isin(decision["phase_id"], (0, number)).all()
+        assert (decision["second_phase_id"][:, 1] == number).mean() >= 0.75 and (decision["second_phase_id"][:, 3] == 0).mean() >= 0.75
+        assert np.isin(decision["second_phase_id"][:, [0, 4]], (-1, 0, number)).mean() >= 0.75
+        assert np.median(decision["second_share"][:, [1, 3]]) == pytest.approx(0.25, abs=0.1)
+
+
+def test_a_zone_that_cannot_discriminate_says_so(banks, still):
+    """Along [001]hex || [111]cubic layered and rocksalt show the same spots; along [100]hex || [1-10] the 003 row tells them apart."""
+    layered, _, rocksalt, _ = banks
+    relation = helpers.orientation_relations(layered.crystal, rocksalt.crystal)[0]
+    low = [helpers.template_bank(b.crystal, max_g_invA=0.8, **OPTICS) for b in (layered, rocksalt)]
+    counts = []
+    for zone in ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0)):
+        rotation = helpers.rotation_to_zone(np.array(zone))
+        image = pattern_of([(low[0], rotation, 1.0)], still, np.random.default_rng(3), electrons=20000)
+        local = helpers.replace(still, centre_px=still.centre_px[:1, :1])
+        spots = helpers.find_spots(image[None], local.centre_px[0], local)
+        rotations = np.stack([rotation, relation @ rotation])[:, None, None]
+        counts.append(helpers.discriminating_spots(spots, local, low, np.zeros((1, 1), int), rotations)[0, 0])
+    assert counts[0] == 0 and counts[1] >= 2
+
+
+def test_neighbours_can_be_switched_off(scan, calibration, banks):
+    """Then a pattern's result does not depend on what lies around it; only what is chance comes from the whole scan."""
+    patterns = scan[0][:3, :4]
+    local = helpers.replace(calibration, centre_px=calibration.centre_px[:3, :4])
+    turned = helpers.replace(calibration, centre_px=local.centre_px[::-1, ::-1])
+    options = {"neighbours": False, "mixtures": False}
+    first, second = map_of(patterns, local, banks, **options)[1], map_of(patterns[::-1, ::-1], turned, banks, **options)[1]
+    assert (first.evidence == second.evidence[:, ::-1, ::-1]).mean() > 0.9
+
+
+def test_lazy_scans_give_what_arrays_give(scan, calibration, banks):
+    import dask.array as da
+
+    part = scan[0][:3, :4]
+    local = helpers.replace(calibration, centre_px=calibration.centre_px[:3, :4])
+    lazy = map_of(da.from_array(part, chunks=(1, 2, 144, 144)), local, banks)[0]
+    assert all(np.array_equal(a, b) for a, b in zip(lazy.values(), map_of(part, local, banks)[0].values(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["saturated", "zero", "masked", "flat", "one bright pixel"])
+def test_patterns_without_diffraction_are_not_indexed(scan, calibration, banks, kind):
+    patterns = scan[0][:2, :2].copy()
+    local = helpers.replace(calibration, centre_px=calibration.centre_px[:2, :2])
+    if kind == "masked":
+        local = helpers.replace(local, mask=np.ones((144, 144), bool))
+    else:
+        patterns[:] = {"saturated": 255, "zero": 0, "flat": 7, "one bright pixel": 0}[kind]
+        if kind == "one bright pixel":
+            patterns[:, :, 100, 90] = 200
+    decision, found, spots = map_of(patterns, local, banks)
+    assert (decision["phase_id"] == -1).all() and not decision["decided"].any()
+    assert np.isfinite(decision["probability"]).all() and np.isfinite(decision["phase_margin"]).all()
+    assert (helpers.discriminating_spots(spots, local, banks, decision["phase_id"], found.rotation) == 0).all()
+
+
+def test_one_pattern_alone_is_indexed(scan, calibration, banks):
+    _, truth = scan
+    y, x = np.argwhere(truth["phase"] == 3)[0]
+    local = helpers.replace(calibration, centre_px=calibration.centre_px[y : y + 1, x : x + 1])
+    decision, _, _ = map_of(scan[0][y : y + 1, x : x + 1], local, banks)
+    assert decision["phase_id"][0, 0] == 3 and decision["decided"][0, 0]
+
+
+def test_a_missing_candidate_makes_no_confident_map(scan, calibration, banks):
+    """LLZO patterns offered only the phases of the cathode: few find a place, and hardly one is called decided."""
+    patterns, truth = scan
+    decision, _, _ = map_of(patterns, calibration, banks[:3])
+    garnet = truth["phase"] == 3
+    assert decision["decided"][garnet].mean() < 0.1
+    assert decision["decided"][(truth["phase"] >= 0) & ~garnet].mean() > 0.9
+
+
 def test_grains_join_neighbours_of_one_orientation(banks):
     turn = Rotation.from_euler("z", [[0], [2], [20]], degrees=True).as_matrix()
     rotation = turn[np.array([[0, 1, 2], [0, 1, 2]])]
