@@ -6846,7 +6846,8 @@ def _score_components(table, number, background, centre, refs, first, camera, ti
 def _settle(shape, parts, chance, related, nats, choice, agreeing):
     """Choose in turns the component of every pattern with the most support and agreement about it, into ``choice``.
 
-    ``agreeing`` (n, c) takes the number of the eight neighbours whose choice lies on a component's lattice.
+    ``agreeing`` (n, c) takes the number of the eight neighbours whose choice lies on a component's
+    lattice, and, of one phase, is the same variant there.
     """
     ny, nx = shape
     for turn in range(6):
@@ -6862,9 +6863,11 @@ def _settle(shape, parts, chance, related, nats, choice, agreeing):
                         j = v * nx + u
                         if turn == 0 or nats == 0 or j == i or before[j] < 0 or own < 0:
                             continue
-                        other = parts.lattice[j, before[j]]
-                        if other >= 0 and related[own, other] and parts.evidence[j, before[j]] > chance[parts.phase[j, before[j]]] + 2:
-                            agree += 1
+                        d = before[j]
+                        other, phase = parts.lattice[j, d], parts.phase[j, d]
+                        if other < 0 or not related[own, other] or parts.evidence[j, d] <= chance[phase] + 2:
+                            continue
+                        agree += phase != parts.phase[i, c] or own != other or parts.variant[j, d] == parts.variant[i, c]
                 agreeing[i, c] = agree
                 value = parts.evidence[i, c] - chance[parts.phase[i, c]] + nats * agree
                 if value > best:
