@@ -1,25 +1,27 @@
 # The workbook's commands. On a machine with Python 3.11 or newer, git and make:
 #   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders)
 #   make test    the tests
-# and: lab, share, lock, lint, clean.
+# and: lab, share, validation (FULL=1), lock, lint, clean.
 
 PYTHON ?= python3
 CORES ?= all
 DATA ?=
 RESULTS ?=
 FIGURES ?=
-export DATA RESULTS FIGURES
+FULL ?=
+export DATA RESULTS FIGURES FULL
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN_LOG = $${RESULTS:-results}/run.log
 DEMO = $${RESULTS:-results}/00_demo_data
+VALIDATION = $${RESULTS:-results}/09_validation
 DEMO_MARK = data/samples/.unfinished
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock
 
-.PHONY: setup run demo test lab share lock lint clean
+.PHONY: setup run demo test lab share validation lock lint clean
 
 setup: $(READY)
 
@@ -61,6 +63,16 @@ lab: $(READY)
 
 share: $(READY)
 	@$(BIN)/python -c 'import os, helpers; print("to share:", helpers.share_pages(os.environ["RESULTS"]))'
+
+# Notebook 09: accuracy against truth, and speed
+validation: $(READY)
+	@mkdir -p "$${RESULTS:-results}"
+	@$(BIN)/python -c 'import json, os; print(json.dumps({"full": bool(os.environ.get("FULL")), \
+	**{k + "_dir": os.path.abspath(os.environ[k.upper()]) if os.environ[k.upper()] else "" for k in ("results", "figures")}}))' >"$(VALIDATION).yaml"
+	@$(BIN)/papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks -f "$(VALIDATION).yaml" \
+	notebooks/09_validation.ipynb "$(VALIDATION).ipynb" 2>"$(VALIDATION).log" || \
+	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 09_validation:", helpers.run_error(sys.argv[1]))' "$(VALIDATION).ipynb"; exit 1; }
+	@$(BIN)/jupyter nbconvert --to html --template lab --no-prompt --log-level ERROR "$(VALIDATION).ipynb"
 
 # env.lock: everything that env.yml's pins need, with hashes, for Python 3.11 and newer
 lock: $(READY)

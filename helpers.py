@@ -6741,8 +6741,11 @@ def _lattices_about(i, shape, reach, lattice, size, numbers, nearest):
 
 @numba.njit(cache=True)
 def _propose(shape, reach, lattice, keys, seen, surest, families, rotation_each, support_each, second, out):
-    """Fill ``out`` with what each pattern may hold: all phases on the lattices about it, its own best of the other phases,
-    and what the spots ask for that its best crystal leaves, ``second`` (p, n, 3, 3)."""
+    """Fill ``out`` with what each pattern may hold.
+
+    That is all phases on the lattices about it, its own best solutions ``rotation_each``
+    (p, n, 3, 3) of the other phases, and ``second`` (p, n, 3, 3), what the spots ask for that its best crystal leaves.
+    """
     n = shape[0] * shape[1]
     p = seen.shape[1]
     size = seen.sum(axis=2).sum(axis=1)
@@ -6779,7 +6782,7 @@ def _propose(shape, reach, lattice, keys, seen, surest, families, rotation_each,
 
 
 @numba.njit(cache=True, parallel=True)
-def _unexplained(table, number, background, centre, refs, first, camera, phase, rotation, voters, threads):
+def _mark_unexplained(table, number, background, centre, refs, first, camera, phase, rotation, voters, threads):
     """Mark in ``voters`` (n, 64) the spots of at least 8 nats that a pattern's best crystal does not predict."""
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
@@ -6803,8 +6806,8 @@ def _second_crystals(
     """For every phase the orientation (p, n, 3, 3) that the spots vote for which a pattern's best crystal leaves; 0 where these are few."""
     refs, first = _joined_reflections(banks)
     voters = np.zeros(spots.table.shape[:2], bool)
-    _unexplained(spots.table, spots.number, spots.background, spots.centre_px, refs, first, _camera(calibration), best, rotation, voters,
-                 numba.get_num_threads())  # fmt: skip
+    tables = (spots.table, spots.number, spots.background, spots.centre_px)
+    _mark_unexplained(*tables, refs, first, _camera(calibration), best, rotation, voters, numba.get_num_threads())
     net = np.where(spots.table[:, :, 4] > 8, spots.table[:, :, 2] - spots.table[:, :, 3], 0)
     left = (net * voters).sum(axis=1) >= _LEAST_LEFT * net.sum(axis=1)
     some = np.flatnonzero((voters.sum(axis=1) >= _LEAST_UNEXPLAINED) & left)
@@ -7469,16 +7472,28 @@ def _solve_tile(
     chosen, share, sd = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros((n, _MOST_PARTS))
     chosen[:, 0], share[:, 0] = choice, choice >= 0
     if mixtures:
-        cost, unit = np.zeros((n, _MOST_COMPONENTS)), np.zeros(n)
+        cost = np.zeros((n, _MOST_COMPONENTS))
         _costs(shape, parts, chance, chosen if neighbours else np.full_like(chosen, -1), share, cost)
-        _choose_sets(*tables, refs, first, camera, parts, cost, nats * agreeing, chosen, share, unit, threads)
-        if (chosen >= 0).any():
-            weights, covariance = _measure_shares(spots, camera, refs, first, families.family, parts, chosen, unit, neighbours)
-            share, sd = _normalised(weights, covariance)
+        chosen, share, sd = _overlaps(spots, camera, refs, first, families.family, parts, cost, nats * agreeing, neighbours)
     solved |= _largest_first(parts, chosen, share, sd)
     ny, nx = shape
     return {k: v.reshape(p, ny, nx, *v.shape[2:]) if k in ("rotation", "evidence", "runner_up") else v.reshape(ny, nx, *v.shape[1:])
             for k, v in solved.items()}  # fmt: skip
+
+
+def _overlaps(
+    spots: Spots, camera: _Camera, refs: _Reflections, first: np.ndarray, family: np.ndarray, parts: _Components, cost: np.ndarray,
+    bonus: np.ndarray, learn: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Which components (n, 3) of each pattern lie over each other, their shares and the standard deviations of these."""
+    n = len(spots.number)
+    chosen, share, unit = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros(n)
+    tables = (spots.table, spots.number, spots.background, spots.centre_px)
+    _choose_sets(*tables, refs, first, camera, parts, cost, bonus, chosen, share, unit, numba.get_num_threads())
+    if not (chosen >= 0).any():
+        return chosen, share, np.zeros_like(share)
+    weights, covariance = _measure_shares(spots, camera, refs, first, family, parts, chosen, unit, learn)
+    return chosen, *_normalised(weights, covariance)
 
 
 def _best_of_phases(
