@@ -7313,8 +7313,9 @@ class Indexing:
     p phases in ``names``; ``chance`` (p,) is the evidence that patterns without any crystal
     hardly ever reach (`chance_evidence`), so that ``evidence - chance`` compares phases whose banks
     differ in size and density. ``winner`` (ny, nx) is the phase with the most support, the prior
-    included. The crystals that lie over each other, the largest first: ``part_phase``
-    (ny, nx, 3) (-1: none), ``part_share`` (ny, nx, 3), ``part_sd`` that of its share, and ``part_rotation`` (ny, nx, 3, 3, 3).
+    included, and ``prior`` (ny, nx) what the neighbours' lattices add to the support of a pattern.
+    The crystals that lie over each other, the largest first: ``part_phase`` (ny, nx, 3) (-1: none),
+    ``part_share`` (ny, nx, 3), ``part_sd`` that of its share, and ``part_rotation`` (ny, nx, 3, 3, 3).
     """
 
     names: list[str]
@@ -7323,6 +7324,7 @@ class Indexing:
     runner_up: np.ndarray
     chance: np.ndarray
     winner: np.ndarray
+    prior: np.ndarray
     part_phase: np.ndarray
     part_share: np.ndarray
     part_sd: np.ndarray
@@ -7415,6 +7417,7 @@ def _empty_indexing(banks: list[TemplateBank], shape: tuple[int, int], chance: n
         runner_up=np.zeros((p, *shape)),
         chance=chance,
         winner=np.zeros(shape, int),
+        prior=np.zeros(shape),
         part_phase=np.full((*shape, _MOST_PARTS), -1),
         part_share=np.zeros((*shape, _MOST_PARTS)),
         part_sd=np.zeros((*shape, _MOST_PARTS)),
@@ -7475,7 +7478,7 @@ def _solve_tile(
         cost = np.zeros((n, _MOST_COMPONENTS))
         _costs(shape, parts, chance, chosen if neighbours else np.full_like(chosen, -1), share, cost)
         chosen, share, sd = _overlaps(spots, camera, refs, first, families.family, parts, cost, nats * agreeing, neighbours)
-    solved |= _largest_first(parts, chosen, share, sd)
+    solved |= _largest_first(parts, chosen, share, sd, nats * agreeing)
     ny, nx = shape
     return {k: v.reshape(p, ny, nx, *v.shape[2:]) if k in ("rotation", "evidence", "runner_up") else v.reshape(ny, nx, *v.shape[1:])
             for k, v in solved.items()}  # fmt: skip
@@ -7533,12 +7536,13 @@ def _normalised(weights: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray
     return share, np.where(weights > 0, np.sqrt(np.maximum(variance, 0)), 0.0)
 
 
-def _largest_first(parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray) -> dict[str, np.ndarray]:
+def _largest_first(parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray, bonus: np.ndarray) -> dict[str, np.ndarray]:
     order = np.argsort(-np.where(chosen >= 0, share, -1.0), axis=1, kind="stable")
     chosen, share, sd = (np.take_along_axis(a, order, axis=1) for a in (chosen, share, sd))
     taken, rows = np.maximum(chosen, 0), np.arange(len(chosen))[:, None]
     present = (chosen >= 0) & (share > 0)
     return {
+        "prior": np.where(chosen[:, 0] >= 0, bonus[rows[:, 0], taken[:, 0]], 0.0),
         "part_phase": np.where(present, parts.phase[rows, taken], -1),
         "part_share": np.where(present, share, 0.0),
         "part_sd": np.where(present, sd, 0.0),
@@ -7587,14 +7591,14 @@ def decide_phases(
     candidates only; whether any of them is right shows in ``correlation`` (ny, nx) (`correlation_map`).
 
     Returns maps (ny, nx): ``phase_id`` (-1 not indexed: less than ``least_support`` nats above
-    what chance gives, or less than ``least_correlation``), ``probability`` (p, ny, nx), ``phase_margin``
+    what chance gives, the neighbours' lattice included, or less than ``least_correlation``), ``probability`` (p, ny, nx), ``phase_margin``
     in nats to the next phase, ``orientation_margin`` to the next orientation of the same phase,
     ``decided``: a margin of at least ``least_margin`` (20 to 1) and a correlation of at least
     ``sure_correlation``, ``second_phase_id`` (-1: none) and ``second_share``; and ``rotation`` (ny, nx, 3, 3).
     """
     support = found.support
     p = len(support)
-    indexed = (support.max(axis=0) > least_support) & (correlation >= least_correlation)
+    indexed = (support.max(axis=0) + found.prior > least_support) & (correlation >= least_correlation)
     several = (found.part_share > 0).sum(axis=-1) > 1
     phase = np.where(found.part_phase[..., 0] >= 0, found.part_phase[..., 0], found.winner)
     lead = np.take_along_axis(support, phase[None], axis=0)[0]
