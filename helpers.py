@@ -5300,11 +5300,17 @@ def _centroids(patterns: np.ndarray, mask: np.ndarray, start: np.ndarray, radius
                         edge += value
                         n_edge += 1
             background = edge / max(n_edge, 1)
+            peak = background
+            for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+                for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                    if not mask[y, x] and (y - cy) ** 2 + (x - cx) ** 2 <= reach * reach:
+                        peak = max(peak, float(image[y, x]))
+            floor = background + 0.3 * (peak - background)  # the halo of inelastic scattering is not the beam
             for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
                 for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
                     if mask[y, x] or (y - cy) ** 2 + (x - cx) ** 2 > reach * reach:
                         continue
-                    value = max(float(image[y, x]) - 2.0 * background, 0.0)
+                    value = max(float(image[y, x]) - floor, 0.0)
                     s += value
                     sy += value * y
                     sx += value * x
@@ -5335,8 +5341,11 @@ def smooth_descan(centre_px: np.ndarray, weight: np.ndarray, order: int = 2) -> 
     Returns
     -------
     Centres (ny, nx, 2) on the surface and the robust standard deviation of one coordinate, px.
+    `RecordingError` where no pattern has a direct beam.
     """
     ny, nx = centre_px.shape[:2]
+    if not (weight > 0).any():
+        raise RecordingError("PED scan: no direct beam stands out in any pattern, expected one near the middle of the camera")
     v, u = np.meshgrid(np.linspace(-1, 1, ny) if ny > 1 else [0.0], np.linspace(-1, 1, nx) if nx > 1 else [0.0], indexing="ij")
     powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i) if i < max(1, ny - 1) and j < max(1, nx - 1)]
     design = np.stack([v**i * u**j for i, j in powers], axis=-1).reshape(-1, len(powers))

@@ -222,6 +222,16 @@ def test_direct_beam_follows_the_descan(scan, calibration):
     assert scatter < 0.15
 
 
+def test_a_saturated_beam_on_a_bright_halo_is_found():
+    yy, xx = np.indices((64, 64))
+    radius = np.hypot(yy - 33.0, xx - 30.0)
+    image = np.minimum(140 * np.exp(-radius / 15) + 400 * np.exp(-0.5 * (radius / 3) ** 2), 255).astype(np.uint8)
+    measured, intensity = helpers.direct_beam_positions(np.tile(image, (2, 3, 1, 1)), np.zeros((64, 64), bool))
+    assert np.abs(measured - (33, 30)).max() < 0.1 and (intensity > 0).all()
+    with pytest.raises(helpers.RecordingError, match="no direct beam stands out"):
+        helpers.smooth_descan(measured, 0 * intensity)
+
+
 def test_descan_ignores_blanked_patterns():
     centre = np.stack(np.meshgrid(np.linspace(70, 73, 12), np.linspace(69, 70, 10), indexing="ij"), axis=-1)
     odd = centre.copy()
