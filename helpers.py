@@ -5425,6 +5425,11 @@ class Spots:
     background: np.ndarray
     centre_px: np.ndarray
 
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Table, number, background and centre, as the kernels take them."""
+        return self.table, self.number, self.background, self.centre_px
+
     def __getitem__(self, chosen: Any) -> Spots:
         return Spots(self.table[chosen], self.number[chosen], self.background[chosen], self.centre_px[chosen])
 
@@ -5443,9 +5448,7 @@ def _good_pixels(mask: np.ndarray, half: np.ndarray) -> np.ndarray:
     """Number of pixels (ky, kx) float32 in the aperture about every pixel that are neither masked nor off the camera."""
     from scipy import ndimage
 
-    reach, wide = len(half) // 2, int(half.max())
-    disc = np.abs(np.arange(-wide, wide + 1))[None, :] <= half[:, None]
-    assert disc.shape == (2 * reach + 1, 2 * wide + 1)
+    disc = np.abs(np.arange(-half.max(), half.max() + 1))[None, :] <= half[:, None]
     return ndimage.correlate((~mask).astype(np.float32), disc.astype(np.float32), mode="constant")
 
 
@@ -5784,7 +5787,8 @@ def _cached_arrays(folder: str | Path | None, make: Any, *depends_on: Any) -> di
     """Named arrays from a folder's .npz named by the hash of what they depend on and of the code; else made, and kept there."""
     if folder is None:
         return make()
-    digest = hashlib.sha256(inspect.getsource(_coarse_templates).encode())
+    code = (_coarse_templates, zone_axes, rotation_to_zone, excitation_error, rocking_curve)
+    digest = hashlib.sha256("".join(inspect.getsource(function) for function in code).encode())
     for part in depends_on:
         digest.update(np.ascontiguousarray(part, dtype=float).tobytes())
     path = Path(folder) / f"bank_{digest.hexdigest()[:24]}.npz"
@@ -6308,7 +6312,7 @@ def search_phase(
     if len(bank.spot_radius):
         step = math.sqrt(4 * math.pi / (len(bank.operators) * len(bank.frames) * math.sqrt(3) / 2))
         _search_templates(
-            spots.table, spots.number, spots.background, spots.centre_px, spots.table[:, :, 4] > 0 if voters is None else voters,
+            *spots.arrays, spots.table[:, :, 4] > 0 if voters is None else voters,
             bank.coarse, bank.reflections, _camera(calibration),
             0.4 * step, n_fine, n_coarse, rotation, result, numba.get_num_threads(),
         )  # fmt: skip
@@ -6485,7 +6489,7 @@ def refine_calibration(
     }
     if len(pairs.weight) < 12:
         return calibration, found | {"scale_sd_invA_per_px": None, "residual_px": None}
-    scales = [scale for scale, _ in _resampled_scales(pairs, refined, rng)]
+    scales = _resampled_scales(pairs, refined, rng)
     off = pairs.measured - pairs.predicted @ refined.metric.T
     return refined, found | {
         "scale_sd_invA_per_px": float(np.std(scales)),
@@ -6494,14 +6498,14 @@ def refine_calibration(
     }
 
 
-def _resampled_scales(pairs: _Pairs, calibration: Calibration, rng: np.random.Generator, draws: int = 100) -> list[tuple[float, float]]:
-    """Scale (1/Å per px) and ellipticity from patterns drawn with replacement."""
+def _resampled_scales(pairs: _Pairs, calibration: Calibration, rng: np.random.Generator, draws: int = 100) -> list[float]:
+    """Scale (1/Å per px) from patterns drawn with replacement."""
     members = [np.flatnonzero(pairs.pattern == i) for i in np.unique(pairs.pattern)]
     drawn = []
     for _ in range(draws):
         rows = np.concatenate([members[i] for i in rng.integers(0, len(members), len(members))])
-        trial = _with_metric(calibration, _metric_from(pairs.predicted[rows], pairs.measured[rows], pairs.weight[rows]))
-        drawn.append((trial.scale_invA_per_px, trial.ellipticity))
+        metric = _metric_from(pairs.predicted[rows], pairs.measured[rows], pairs.weight[rows])
+        drawn.append(_with_metric(calibration, metric).scale_invA_per_px)
     return drawn
 
 
@@ -6815,8 +6819,7 @@ def _second_crystals(
     """For every phase the orientation (p, n, 3, 3) that the spots vote for which a pattern's best crystal leaves; 0 where these are few."""
     refs, first = _joined_reflections(banks)
     voters = np.zeros(spots.table.shape[:2], bool)
-    tables = (spots.table, spots.number, spots.background, spots.centre_px)
-    _mark_unexplained(*tables, refs, first, _camera(calibration), best, rotation, voters, numba.get_num_threads())
+    _mark_unexplained(*spots.arrays, refs, first, _camera(calibration), best, rotation, voters, numba.get_num_threads())
     net = np.where(spots.table[:, :, 4] > 8, spots.table[:, :, 2] - spots.table[:, :, 3], 0)
     left = (net * voters).sum(axis=1) >= _LEAST_LEFT * net.sum(axis=1)
     some = np.flatnonzero((voters.sum(axis=1) >= _LEAST_UNEXPLAINED) & left)
@@ -7303,7 +7306,7 @@ def _predicted_rows(
         return _Predictions(np.zeros((len(chosen), _MOST_PARTS + 1), np.int64), *whole, *real)
 
     def fill(rows: _Predictions, counting: bool) -> int:
-        return _predict_chosen(spots.table, spots.number, spots.background, spots.centre_px, refs, first, camera, parts, chosen, scale,
+        return _predict_chosen(*spots.arrays, refs, first, camera, parts, chosen, scale,
                                counting, rows)  # fmt: skip
 
     rows = empty(fill(empty(0), True))
@@ -7452,9 +7455,9 @@ def _solve_tile(
     families, camera = _families(banks), _camera(calibration)
     refs, first = _joined_reflections(banks)
     support = evidence - chance[:, None]
-    best = np.argmax(support, axis=0)
+    best, most = np.argmax(support, axis=0), support.max(axis=0)
     own = rotation[best, np.arange(n)]
-    lattice, keys, leaders, seen = _find_lattices(shape, best, support.max(axis=0), own, 3.0, families, neighbours)
+    lattice, keys, leaders, seen = _find_lattices(shape, best, most, own, 3.0, families, neighbours)
     parts = _Components(
         np.full((n, _MOST_COMPONENTS), -1), np.full((n, _MOST_COMPONENTS), -1), np.zeros((n, _MOST_COMPONENTS), int),
         np.zeros((n, _MOST_COMPONENTS, 3, 3)), np.full((n, _MOST_COMPONENTS), -1e3),
@@ -7466,15 +7469,16 @@ def _solve_tile(
         lattice,
         keys,
         seen,
-        support.max(axis=0)[leaders],
+        most[leaders],
         families,
         rotation,
         support,
         second,
         parts,
     )
-    tables = (spots.table, spots.number, spots.background, spots.centre_px)
-    _score_components(*tables, refs, first, camera, math.radians(0.3), families.own, parts.phase, parts.rotation, parts.evidence, threads)
+    _score_components(
+        *spots.arrays, refs, first, camera, math.radians(0.3), families.own, parts.phase, parts.rotation, parts.evidence, threads
+    )
     shared = leaders if neighbours else leaders[:0]
     related = _related_lattices(keys[shared], families.family[best[shared]], families.operators[best[shared]])
     choice, agreeing = np.full(n, -1), np.zeros((n, _MOST_COMPONENTS), int)
@@ -7500,8 +7504,7 @@ def _overlaps(
     """Which components (n, 3) of each pattern lie over each other, their shares and the standard deviations of these."""
     n = len(spots.number)
     chosen, share, unit = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros(n)
-    tables = (spots.table, spots.number, spots.background, spots.centre_px)
-    _choose_sets(*tables, refs, first, camera, parts, cost, bonus, chosen, share, unit, numba.get_num_threads())
+    _choose_sets(*spots.arrays, refs, first, camera, parts, cost, bonus, chosen, share, unit, numba.get_num_threads())
     if not (chosen >= 0).any():
         return chosen, share, np.zeros_like(share)
     weights, covariance = _measure_shares(spots, camera, refs, first, family, parts, chosen, unit, learn)
@@ -7693,7 +7696,7 @@ def correlation_map(spots: Spots, calibration: Calibration, banks: list[Template
     shape = found.winner.shape
     result = np.zeros(found.winner.size)
     _correlations(
-        spots.table, spots.number, spots.background, spots.centre_px, refs, first, _camera(calibration),
+        *spots.arrays, refs, first, _camera(calibration),
         found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS),
         found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float), result, numba.get_num_threads(),
     )  # fmt: skip
@@ -7760,7 +7763,7 @@ def discriminating_spots(
     refs, first = _joined_reflections(banks)
     result = np.zeros(phase_id.size)
     _distinct(
-        spots.table, spots.number, spots.background, spots.centre_px, refs, first, _camera(calibration), phase_id.ravel(),
+        *spots.arrays, refs, first, _camera(calibration), phase_id.ravel(),
         np.ascontiguousarray(rotation, dtype=float).reshape(len(banks), -1, 3, 3), result, numba.get_num_threads(),
     )  # fmt: skip
     return result.reshape(phase_id.shape)
