@@ -7327,7 +7327,9 @@ class Indexing:
     differ in size and density. ``winner`` (ny, nx) is the phase with the most support, the prior
     included, and ``prior`` (ny, nx) what the neighbours' lattices add to the support of a pattern.
     The crystals that lie over each other, the largest first: ``part_phase`` (ny, nx, 3) (-1: none),
-    ``part_share`` (ny, nx, 3), ``part_sd`` that of its share, and ``part_rotation`` (ny, nx, 3, 3, 3).
+    ``part_share`` (ny, nx, 3), ``part_sd`` that of its share, and ``part_rotation`` (ny, nx, 3, 3, 3). ``part_lattice``
+    and ``part_crystal`` (ny, nx, 3) number the lattices and, on each, the crystals (phases and their variants) of the scan; -1
+    is an orientation that one pattern alone has.
     """
 
     names: list[str]
@@ -7341,6 +7343,8 @@ class Indexing:
     part_share: np.ndarray
     part_sd: np.ndarray
     part_rotation: np.ndarray
+    part_lattice: np.ndarray
+    part_crystal: np.ndarray
 
     @property
     def support(self) -> np.ndarray:
@@ -7380,6 +7384,8 @@ def index_scan(
         local = (spots[chosen.ravel()], *(a[:, chosen.ravel()] for a in alone[1:]))
         solved = _solve_tile(local, chosen.shape, calibration, banks, chance, neighbours, mixtures, neighbour_nats)
         target = tuple(slice(t.start + i.start, t.start + i.stop) for t, i in zip(tile, inner, strict=True))
+        for name in ("part_lattice", "part_crystal"):  # tiles number their own
+            solved[name] = np.where(solved[name] >= 0, solved[name] + getattr(found, name).max() + 1, -1)
         for name, values in solved.items():
             whole = getattr(found, name)
             if name in ("rotation", "evidence", "runner_up"):
@@ -7434,6 +7440,8 @@ def _empty_indexing(banks: list[TemplateBank], shape: tuple[int, int], chance: n
         part_share=np.zeros((*shape, _MOST_PARTS)),
         part_sd=np.zeros((*shape, _MOST_PARTS)),
         part_rotation=np.zeros((*shape, _MOST_PARTS, 3, 3), np.float32),
+        part_lattice=np.full((*shape, _MOST_PARTS), -1),
+        part_crystal=np.full((*shape, _MOST_PARTS), -1),
     )
 
 
@@ -7491,7 +7499,7 @@ def _solve_tile(
         cost = np.zeros((n, _MOST_COMPONENTS))
         _costs(shape, parts, chance, chosen if neighbours else np.full_like(chosen, -1), share, cost)
         chosen, share, sd = _overlaps(spots, camera, refs, first, families.family, parts, cost, nats * agreeing, neighbours)
-    solved |= _largest_first(parts, chosen, share, sd, nats * agreeing)
+    solved |= _largest_first(parts, chosen, share, sd, nats * agreeing, families)
     ny, nx = shape
     return {k: v.reshape(p, ny, nx, *v.shape[2:]) if k in ("rotation", "evidence", "runner_up") else v.reshape(ny, nx, *v.shape[1:])
             for k, v in solved.items()}  # fmt: skip
@@ -7548,12 +7556,20 @@ def _normalised(weights: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray
     return share, np.where(weights > 0, np.sqrt(np.maximum(variance, 0)), 0.0)
 
 
-def _largest_first(parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray, bonus: np.ndarray) -> dict[str, np.ndarray]:
+def _largest_first(
+    parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray, bonus: np.ndarray, families: _Families
+) -> dict[str, np.ndarray]:
+    """What `Indexing` holds of the chosen components (n, 3), the largest first."""
     order = np.argsort(-np.where(chosen >= 0, share, -1.0), axis=1, kind="stable")
     chosen, share, sd = (np.take_along_axis(a, order, axis=1) for a in (chosen, share, sd))
     taken, rows = np.maximum(chosen, 0), np.arange(len(chosen))[:, None]
     present = (chosen >= 0) & (share > 0)
+    lattice = np.where(present, parts.lattice[rows, taken], -1)
+    n_phases, n_variants = families.from_parent.shape[:2]
+    crystal = (lattice * n_phases + parts.phase[rows, taken]) * n_variants + np.maximum(parts.variant[rows, taken], 0)
     return {
+        "part_lattice": lattice,
+        "part_crystal": np.where(lattice >= 0, crystal, -1),
         "prior": np.where(chosen[:, 0] >= 0, bonus[rows[:, 0], taken[:, 0]], 0.0),
         "part_phase": np.where(present, parts.phase[rows, taken], -1),
         "part_share": np.where(present, share, 0.0),
@@ -7594,6 +7610,7 @@ def decide_phases(
     least_support: float = 2.0,
     least_margin: float = 3.0,
     least_correlation: float = 0.35,
+    least_on_lattice: float = 0.15,
     sure_correlation: float = 0.5,
 ) -> dict[str, np.ndarray]:
     """The phase of every pattern.
@@ -7603,14 +7620,19 @@ def decide_phases(
     candidates only; whether any of them is right shows in ``correlation`` (ny, nx) (`correlation_map`).
 
     Returns maps (ny, nx): ``phase_id`` (-1 not indexed: less than ``least_support`` nats above
-    what chance gives, the neighbours' lattice included, or less than ``least_correlation``), ``probability`` (p, ny, nx), ``phase_margin``
-    in nats to the next phase, ``orientation_margin`` to the next orientation of the same phase,
+    what chance gives, the neighbours' lattice included, or less than ``least_correlation``; ``least_on_lattice`` will do where
+    the support is clear and two neighbours have the lattice too, because near a systematic row one strong spot outshines what
+    the others say), ``probability`` (p, ny, nx), ``phase_margin`` in nats to the next phase, ``orientation_margin`` to the next orientation of the same phase,
     ``decided``: a margin of at least ``least_margin`` (20 to 1) and a correlation of at least
-    ``sure_correlation``, ``second_phase_id`` (-1: none) and ``second_share``; and ``rotation`` (ny, nx, 3, 3).
+    ``sure_correlation``; ``share`` and ``crystal_id`` of the crystal that gives the phase, ``lattice_id`` of its lattice, and
+    ``second_phase_id`` (-1: none), ``second_share`` and ``second_crystal_id`` of the largest crystal of another phase; and
+    ``rotation`` (ny, nx, 3, 3).
     """
     support = found.support
     p = len(support)
-    indexed = (support.max(axis=0) + found.prior > least_support) & (correlation >= least_correlation)
+    total = support.max(axis=0) + found.prior
+    on_lattice = (total > least_support + 6) & (found.prior >= 3) & (correlation >= least_on_lattice)
+    indexed = (total > least_support) & ((correlation >= least_correlation) | on_lattice)
     several = (found.part_share > 0).sum(axis=-1) > 1
     phase = np.where(found.part_phase[..., 0] >= 0, found.part_phase[..., 0], found.winner)
     lead = np.take_along_axis(support, phase[None], axis=0)[0]
@@ -7625,15 +7647,22 @@ def decide_phases(
     rotation = np.take_along_axis(found.rotation, phase[None, ..., None, None], axis=0)[0]
     rotation = np.where((found.part_phase[..., 0] >= 0)[..., None, None], found.part_rotation[..., 0, :, :], rotation)
     evidence, runner_up = (np.take_along_axis(a, phase[None], axis=0)[0] for a in (found.evidence, found.runner_up))
-    second = np.where(several, found.part_phase[..., 1], -1)
+    others = np.where(found.part_phase == found.part_phase[..., :1], 0.0, found.part_share)
+    second = np.argmax(others, axis=-1)[..., None]
+    has_second = indexed & (others.max(axis=-1) > 0)
+    of_second = lambda part: np.take_along_axis(part, second, axis=-1)[..., 0]
     return {
         "phase_id": np.where(indexed, phase, -1),
         "probability": probability,
         "phase_margin": np.maximum(margin, 0.0),
         "orientation_margin": np.clip(evidence - runner_up, 0.0, 100.0),
         "decided": indexed & (margin >= least_margin) & (correlation >= sure_correlation),
-        "second_phase_id": np.where(indexed, second, -1),
-        "second_share": np.where(indexed & several, found.part_share[..., 1], 0.0),
+        "share": np.where(indexed, np.where(found.part_phase[..., 0] >= 0, found.part_share[..., 0], 1.0), 0.0),
+        "crystal_id": np.where(indexed, found.part_crystal[..., 0], -1),
+        "lattice_id": np.where(indexed, found.part_lattice[..., 0], -1),
+        "second_phase_id": np.where(has_second, of_second(found.part_phase), -1),
+        "second_share": np.where(has_second, of_second(found.part_share), 0.0),
+        "second_crystal_id": np.where(has_second, of_second(found.part_crystal), -1),
         "rotation": rotation,
     }
 
