@@ -34,7 +34,7 @@ GRAPH = {
     "04_interface_phases": ("interface", ()),
     "05_ped_calibration": ("ped", ()),
     "06_ped_matching": ("ped", ("05_ped_calibration",)),
-    "07_rocksalt_fraction": ("", ("03_haadf_surface", "04_interface_phases", "06_ped_matching")),
+    "07_rocksalt_fraction": ("ped", ("03_haadf_surface", "04_interface_phases", "06_ped_matching")),
 }
 GATE = "01_lamella_metadata"
 STAGE = config.get("stage", "steps")

@@ -603,7 +603,7 @@ def read_result(results_dir: str | Path, sample_id: str, step: str) -> dict:
 
 def software_versions() -> dict[str, str]:
     """Versions of Python, the libraries that compute, and the hash of this module."""
-    names = ("numpy", "scipy", "numba", "hyperspy", "pyxem", "diffsims", "orix", "ase", "scikit-image", "papermill")
+    names = ("numpy", "scipy", "numba", "hyperspy", "pyxem", "diffsims", "orix", "ase", "scikit-image", "statsmodels", "papermill")
     found = {"python": platform.python_version(), **{name: version(name) for name in names}}
     return found | {"helpers_sha256": file_sha256(__file__)[:16]}
 
@@ -7622,8 +7622,8 @@ def decide_phases(
     Returns maps (ny, nx): ``phase_id`` (-1 not indexed: less than ``least_support`` nats above
     what chance gives, the neighbours' lattice included, or less than ``least_correlation``; ``least_on_lattice`` will do where
     the support is clear and two neighbours have the lattice too, because near a systematic row one strong spot outshines what
-    the others say), ``probability`` (p, ny, nx), ``phase_margin`` in nats to the next phase, ``orientation_margin`` to the next orientation of the same phase,
-    ``decided``: a margin of at least ``least_margin`` (20 to 1) and a correlation of at least
+    the others say), ``probability`` (p, ny, nx), ``phase_margin`` in nats to the next phase, ``orientation_margin`` to the next
+    orientation of the same phase, ``decided``: a margin of at least ``least_margin`` (20 to 1) and a correlation of at least
     ``sure_correlation``; ``share`` and ``crystal_id`` of the crystal that gives the phase, ``lattice_id`` of its lattice, and
     ``second_phase_id`` (-1: none), ``second_share`` and ``second_crystal_id`` of the largest crystal of another phase; and
     ``rotation`` (ny, nx, 3, 3).
@@ -7926,6 +7926,37 @@ def ipf_colours(rotation: np.ndarray, inside: np.ndarray, crystal: Crystal) -> n
     return colours
 
 
+def scan_banks(ped: Any, calibrated: dict[str, Any], data_dir: str | Path, *, step_deg: float = 2.0) -> list[TemplateBank]:
+    """Template banks of an acquisition's candidate phases, with the reach and width that 05 found (its result ``calibrated``)."""
+    return [
+        template_bank(
+            read_crystal(phase_file(phase, data_dir), phase),
+            max_g_invA=calibrated["max_g_invA"],
+            beam_energy_keV=ped.beam_energy_keV,
+            precession_deg=ped.precession_deg,
+            excitation_width_invA=calibrated["excitation_width_invA"],
+            step_deg=step_deg,
+            cache=BANK_CACHE,
+        )
+        for phase in ped.phases
+    ]
+
+
+def map_scan(
+    patterns: Any, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float] | None = None, **options: Any
+) -> tuple[dict[str, np.ndarray], Indexing, Spots]:
+    """The maps (ny, nx) of a scan: those of `decide_phases`, ``correlation`` and ``discriminating_spots``.
+
+    ``thresholds`` go to `decide_phases`, ``options`` to `index_scan`. A pattern without a discriminating spot is not decided.
+    """
+    found, spots = index_scan(patterns, calibration, banks, **options)
+    correlation = correlation_map(spots, calibration, banks, found)
+    maps = decide_phases(found, correlation, **(thresholds or {}))
+    telling = discriminating_spots(spots, calibration, banks, maps["phase_id"], found.rotation)
+    decided = maps["decided"] & (telling > 0) if len(banks) > 1 else maps["decided"]
+    return maps | {"correlation": correlation, "discriminating_spots": telling, "decided": decided}, found, spots
+
+
 # --- files of maps --------------------------------------------------------------------------
 
 
@@ -8085,129 +8116,481 @@ def save_ctf(path: Path, crystal_map: Any) -> None:
 # --------------------------------------------------------------------------------------
 # 07 Fractions
 # --------------------------------------------------------------------------------------
+#
+# A pattern is misjudged where two crystals share it nearly equally and the shares found are a little off, and then so are those of
+# the same two crystals next to it: what is wrong with how strongly a crystal is taken to diffract is wrong in all its patterns. So errors
+# belong to crystals, not to patterns. How large they are is measured on the scan itself: recorded patterns of single crystals
+# are thinned and added in known shares (`spike_in`), which keeps intensities, noise and background as they were recorded, and go
+# through the same matching. The spread of the shares found about those put in, from one pair of crystals to the next
+# and within a pair, then says how the whole map could have come out (`drawn_counts`). Thinning is exact: of Poisson
+# counts, each kept with probability w, remains what a crystal of w times the thickness would have given.
+
+
+_MAP_PROPERTIES = (
+    "score", "correlation", "phase_margin", "orientation_margin", "decided", "grain_id", "share", "crystal_id", "lattice_id",
+    "second_phase_id", "second_share", "second_crystal_id",
+)  # fmt: skip
 
 
 def load_maps(path: Path, phases: list[str]) -> dict[str, np.ndarray]:
     """Maps (ny, nx) of the CrystalMap that notebook 06 wrote, and ``probability`` (p, ny, nx) of the phases.
 
-    The map that comes back has its patterns in rows of the scan, as they were written.
+    The map that comes back has its patterns in rows of the scan, as they were written. `ResultError`
+    where there is no such file, or where an older version of the workbook wrote it.
     """
     from orix import io
 
+    where = f"{path.parent.name}/{path.name}"
     if not path.is_file():
-        raise ResultError(f"run 06_ped_matching for {path.parent.name} first: there is no {path.parent.name}/{path.name} in the results")
+        raise ResultError(f"run 06_ped_matching for {path.parent.name} first: there is no {where} in the results")
     crystal_map = io.load(str(path))
+    wanted = (*_MAP_PROPERTIES, *(f"probability_{p}" for p in phases))
+    lacking = [name for name in wanted if name not in crystal_map.prop]
+    if lacking:
+        raise ResultError(
+            f"{where}: holds no {lacking[0]!r}, expected the map as this version of the workbook writes it; run 06_ped_matching again"
+        )
     shape = (len(np.unique(crystal_map.y)) if crystal_map.y is not None else 1, -1)
-    maps = {
-        name: np.asarray(crystal_map.prop[name]).reshape(shape)
-        for name in ("score", "phase_margin", "orientation_margin", "decided", "grain_id")
-    }
+    maps = {name: np.asarray(crystal_map.prop[name]).reshape(shape) for name in _MAP_PROPERTIES}
     maps["phase_id"] = np.asarray(crystal_map.phase_id).reshape(shape)
     maps["probability"] = np.stack([np.asarray(crystal_map.prop[f"probability_{p}"]).reshape(shape) for p in phases])
     return maps
 
 
+# --- known mixtures of recorded patterns --------------------------------------------------------
+
+
+def busiest_window(maps: dict[str, np.ndarray], most_patterns: int = 2304) -> tuple[slice, slice]:
+    """The part of a scan (slices in y and x) of at most so many patterns that holds the most patterns of two phases."""
+    from scipy import ndimage
+
+    ny, nx = maps["phase_id"].shape
+    if ny * nx <= most_patterns:
+        return slice(0, ny), slice(0, nx)
+    side = int(math.sqrt(most_patterns))
+    height = max(min(ny, side), min(ny, most_patterns // nx))
+    width = min(nx, most_patterns // height)
+    mixed = (maps["second_phase_id"] >= 0).astype(float)
+    held = ndimage.uniform_filter(mixed, (height, width), mode="constant", origin=(-((height - 1) // 2) + 0, -((width - 1) // 2) + 0))
+    held = held[: ny - height + 1, : nx - width + 1]
+    y, x = np.unravel_index(np.argmax(held), held.shape)
+    return slice(int(y), int(y) + height), slice(int(x), int(x) + width)
+
+
+def spike_in(
+    patterns: np.ndarray, calibration: Calibration, maps: dict[str, np.ndarray], *, seed: int = 1, nearest: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """A scan whose patterns of two phases are replaced by mixtures of recorded patterns in known shares.
+
+    Each pattern that `decide_phases` gave a second phase becomes the sum of one recorded pattern of its
+    larger crystal alone and one of its second crystal alone, each of the ``nearest`` ones at random, thinned to the
+    shares that were found; all others stay as they are.
+
+    Parameters
+    ----------
+    patterns
+        Recorded (ny, nx, ky, kx).
+    calibration
+        Of these patterns; its gain and offset make counts of them.
+    maps
+        Maps (ny, nx) as `load_maps` gives them.
+
+    Returns
+    -------
+    Counts (ny, nx, ky, kx) float32 (gain 1, offset 0), and a mask (ny, nx) of the patterns that were made.
+    """
+    from scipy.spatial import cKDTree
+
+    rng = np.random.default_rng(seed)
+    counts = np.rint(np.maximum((patterns.astype(np.float32) - calibration.offset) / calibration.gain, 0)).astype(np.int64)
+    spiked, made = counts.astype(np.float32), np.zeros(maps["phase_id"].shape, bool)
+    alone = (maps["phase_id"] >= 0) & (maps["share"] > 0.97) & (maps["correlation"] >= 0.5) & (maps["crystal_id"] >= 0)
+    donors = {c: np.argwhere(alone & (maps["crystal_id"] == c)) for c in np.unique(maps["crystal_id"][alone])}
+    trees = {c: cKDTree(places) for c, places in donors.items()}
+    for y, x in np.argwhere((maps["phase_id"] >= 0) & (maps["second_phase_id"] >= 0)):
+        pair = maps["crystal_id"][y, x], maps["second_crystal_id"][y, x]
+        if pair[0] not in donors or pair[1] not in donors:
+            continue
+        second = _second_of_two(maps)[y, x]
+        mixture = np.zeros(patterns.shape[2:], np.int64)
+        for crystal, kept in zip(pair, (1 - second, second), strict=True):
+            k = min(nearest, len(donors[crystal]))
+            close = np.atleast_1d(trees[crystal].query((y, x), k=k)[1])
+            v, u = donors[crystal][close[rng.integers(k)]]
+            moved = np.rint(calibration.centre_px[y, x] - calibration.centre_px[v, u]).astype(int)
+            mixture += rng.binomial(np.roll(counts[v, u], tuple(moved), (0, 1)), kept)
+        spiked[y, x], made[y, x] = mixture, True
+    return spiked, made
+
+
+def _second_of_two(maps: dict[str, np.ndarray]) -> np.ndarray:
+    """Share (ny, nx) of the second crystal in what it and the first hold together."""
+    return maps["second_share"] / np.maximum(maps["share"] + maps["second_share"], 1e-9)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of known mixtures: one row for each (n,).
+
+    ``pair`` numbers their two crystals, ``lead`` and ``second`` are the phases put in and ``found`` the phase found (-1: none),
+    ``put_in`` the log-odds of the first crystal against the second and ``error`` by how much more those found are;
+    ``several`` whether a second phase was seen.
+    """
+
+    pair: np.ndarray
+    lead: np.ndarray
+    second: np.ndarray
+    found: np.ndarray
+    put_in: np.ndarray
+    error: np.ndarray
+    several: np.ndarray
+
+
+_LEAST_ODDS = 0.02  # of a share, added to both sides of every ratio
+
+
+def log_odds(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Logarithm of the ratio of two shares, finite where one of them is 0.
+
+    >>> float(log_odds(np.array(0.5), np.array(0.5)))
+    0.0
+    """
+    return np.log((first + _LEAST_ODDS) / (second + _LEAST_ODDS))
+
+
+def judge_trial(maps: dict[str, np.ndarray], made: np.ndarray, found: Indexing, decision: dict[str, np.ndarray]) -> Trial:
+    """Compare the mixtures that `spike_in` made from ``maps`` with what the matching found in them."""
+    lead, second = maps["phase_id"][made], maps["second_phase_id"][made]
+    pairs = np.stack([maps["crystal_id"][made], maps["second_crystal_id"][made]], axis=-1)
+    _, pair = np.unique(pairs, axis=0, return_inverse=True)
+    held = [np.where(found.part_phase[made] == k[:, None], found.part_share[made], 0.0).sum(axis=-1) for k in (lead, second)]
+    share = _second_of_two(maps)[made]
+    put_in = log_odds(1 - share, share)
+    error = np.clip(log_odds(*held) - put_in, -2.5, 2.5)
+    return Trial(pair.ravel(), lead, second, decision["phase_id"][made], put_in, error, decision["second_phase_id"][made] >= 0)
+
+
+def join_trials(trials: list[Trial]) -> Trial:
+    """Trials of one set of mixtures in one."""
+    return Trial(*(np.concatenate([getattr(t, f.name) for t in trials]) for f in dataclasses.fields(Trial)))
+
+
+def confusion(trial: Trial, n_phases: int) -> np.ndarray:
+    """Mixtures counted by larger phase put in (rows, p) and phase found (columns, p + 1, the last not indexed)."""
+    counts = np.zeros((n_phases, n_phases + 1), int)
+    np.add.at(counts, (trial.lead, np.where(trial.found < 0, n_phases, trial.found)), 1)
+    return counts
+
+
+def misclassification(trial: Trial, maps: dict[str, np.ndarray], wanted: int, inside: np.ndarray) -> tuple[float, float, float]:
+    """What misclassification adds to the share of a phase, as the trial says: bias, its standard error, and a correction.
+
+    The trial's patterns stand for all mixtures of the map, the unseen ones too: of the known mixtures a share was seen
+    as such. The standard error is that of the sum over pairs of crystals. As correction the bias is drawn towards zero
+    by how far it stands out of that error (of two independent estimates, zero and the bias, weighted by their
+    squared errors), because a bias that is not known does more harm when it is taken off.
+    """
+    n_inside = int(inside.sum())
+    if len(trial.pair) == 0 or n_inside == 0:
+        return 0.0, 0.0, 0.0
+    seen = max(trial.several.mean(), 0.2)
+    mixtures = ((maps["second_phase_id"] >= 0) & inside).sum() / seen
+    gained = ((trial.found == wanted).astype(float) - (trial.lead == wanted)) * mixtures / len(trial.pair) / n_inside
+    by_pair = np.bincount(trial.pair, gained)
+    bias, error = float(by_pair.sum()), float(np.sqrt((by_pair**2).sum()))
+    return bias, error, bias**3 / (bias**2 + error**2) if error > 0 else 0.0
+
+
+def detection_limit(trial: Trial, maps: dict[str, np.ndarray], wanted: int, inside: np.ndarray) -> float:
+    """The smallest share of the patterns ``inside`` (ny, nx) that counts as detected.
+
+    The 95 % upper bound (Poisson) of how many patterns would be given the phase if there were none of it: mixtures
+    of other phases that the trial gave it, scaled to all mixtures of the map, and
+    what its probability adds up to in patterns that other phases won. With nothing seen it is the rule of three.
+    """
+    from scipy.stats import gamma
+
+    n_inside = max(int(inside.sum()), 1)
+    without = (trial.lead != wanted) & (trial.second != wanted)
+    mixtures = ((maps["second_phase_id"] >= 0) & inside).sum()
+    rate = float((trial.found[without] == wanted).mean()) if without.any() else 0.0
+    lost = inside & (maps["phase_id"] != wanted) & (maps["second_phase_id"] < 0)
+    false = rate * mixtures + float(maps["probability"][wanted][lost].sum())
+    return float(min(1.0, gamma.ppf(0.95, false + 1) / n_inside))
+
+
+# --- how else the map could have come out ---------------------------------------------------------
+
+
+def resampling_units(maps: dict[str, np.ndarray], inside: np.ndarray, least_patterns: int = 10) -> np.ndarray:
+    """Numbers (ny, nx) of the grains with the layers on their lattices, -1 outside a mask (ny, nx): what varies together.
+
+    Patterns of one lattice are one unit, wherever their phase changes; pieces of fewer than ``least_patterns``, which are
+    seldom grains, belong to the nearest larger unit.
+    """
+    from scipy import ndimage
+
+    lattice = np.where(inside, maps["lattice_id"], -1)
+    names, size = np.unique(lattice[lattice >= 0], return_counts=True)
+    large = np.isin(lattice, names[size >= least_patterns]) if len(names) else np.zeros(inside.shape, bool)
+    if not large.any():
+        return np.where(inside, 0, -1)
+    nearest = ndimage.distance_transform_edt(~large, return_distances=False, return_indices=True)
+    _, unit = np.unique(lattice[tuple(nearest)], return_inverse=True)
+    return np.where(inside, unit.reshape(inside.shape), -1)
+
+
+def no_trial() -> Trial:
+    """The trial of a scan in which no mixtures can be made."""
+    return Trial(*(np.zeros(0, kind) for kind in (int, int, int, int, float, float, bool)))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How much else a map could have come out, as a `Trial` says (`spread_of`).
+
+    ``between`` and ``within`` are the standard deviations, in log-odds, of shares found from one pair of crystals to
+    the next and between patterns of a pair; ``unseen`` is how many mixtures a seen one hides that were taken for their
+    smaller crystal alone.
+    """
+
+    between: float
+    within: float
+    unseen: float
+
+
+_PRIOR_BETWEEN, _PRIOR_WITHIN = 0.7, 0.8  # of simulated scans; they count as much as ...
+_PRIOR_PAIRS, _PRIOR_MIXTURES = 8, 40  # ... so many pairs of crystals and mixtures of the scan's own
+
+
+def spread_of(trial: Trial) -> Spread:
+    """What a trial says of the shares of a scan.
+
+    A one-way analysis of variance over the mixtures whose smaller share is over 0.2, drawn towards what
+    simulated scans gave where the scan has few pairs.
+    """
+    near = trial.put_in < math.log(0.8 / 0.2)
+    _, pair = np.unique(trial.pair[near], return_inverse=True)
+    n = np.bincount(pair)
+    mean = np.bincount(pair, trial.error[near]) / np.maximum(n, 1)
+    squares = float(((trial.error[near] - mean[pair]) ** 2).sum()) if near.any() else 0.0
+    freedom = max(int(near.sum()) - len(n), 0)
+    within = math.sqrt((_PRIOR_MIXTURES * _PRIOR_WITHIN**2 + squares) / (_PRIOR_MIXTURES + freedom))
+    often = n >= 4
+    excess = float((mean[often] ** 2 - within**2 / n[often]).sum())
+    between = math.sqrt((_PRIOR_PAIRS * _PRIOR_BETWEEN**2 + max(excess, 0.0)) / (_PRIOR_PAIRS + int(often.sum())))
+    hidden = int(((trial.found == trial.second) & ~trial.several).sum())
+    return Spread(between, within, (hidden + 1) / (int(trial.several.sum()) + _PRIOR_MIXTURES))
+
+
+def neighbouring_phase(phase_id: np.ndarray) -> np.ndarray:
+    """The most frequent other phase among the eight neighbours of every indexed pattern, (ny, nx), -1 where there is none."""
+    n_phases = int(phase_id.max(initial=-1)) + 1
+    padded = np.pad(phase_id, 1, constant_values=-1)
+    ny, nx = phase_id.shape
+    around = [padded[1 + dy : 1 + dy + ny, 1 + dx : 1 + dx + nx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    often = np.stack([sum((a == k).astype(int) for a in around) * (phase_id != k) for k in range(n_phases)])
+    return np.where((phase_id >= 0) & (often.max(axis=0) > 0), np.argmax(often, axis=0), -1) if n_phases else np.full_like(phase_id, -1)
+
+
+def drawn_counts(maps: dict[str, np.ndarray], group: np.ndarray, spread: Spread, *, draws: int = 400, seed: int = 1) -> np.ndarray:
+    """How many patterns of each group would be of each phase, had the errors come out otherwise: (draws, groups, p).
+
+    Where two phases share a pattern, their log-odds vary by ``spread``: one part is common to all patterns of a crystal, one is the
+    pattern's own. Patterns of one crystal beside another phase may be mixtures that were not seen, and more so
+    all along one crystal than another. All others are drawn by the probability of their phases.
+
+    Parameters
+    ----------
+    maps
+        As `load_maps` gives them.
+    group
+        (ny, nx) number of the group a pattern is counted in, -1 for none.
+    """
+    inside = (group >= 0) & (maps["phase_id"] >= 0)
+    number, phase, second = group[inside], maps["phase_id"][inside], maps["second_phase_id"][inside]
+    several, beside = second >= 0, neighbouring_phase(maps["phase_id"])[inside]
+    p, n_groups = len(maps["probability"]), int(group.max(initial=-1)) + 1
+    share = _second_of_two(maps)[inside][several]
+    odds = log_odds(1 - share, share)
+    crystal = np.stack([maps["crystal_id"][inside], maps["second_crystal_id"][inside]], axis=-1)
+    lone = crystal < 0
+    crystal[lone] = crystal.max(initial=-1) + 1 + np.arange(lone.sum())
+    crystal = np.unique(crystal, return_inverse=True)[1].reshape(-1, 2)
+    n_crystals, of_pair = int(crystal.max(initial=-1)) + 1, crystal[several]
+    edge = np.flatnonzero(~several & (beside >= 0))
+    hidden = spread.unseen * several.sum() / max(len(edge), 1)
+    cumulative = np.cumsum(maps["probability"][:, inside], axis=0)[:-1]
+    open_ = np.flatnonzero(~several & ((cumulative > 1e-6) & (cumulative < 1 - 1e-6)).any(axis=0))
+    cumulative = cumulative[:, open_]
+    rng = np.random.default_rng(seed)
+    result = np.zeros((draws, n_groups, p), np.int32)
+    drawn = phase.copy()
+    for i in range(draws):
+        off = rng.normal(0, spread.between / math.sqrt(2), n_crystals)
+        off = off[of_pair[:, 0]] - off[of_pair[:, 1]] + rng.normal(0, spread.within, len(odds))
+        drawn[several] = np.where(odds + off >= 0, phase[several], second[several])
+        drawn[edge] = phase[edge]
+        drawn[open_] = (rng.random(len(open_)) > cumulative).sum(axis=0)
+        missed = rng.random(len(edge)) < (2 * hidden * rng.gamma(0.5, size=n_crystals))[crystal[edge, 0]]
+        drawn[edge[missed]] = beside[edge[missed]]
+        result[i] = np.bincount(number * p + drawn, minlength=n_groups * p).reshape(n_groups, p)
+    return result
+
+
 @dataclass(frozen=True)
 class Fraction:
-    """A share of the NCM area with its 95 % interval; ``raw`` counts winners, ``value`` weighs them by probability."""
+    """A share of an area: ``raw`` counts winners, ``value`` is corrected for misclassification, with the 95 % interval ``low`` to ``high``.
+
+    That interval is for the area that was scanned. ``draws`` (d,) are what it rests on; ``elsewhere`` (d,) is how
+    the value would vary over other areas of the same lamella, its grains resampled, or None where there is only one.
+    """
 
     value: float
     low: float
     high: float
     raw: float
+    draws: np.ndarray
+    elsewhere: np.ndarray | None
+
+    @property
+    def elsewhere_ci95(self) -> tuple[float, float] | None:
+        """95 % interval of the lamella beyond the scanned area."""
+        return None if self.elsewhere is None else tuple(float(v) for v in np.quantile(self.elsewhere, [0.025, 0.975]))
+
+    @property
+    def n_effective(self) -> float | None:
+        """How many independent observations would vary as much from area to area."""
+        if self.elsewhere is None or not 0 < self.value < 1 or self.elsewhere.var() == 0:
+            return None
+        return float(self.value * (1 - self.value) / self.elsewhere.var())
+
+
+_BEYOND_TRIAL = 1.25  # errors over the draws' spread: crystals that nowhere lie alone cannot be tried (over simulated scans; see 09)
 
 
 def phase_fraction(
-    phase_id: np.ndarray, probability: np.ndarray, blocks: np.ndarray, wanted: int, ncm: list[int], *, draws: int = 2000, seed: int = 1
-) -> Fraction:
-    """The share of one phase in the area of the NCM phases.
+    raw: float, counts: np.ndarray, wanted: int, among: list[int], correction: tuple[float, float] = (0.0, 0.0), *,
+    n_units: int | None = None, seed: int = 1,
+) -> Fraction:  # fmt: skip
+    """The share of one phase in the area of several.
 
     Parameters
     ----------
-    phase_id
-        Winners (ny, nx), -1 not indexed.
-    probability
-        (p, ny, nx), of the phases for every pattern.
-    blocks
-        Numbers (ny, nx) of areas that vary together (grains with their layers); these are resampled, not pixels.
-    wanted, ncm
-        Number of the phase, and of all phases of the cathode.
+    raw
+        The share of winners.
+    counts
+        (draws, groups, p) patterns as `drawn_counts` gives them, the groups those of `resampling_units`.
+    wanted, among
+        Number of the phase, and of all phases of the area.
+    correction
+        What misclassification is taken to add, and the standard error of what else does (the scale).
+    n_units
+        How many of the groups, the first ones, are resampled for the lamella elsewhere; None is all of them.
 
     Returns
     -------
-    `Fraction`. The interval is the 2.5 to 97.5 % range over resampled blocks, in each of
-    which the undecided patterns are drawn by their probability; it always holds the value.
+    `Fraction`. Its draws vary about the corrected value as those of the map about their mean: the
+    draws themselves would count the errors of the map twice. `ResultError` where the area is empty.
     """
-    inside = np.isin(phase_id, ncm)
-    n = int(inside.sum())
-    if n == 0:
+    area, mine = counts[:, :, among].sum(axis=2), counts[:, :, wanted]
+    if counts.size == 0 or not area.sum(axis=1).all():
         raise ResultError("no pattern of an NCM phase: a fraction of the NCM area does not exist here")
-    share = probability[:, inside]
-    share = share[ncm].sum(axis=0)
-    weight = probability[wanted][inside] / np.maximum(share, 1e-12)
-    _, block = np.unique(blocks[inside], return_inverse=True)
-    size = np.bincount(block).astype(float)
     rng = np.random.default_rng(seed)
-    chosen = rng.integers(0, len(size), size=(draws, len(size)))
-    counts = np.apply_along_axis(np.bincount, 1, chosen, minlength=len(size))
-    values = np.empty(draws)
-    for i in range(draws):
-        drawn = np.bincount(block, weights=rng.random(n) < weight, minlength=len(size))
-        values[i] = (counts[i] @ drawn) / (counts[i] @ size)
-    value = float(weight.mean())
-    low, high = np.quantile(values, [0.025, 0.975])
-    return Fraction(value, float(min(low, value)), float(max(high, value)), float((phase_id[inside] == wanted).mean()))
+    value = float(np.clip(raw - correction[0], 0, 1))
+    share = mine.sum(axis=1) / area.sum(axis=1)
+    draws = np.clip(value + _BEYOND_TRIAL * (share - share.mean()) + rng.normal(0, correction[1], len(share)), 0, 1)
+    n = counts.shape[1] if n_units is None else n_units
+    elsewhere = None
+    if n > 1:
+        chosen = rng.multinomial(n, np.full(n, 1 / n), size=len(share))
+        of_units = [(chosen * c[:, :n]).sum(axis=1) + c[:, n:].sum(axis=1) for c in (mine, area)]
+        resampled = of_units[0] / np.maximum(of_units[1], 1)
+        elsewhere = np.clip(value + math.sqrt(n / (n - 1)) * (resampled - resampled.mean()), 0, 1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Fraction(value, float(min(low, value)), float(max(high, value)), raw, draws, elsewhere)
 
 
-def spatial_blocks(shape: tuple[int, int], step_px: int) -> np.ndarray:
-    """Numbers (ny, nx) of square blocks of ``step_px`` patterns."""
-    nx = shape[1]
-    y, x = np.indices(shape) // step_px
-    return y * (nx // step_px + 1) + x
+# --- where a phase sits ---------------------------------------------------------------------------
 
 
-def correlation_length_px(indicator: np.ndarray, inside: np.ndarray) -> float:
-    """Distance (patterns) at which the autocorrelation of a map (ny, nx) inside a mask falls to 1/e, at least 1."""
-    mean = indicator[inside].mean()
-    field = np.where(inside, indicator - mean, 0.0)
-    variance = (field[inside] ** 2).mean()
-    if variance == 0:
-        return 1.0
-    longest = max(1, min(indicator.shape) // 3)
-    for lag in range(1, longest + 1):
-        products = []
-        for a, b in ((np.s_[lag:, :], np.s_[:-lag, :]), (np.s_[:, lag:], np.s_[:, :-lag])):
-            both = inside[a] & inside[b]
-            products.append((field[a] * field[b])[both])
-        values = np.concatenate(products)
-        if len(values) == 0 or values.mean() / variance < math.exp(-1):
-            return float(lag)
-    return float(longest)
+def share_by_bin(
+    maps: dict[str, np.ndarray], units: np.ndarray, bins: np.ndarray, spread: Spread, wanted: int, among: list[int], *, draws: int = 400,
+    seed: int = 1,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The share of a phase in the area of several, bin by bin, with 95 % intervals over resampled units and drawn errors.
+
+    ``units`` (ny, nx) of `resampling_units`, ``bins`` (ny, nx) numbers of bins; -1 is outside of either. Returns for every bin
+    ``bin``, ``share``, ``ci95`` and ``n_patterns``; bins without a pattern are left out.
+    """
+    n_bins, n_units = int(bins.max(initial=-1)) + 1, int(units.max(initial=-1)) + 1
+    counts = drawn_counts(maps, np.where((units >= 0) & (bins >= 0), units * n_bins + bins, -1), spread, draws=draws, seed=seed)
+    missing = n_units * n_bins - counts.shape[1]
+    counts = np.pad(counts, ((0, 0), (0, missing), (0, 0))).reshape(draws, n_units, n_bins, -1)
+    rng = np.random.default_rng(seed)
+    chosen = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=draws) if n_units > 1 else np.ones((draws, n_units), int)
+    held = np.einsum("du,dub->db", chosen, counts[..., among].sum(axis=-1))
+    mine = np.einsum("du,dub->db", chosen, counts[..., wanted])
+    rows = []
+    for b in range(n_bins):
+        here = (bins == b) & (units >= 0) & np.isin(maps["phase_id"], among)
+        if here.any():
+            share = float((maps["phase_id"][here] == wanted).mean())
+            some = held[:, b] > 0
+            low, high = np.quantile(mine[some, b] / held[some, b], [0.025, 0.975]) if some.any() else (share, share)
+            ci95 = [float(min(low, share)), float(max(high, share))]
+            rows.append({"bin": b, "share": share, "ci95": ci95, "n_patterns": int(here.sum())})
+    return rows
 
 
-def detection_limit(false_probability: np.ndarray, inside: np.ndarray, blocks: np.ndarray, *, draws: int = 2000, seed: int = 1) -> float:
-    """The smallest fraction that counts as detected: the 95 % upper bound of what misclassification alone gives.
+def unit_boundaries(units: np.ndarray) -> np.ndarray:
+    """Patterns (ny, nx) that touch, by an edge, one of another unit; -1 is no unit."""
+    a, b = _neighbour_pairs(*units.shape)
+    number, result = units.ravel(), np.zeros(units.size, bool)
+    apart = (number[a] != number[b]) & (number[a] >= 0) & (number[b] >= 0)
+    result[a[apart]] = result[b[apart]] = True
+    return result.reshape(units.shape)
+
+
+def topotactic_patterns(maps: dict[str, np.ndarray], wanted: int, others: list[int]) -> tuple[int, int]:
+    """How many patterns of a phase that touch one of ``others`` share its lattice, and how many touch one at all."""
+    padded = {name: np.pad(maps[name], 1, constant_values=-1) for name in ("phase_id", "lattice_id")}
+    ny, nx = maps["phase_id"].shape
+    mine = maps["phase_id"] == wanted
+    touching, joined = np.zeros_like(mine), np.zeros_like(mine)
+    for dy, dx in itertools.product((-1, 0, 1), repeat=2):
+        phase, lattice = (padded[name][1 + dy : 1 + dy + ny, 1 + dx : 1 + dx + nx] for name in ("phase_id", "lattice_id"))
+        beside = mine & np.isin(phase, others)
+        touching |= beside
+        joined |= beside & (lattice >= 0) & (lattice == maps["lattice_id"])
+    return int(joined.sum()), int(touching.sum())
+
+
+def layer_at(wanted: np.ndarray, facing: np.ndarray, body: np.ndarray, step_nm: float) -> dict[str, Any]:
+    """The layer that a phase forms where a body faces something else.
 
     Parameters
     ----------
-    false_probability
-        (ny, nx) probability of the wanted phase in patterns that another phase won, 0 elsewhere.
-    inside
-        (ny, nx) the patterns of the cathode.
-    blocks
-        Numbers (ny, nx) of areas that vary together; these are resampled.
+    wanted, body, facing
+        Masks (ny, nx) of the phase, of the body it is part of, and of what the body faces.
 
     Returns
     -------
-    The 95 % quantile of the mean over resampled blocks, and no less than the bound that seeing
-    nothing in so many patterns gives (1 - 0.05^(1/n)).
+    ``covered``, the share of the body's patterns along that boundary that are of the phase; ``thickness_nm``, the area of
+    the phase that hangs together with it over the length covered; ``resolved``: that is at least two steps of the scan,
+    else the layer is thinner than the map can tell. Empty where the body does not face it.
     """
-    _, block = np.unique(blocks[inside], return_inverse=True)
-    size = np.bincount(block).astype(float)
-    total = np.bincount(block, weights=false_probability[inside])
-    chosen = np.random.default_rng(seed).integers(0, len(size), size=(draws, len(size)))
-    means = total[chosen].sum(axis=1) / size[chosen].sum(axis=1)
-    return float(max(np.quantile(means, 0.95), 1 - 0.05 ** (1 / inside.sum())))
+    from scipy import ndimage
+
+    around = np.ones((3, 3), bool)
+    edge = body & ndimage.binary_dilation(facing, around)
+    if not edge.any():
+        return {}
+    covered = edge & wanted
+    label, _ = ndimage.label(wanted, around)
+    layer = np.isin(label, np.unique(label[covered])) & (label > 0)
+    thickness = float(layer.sum() / max(covered.sum(), 1)) * step_nm
+    return {"covered": float(covered.sum() / edge.sum()), "thickness_nm": thickness, "resolved": bool(thickness >= 2 * step_nm)}
 
 
 # --------------------------------------------------------------------------------------
@@ -8230,42 +8613,51 @@ def condition_name(temperature_C: float | None) -> str:
 def collect_samples(data_dir: str | Path, results: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """What the comparison needs of every sample, in order of sintering, and why others are missing.
 
-    A sample whose last run failed, or which has no fraction yet, is missing, with its reason; one
-    without a PED scan stays, with a fraction of None.
+    A sample whose last run failed, which has no fraction yet or one of an older version, or whose scan is that of a sample
+    before it, is missing, with its reason; one without a PED scan stays, with a fraction of None.
     """
-    samples, missing = [], {}
+    samples: list[dict[str, Any]] = []
+    missing = {}
     for name in list_samples(data_dir):
         failed = failed_step(results, name)
         if failed:
             missing[name] = f"{failed[0]} failed: {failed[1]}"
             continue
         try:
-            samples.append(_sample_row(load_sample(data_dir, name), results))
+            row = _sample_row(load_sample(data_dir, name), results)
         except WorkbookError as error:
             missing[name] = str(error)
+            continue
+        twin = next((s["sample"] for s in samples if row["scan_sha256"] and s["scan_sha256"] == row["scan_sha256"]), None)
+        if twin:
+            missing[name] = f"its PED scan is that of {twin}, byte for byte: one scan is not two lamellae"
+        else:
+            samples.append(row)
     samples.sort(key=lambda s: (s["temperature_C"] is not None, s["temperature_C"] or 0.0, s["sample"]))
     return samples, missing
 
 
 def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
     fraction = read_result(results, sample.id, "07_rocksalt_fraction")
-    low, high = fraction.get("rocksalt_fraction_ci95") or (None, None)
     row: dict[str, Any] = {
         "sample": sample.id,
         "label": sample.label,
         "simulated": sample.simulated,
         "temperature_C": sample.sintering.temperature_C if sample.sintering else None,
-        "rocksalt_fraction": fraction.get("rocksalt_fraction"),
-        "ci95_low": low,
-        "ci95_high": high,
-        "raw": fraction.get("rocksalt_fraction_raw"),
-        "detection_limit": fraction.get("detection_limit"),
-        "spinel_fraction": fraction.get("spinel_fraction"),
+        "has_map": fraction["status"] == "ok",
+        "scan_sha256": fraction.get("inputs", {}).get(sample.acquisitions.ped.file) if sample.acquisitions.ped else None,
         "n_patterns_ncm": fraction.get("n_patterns_ncm"),
         "n_grains": fraction.get("n_grains"),
-        "has_map": fraction["status"] == "ok",
+        "detection_limit": fraction.get("detection_limit"),
         "doses": {},
     }
+    for phase in ("rocksalt", "spinel"):
+        row |= _fraction_of(fraction, phase, f"{sample.id}/07_rocksalt_fraction.json")
+    row["ci95_low"], row["ci95_high"] = row.pop("rocksalt_fraction_ci95") or (None, None)
+    row["raw"], row["detected"] = row.pop("rocksalt_fraction_raw"), row.pop("rocksalt_detected")
+    if row["has_map"]:
+        row["phases"] = read_result(results, sample.id, "06_ped_matching").get("phases", [])
+        row["calibration_trusted"] = fraction.get("calibration_trusted")
     for step, keys in (
         ("03_haadf_surface", ("surface_layer_thickness_nm", "surface_layer_thickness_ci95_nm", "surface_phase", "dose_e_per_A2")),
         ("02_cryo_stem_drift", ("total_dose_e_per_A2", "used_dose_e_per_A2")),
@@ -8278,40 +8670,130 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
     return row
 
 
+def _fraction_of(result: dict[str, Any], phase: str, where: str) -> dict[str, Any]:
+    """A phase's fraction and what it rests on, of a result of 07; `ResultError` where an older version wrote that."""
+    keys = [f"{phase}_{k}" for k in ("fraction", "fraction_ci95", "fraction_raw", "detected", "fraction_quantiles", "elsewhere_quantiles")]
+    found = {key: result.get(key) for key in keys}
+    if found[f"{phase}_fraction"] is not None and found[f"{phase}_fraction_quantiles"] is None:
+        raise ResultError(f"{where}: holds no {phase}_fraction_quantiles, an older version wrote it; run 07_rocksalt_fraction again")
+    return found
+
+
+def comparability(samples: list[dict[str, Any]], most_dose_ratio: float = 1.5) -> list[str]:
+    """What forbids to take the difference of samples for that of their treatment, in sentences.
+
+    ``samples`` as `collect_samples` gives them: other candidate phases, doses that differ by more than a ratio, scales that are not
+    trusted, and, always, how many lamellae stand for a condition.
+    """
+    said = []
+    mapped = [s for s in samples if s["has_map"]]
+    candidates = {tuple(sorted(s["phases"])) for s in mapped}
+    if len(candidates) > 1:
+        each = "; ".join(f"{s['sample']}: {', '.join(s['phases'])}" for s in mapped)
+        said.append(f"The scans were matched with different candidate phases, so their fractions do not mean the same ({each}).")
+    untrusted = [s["sample"] for s in mapped if s.get("calibration_trusted") is False]
+    if untrusted:
+        said.append(f"The calibration is not trusted for {', '.join(untrusted)}.")
+    for kind, name in (("03_haadf_surface_dose_e_per_A2", "HAADF images"), ("02_cryo_stem_drift_used_dose_e_per_A2", "cryo-STEM averages")):
+        doses = {s["sample"]: s["doses"][kind] for s in samples if s["doses"].get(kind)}
+        if len(doses) > 1 and max(doses.values()) > most_dose_ratio * min(doses.values()):
+            each = ", ".join(f"{k} {v:.4g} e/Å²" for k, v in doses.items())
+            said.append(f"The doses of the {name} differ ({each}), and the beam itself makes spinel and rocksalt.")
+    if len(samples) > 1 and len({condition_name(s["temperature_C"]) for s in samples}) == len(samples):
+        said.append(
+            "There is one lamella for each condition, so these numbers compare lamellae: they cannot tell the part of the temperature from "
+            "that of the specimen."
+        )
+    return said
+
+
 def save_comparison(run: Step, comparison: dict[str, Any]) -> None:
-    """Write ``08_comparison.json``; what a sample does not have is left out of its entry."""
-    comparison = comparison | {"samples": [{k: v for k, v in s.items() if v is not None} for s in comparison["samples"]]}
-    content = {"status": "ok", **comparison, "versions": software_versions()}
+    """Write ``08_comparison.json``; what a sample does not have, and the quantiles that 07 holds, are left out of its entry."""
+    kept = [{k: v for k, v in s.items() if v is not None and not k.endswith("_quantiles")} for s in comparison["samples"]]
+    content = {"status": "ok", **comparison, "samples": kept, "versions": software_versions()}
     write_atomically(run.results / "08_comparison.json", json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def compare_fractions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Pairwise differences of rocksalt fractions with 95 % intervals and the probability of an increase.
+def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """Second minus first, of two independent quantities given by quantiles at equal steps of probability.
 
-    ``rows`` hold ``sample``, ``rocksalt_fraction``, ``ci95_low``, ``ci95_high``; the intervals are
-    taken as split normal distributions and differences add in quadrature on the side that counts.
+    Returns ``ci95_low``, ``ci95_high`` and ``probability_of_increase``; equal values count half.
+
+    >>> difference(np.linspace(0, 1, 101), np.linspace(2, 3, 101))["probability_of_increase"]
+    1.0
     """
-    from itertools import combinations
+    middle = [(np.asarray(q, float)[1:] + np.asarray(q, float)[:-1]) / 2 for q in (first, second)]
+    change = middle[1][:, None] - middle[0][None, :]
+    low, high = np.quantile(change, [0.025, 0.975])
+    increase = float((change > 0).mean() + (change == 0).mean() / 2)
+    return {"ci95_low": float(low), "ci95_high": float(high), "probability_of_increase": increase}
 
-    from scipy.stats import norm
 
+def compare_fractions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> list[dict[str, Any]]:
+    """Pairwise differences of a phase's fractions with 95 % intervals and the probability of an increase.
+
+    ``rows`` hold ``sample``, ``<phase>_fraction`` and its quantiles, for the scanned areas and, with ``elsewhere_``
+    before the names of the result, for the lamellae they were taken from (absent where one has one grain only).
+    """
     pairs = []
-    for first, second in combinations(rows, 2):
-        difference = second["rocksalt_fraction"] - first["rocksalt_fraction"]
-        down = math.hypot(second["rocksalt_fraction"] - second["ci95_low"], first["ci95_high"] - first["rocksalt_fraction"])
-        up = math.hypot(second["ci95_high"] - second["rocksalt_fraction"], first["rocksalt_fraction"] - first["ci95_low"])
-        side = (down if difference > 0 else up) / norm.ppf(0.975)
-        pairs.append(
-            {
-                "from": first["sample"],
-                "to": second["sample"],
-                "difference": difference,
-                "ci95_low": difference - down,
-                "ci95_high": difference + up,
-                "probability_of_increase": float(norm.cdf(difference / max(side, 1e-6))),
-            }
-        )
+    for first, second in itertools.combinations(rows, 2):
+        pair = {"from": first["sample"], "to": second["sample"], "difference": second[f"{phase}_fraction"] - first[f"{phase}_fraction"]}
+        pair |= difference(first[f"{phase}_fraction_quantiles"], second[f"{phase}_fraction_quantiles"])
+        beyond = [row.get(f"{phase}_elsewhere_quantiles") for row in (first, second)]
+        if all(q is not None for q in beyond):
+            pair |= {f"elsewhere_{k}": v for k, v in difference(*beyond).items()}
+        pairs.append(pair)
     return pairs
+
+
+def compare_conditions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> dict[str, Any]:
+    """The fraction of every condition over its lamellae, and differences of conditions: a random-effects model.
+
+    A lamella's fraction scatters about its condition's mean by what its grains say (``<phase>_elsewhere_quantiles``) and by a
+    variance between lamellae that all conditions share (DerSimonian & Laird 1986, by statsmodels, pooled by degrees of freedom).
+    Only lamellae of one condition can tell that: with none ``between_lamellae_sd`` and the differences are None and empty.
+
+    Returns
+    -------
+    ``conditions`` (name, ``n_lamellae``, ``mean``, ``ci95`` or None), ``between_lamellae_sd`` and ``differences``.
+    """
+    from scipy.stats import t
+    from statsmodels.stats.meta_analysis import combine_effects
+
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        quantiles = row.get(f"{phase}_elsewhere_quantiles")
+        quantiles = np.asarray(row[f"{phase}_fraction_quantiles"] if quantiles is None else quantiles, float)
+        spread = max(float(np.diff(np.quantile(quantiles, [0.1587, 0.8413]))[0]) / 2, 1e-4)
+        groups.setdefault(condition_name(row["temperature_C"]), []).append((row[f"{phase}_fraction"], spread**2))
+    freedom = sum(len(g) - 1 for g in groups.values())
+    between = 0.0
+    for effects in groups.values():
+        if len(effects) > 1:
+            value, variance = np.array(effects).T
+            between += (len(effects) - 1) * float(combine_effects(value, variance, method_re="dl").tau2) / freedom
+    means = {}
+    for name, effects in groups.items():
+        value, variance = np.array(effects).T
+        weight = 1 / (variance + max(between, 0.0))
+        means[name] = (float((weight * value).sum() / weight.sum()), float(1 / weight.sum()))
+    reach = float(t.ppf(0.975, freedom)) if freedom else math.nan
+    conditions = [
+        {
+            "condition": name,
+            "n_lamellae": len(groups[name]),
+            "mean": mean,
+            "ci95": [max(0.0, mean - reach * math.sqrt(v)), min(1.0, mean + reach * math.sqrt(v))] if freedom else None,
+        }
+        for name, (mean, v) in means.items()
+    ]
+    differences = []
+    for a, b in itertools.combinations(means, 2) if freedom else ():
+        change, error = means[b][0] - means[a][0], math.sqrt(means[a][1] + means[b][1])
+        interval = {"ci95_low": change - reach * error, "ci95_high": change + reach * error}
+        increase = float(t.cdf(change / error, freedom))
+        differences.append({"from": a, "to": b, "difference": change, **interval, "probability_of_increase": increase})
+    return {"conditions": conditions, "between_lamellae_sd": math.sqrt(max(between, 0.0)) if freedom else None, "differences": differences}
 
 
 # --------------------------------------------------------------------------------------
