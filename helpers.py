@@ -8386,11 +8386,13 @@ def spread_of(trial: Trial) -> Spread:
 def neighbouring_phase(phase_id: np.ndarray) -> np.ndarray:
     """The most frequent other phase among the eight neighbours of every indexed pattern, (ny, nx), -1 where there is none."""
     n_phases = int(phase_id.max(initial=-1)) + 1
+    if n_phases == 0:
+        return np.full_like(phase_id, -1)
     padded = np.pad(phase_id, 1, constant_values=-1)
     ny, nx = phase_id.shape
     around = [padded[1 + dy : 1 + dy + ny, 1 + dx : 1 + dx + nx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    often = np.stack([sum((a == k).astype(int) for a in around) * (phase_id != k) for k in range(n_phases)])
-    return np.where((phase_id >= 0) & (often.max(axis=0) > 0), np.argmax(often, axis=0), -1) if n_phases else np.full_like(phase_id, -1)
+    often = np.stack([np.sum([a == k for a in around], axis=0) * (phase_id != k) for k in range(n_phases)])
+    return np.where((phase_id >= 0) & (often.max(axis=0) > 0), np.argmax(often, axis=0), -1)
 
 
 def drawn_counts(maps: dict[str, np.ndarray], group: np.ndarray, spread: Spread, *, draws: int = 400, seed: int = 1) -> np.ndarray:
@@ -8751,11 +8753,12 @@ def compare_conditions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> d
 
     A lamella's fraction scatters about its condition's mean by what its grains say (``<phase>_elsewhere_quantiles``) and by a
     variance between lamellae that all conditions share (DerSimonian & Laird 1986, by statsmodels, pooled by degrees of freedom).
-    Only lamellae of one condition can tell that: with none ``between_lamellae_sd`` and the differences are None and empty.
+    Only several lamellae of one condition can tell that.
 
     Returns
     -------
-    ``conditions`` (name, ``n_lamellae``, ``mean``, ``ci95`` or None), ``between_lamellae_sd`` and ``differences``.
+    ``conditions`` (name, ``n_lamellae``, ``mean``, ``ci95``), ``between_lamellae_sd`` and ``differences``; where no condition
+    has two lamellae there are no ``ci95``, no differences, and the standard deviation is None with its reason.
     """
     from scipy.stats import t
     from statsmodels.stats.meta_analysis import combine_effects
@@ -8777,23 +8780,20 @@ def compare_conditions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> d
         value, variance = np.array(effects).T
         weight = 1 / (variance + max(between, 0.0))
         means[name] = (float((weight * value).sum() / weight.sum()), float(1 / weight.sum()))
-    reach = float(t.ppf(0.975, freedom)) if freedom else math.nan
-    conditions = [
-        {
-            "condition": name,
-            "n_lamellae": len(groups[name]),
-            "mean": mean,
-            "ci95": [max(0.0, mean - reach * math.sqrt(v)), min(1.0, mean + reach * math.sqrt(v))] if freedom else None,
-        }
-        for name, (mean, v) in means.items()
-    ]
+    conditions: list[dict[str, Any]] = [{"condition": k, "n_lamellae": len(groups[k]), "mean": mean} for k, (mean, _) in means.items()]
+    if not freedom:
+        reason = "no condition has more than one lamella"
+        return {"conditions": conditions, "between_lamellae_sd": None, "between_lamellae_sd_reason": reason, "differences": []}
+    reach = float(t.ppf(0.975, freedom))
+    for row, (mean, variance) in zip(conditions, means.values(), strict=True):
+        row["ci95"] = [max(0.0, mean - reach * math.sqrt(variance)), min(1.0, mean + reach * math.sqrt(variance))]
     differences = []
-    for a, b in itertools.combinations(means, 2) if freedom else ():
+    for a, b in itertools.combinations(means, 2):
         change, error = means[b][0] - means[a][0], math.sqrt(means[a][1] + means[b][1])
         interval = {"ci95_low": change - reach * error, "ci95_high": change + reach * error}
         increase = float(t.cdf(change / error, freedom))
         differences.append({"from": a, "to": b, "difference": change, **interval, "probability_of_increase": increase})
-    return {"conditions": conditions, "between_lamellae_sd": math.sqrt(max(between, 0.0)) if freedom else None, "differences": differences}
+    return {"conditions": conditions, "between_lamellae_sd": math.sqrt(max(between, 0.0)), "differences": differences}
 
 
 # --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""PED: calibration, matching, decision, grains and fractions against truth, symmetry and recorded patterns."""
+"""PED: calibration, matching, decision and grains against truth, symmetry and recorded patterns."""
 
 import math
 from pathlib import Path
@@ -478,48 +478,6 @@ def test_scans_without_counts_are_refused():
     broken[1, 0, 3, 3] = np.nan
     with pytest.raises(helpers.RecordingError, match="line 1 holds NaN"):
         helpers.scan_statistics(broken)
-
-
-# --- fractions and comparison -----------------------------------------------------------------
-
-
-def test_interval_covers_the_true_fraction_of_clustered_maps():
-    """Layers in patches: the 95 % interval from blocks must cover the truth of the process, pixels as units would not."""
-    from scipy import ndimage
-
-    rng, covered = np.random.default_rng(4), 0
-    for i in range(40):
-        field = ndimage.gaussian_filter(rng.standard_normal((80, 80)), 2.0, mode="wrap")[20:60, 20:60]
-        phase_id = np.where(field > 0.0, 1, 0)
-        probability = np.stack([phase_id == 0, phase_id == 1]).astype(float)
-        inside = np.ones_like(phase_id, bool)
-        length = helpers.correlation_length_px((phase_id == 1).astype(float), inside)
-        blocks = helpers.spatial_blocks(phase_id.shape, max(2, round(2 * length)))
-        fraction = helpers.phase_fraction(phase_id, probability, blocks, 1, [0, 1], draws=400, seed=i)
-        covered += fraction.low <= 0.5 <= fraction.high
-    assert covered >= 34
-
-
-def test_fraction_of_no_patterns_is_an_error_with_a_reason():
-    with pytest.raises(helpers.ResultError, match="no pattern of an NCM phase"):
-        helpers.phase_fraction(np.full((3, 3), -1), np.ones((1, 3, 3)), np.zeros((3, 3), int), 0, [0])
-
-
-def test_comparison_of_fractions_is_antisymmetric_and_sure_where_intervals_part():
-    a = {"sample": "a", "rocksalt_fraction": 0.05, "ci95_low": 0.03, "ci95_high": 0.07}
-    b = {"sample": "b", "rocksalt_fraction": 0.20, "ci95_low": 0.16, "ci95_high": 0.24}
-    (up,), (down,) = helpers.compare_fractions([a, b]), helpers.compare_fractions([b, a])
-    assert up["difference"] == pytest.approx(0.15) and down["difference"] == pytest.approx(-0.15)
-    assert up["probability_of_increase"] > 0.999 and down["probability_of_increase"] < 0.001
-
-
-def test_detection_limit_is_above_the_false_rate_and_never_nothing():
-    rng = np.random.default_rng(2)
-    inside = np.ones((30, 30), bool)
-    false = np.where(rng.random((30, 30)) < 0.02, 1.0, 0.0)
-    blocks = helpers.spatial_blocks(inside.shape, 3)
-    assert false.mean() < helpers.detection_limit(false, inside, blocks) < 3 * false.mean()
-    assert helpers.detection_limit(0 * false, inside, blocks) == pytest.approx(3 / 900, rel=0.01)  # the rule of three
 
 
 # --- recorded patterns ------------------------------------------------------------------------
