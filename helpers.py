@@ -38,6 +38,7 @@ import tempfile
 import time
 import warnings
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
@@ -8270,9 +8271,27 @@ def judge_trial(maps: dict[str, np.ndarray], made: np.ndarray, found: Indexing, 
     return Trial(pair.ravel(), lead, second, decision["phase_id"][made], put_in, error, decision["second_phase_id"][made] >= 0)
 
 
-def join_trials(trials: list[Trial]) -> Trial:
-    """Trials of one set of mixtures in one."""
-    return Trial(*(np.concatenate([getattr(t, f.name) for t in trials]) for f in dataclasses.fields(Trial)))
+def no_trial() -> Trial:
+    """The trial of a scan in which no mixtures can be made."""
+    return Trial(*(np.zeros(0, kind) for kind in (int, int, int, int, float, float, bool)))
+
+
+def try_mixtures(
+    patterns: np.ndarray, calibration: Calibration, banks: list[TemplateBank], maps: dict[str, np.ndarray],
+    thresholds: dict[str, float] | None = None, *, trials: Iterable[int] = range(3), seed: int = 1, **options: Any,
+) -> Trial:  # fmt: skip
+    """Make known mixtures of a scan (ny, nx, ky, kx) and match them as `map_scan` did, once for each of ``trials``.
+
+    ``maps`` are those of the scan; ``thresholds`` and ``options`` those of `map_scan`. Empty where no mixtures can be made.
+    """
+    counting, results = replace(calibration, gain=1.0, offset=0.0), [no_trial()]
+    for number in trials:
+        mixtures, made = spike_in(patterns, calibration, maps, seed=seed + number)
+        if not made.any():
+            break
+        again, found, _ = map_scan(mixtures, counting, banks, thresholds, **options)
+        results.append(judge_trial(maps, made, found, again))
+    return Trial(*(np.concatenate([getattr(t, f.name) for t in results]) for f in dataclasses.fields(Trial)))
 
 
 def confusion(trial: Trial, n_phases: int) -> np.ndarray:
@@ -8338,11 +8357,6 @@ def resampling_units(maps: dict[str, np.ndarray], inside: np.ndarray, least_patt
     nearest = ndimage.distance_transform_edt(~large, return_distances=False, return_indices=True)
     _, unit = np.unique(lattice[tuple(nearest)], return_inverse=True)
     return np.where(inside, unit.reshape(inside.shape), -1)
-
-
-def no_trial() -> Trial:
-    """The trial of a scan in which no mixtures can be made."""
-    return Trial(*(np.zeros(0, kind) for kind in (int, int, int, int, float, float, bool)))
 
 
 @dataclass(frozen=True)
@@ -8446,6 +8460,7 @@ class Fraction:
 
     That interval is for the area that was scanned. ``draws`` (d,) are what it rests on; ``elsewhere`` (d,) is how
     the value would vary over other areas of the same lamella, its grains resampled, or None where there is only one.
+    ``bias`` and ``bias_error`` are what misclassification adds, as known mixtures say (`misclassification`).
     """
 
     value: float
@@ -8454,6 +8469,19 @@ class Fraction:
     raw: float
     draws: np.ndarray
     elsewhere: np.ndarray | None
+    detection_limit: float = 0.0
+    bias: float = 0.0
+    bias_error: float = 0.0
+
+    @property
+    def detected(self) -> bool:
+        """Over what false patterns alone reach once in twenty scans, and with an interval that leaves zero out."""
+        return self.value > self.detection_limit and self.low > 0
+
+    @property
+    def upper_limit(self) -> float:
+        """Below what the share is, where it is not detected."""
+        return max(self.detection_limit, self.high)
 
     @property
     def elsewhere_ci95(self) -> tuple[float, float] | None:
@@ -8511,6 +8539,22 @@ def phase_fraction(
         elsewhere = np.clip(value + math.sqrt(n / (n - 1)) * (resampled - resampled.mean()), 0, 1)
     low, high = np.quantile(draws, [0.025, 0.975])
     return Fraction(value, float(min(low, value)), float(max(high, value)), raw, draws, elsewhere)
+
+
+def corrected_fraction(
+    maps: dict[str, np.ndarray], trial: Trial, counts: np.ndarray, wanted: int, among: list[int], *, scale_error: float = 0.0,
+    n_units: int | None = None, seed: int = 1,
+) -> Fraction:  # fmt: skip
+    """`phase_fraction` of a map, corrected for `misclassification` and with its `detection_limit`.
+
+    ``scale_error`` is the standard error that the camera's scale brings to the share.
+    """
+    inside = np.isin(maps["phase_id"], among)
+    bias, error, correction = misclassification(trial, maps, wanted, inside)
+    raw = float((maps["phase_id"][inside] == wanted).mean()) if inside.any() else 0.0
+    fraction = phase_fraction(raw, counts, wanted, among, (correction, scale_error), n_units=n_units, seed=seed)
+    limit = detection_limit(trial, maps, wanted, inside)
+    return replace(fraction, detection_limit=limit, bias=bias, bias_error=error)
 
 
 # --- where a phase sits ---------------------------------------------------------------------------
