@@ -8163,19 +8163,14 @@ def load_maps(path: Path, phases: list[str]) -> dict[str, np.ndarray]:
 
 def busiest_window(maps: dict[str, np.ndarray], most_patterns: int = 2304) -> tuple[slice, slice]:
     """The part of a scan (slices in y and x) of at most so many patterns that holds the most patterns of two phases."""
-    from scipy import ndimage
-
     ny, nx = maps["phase_id"].shape
-    if ny * nx <= most_patterns:
-        return slice(0, ny), slice(0, nx)
-    side = int(math.sqrt(most_patterns))
-    height = max(min(ny, side), min(ny, most_patterns // nx))
+    side = math.isqrt(most_patterns)
+    height = min(ny, max(side, most_patterns // nx))
     width = min(nx, most_patterns // height)
-    mixed = (maps["second_phase_id"] >= 0).astype(float)
-    held = ndimage.uniform_filter(mixed, (height, width), mode="constant", origin=(-((height - 1) // 2) + 0, -((width - 1) // 2) + 0))
-    held = held[: ny - height + 1, : nx - width + 1]
-    y, x = np.unravel_index(np.argmax(held), held.shape)
-    return slice(int(y), int(y) + height), slice(int(x), int(x) + width)
+    total = np.pad(np.cumsum(np.cumsum(maps["second_phase_id"] >= 0, axis=0), axis=1), ((1, 0), (1, 0)))
+    held = total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
+    y, x = (int(v) for v in np.unravel_index(np.argmax(held), held.shape))
+    return slice(y, y + height), slice(x, x + width)
 
 
 def spike_in(
@@ -8203,7 +8198,7 @@ def spike_in(
     from scipy.spatial import cKDTree
 
     rng = np.random.default_rng(seed)
-    counts = np.rint(np.maximum((patterns.astype(np.float32) - calibration.offset) / calibration.gain, 0)).astype(np.int64)
+    counts = np.rint(np.maximum((patterns.astype(np.float32) - calibration.offset) / calibration.gain, 0)).astype(np.int32)
     spiked, made = counts.astype(np.float32), np.zeros(maps["phase_id"].shape, bool)
     alone = (maps["phase_id"] >= 0) & (maps["share"] > 0.97) & (maps["correlation"] >= 0.5) & (maps["crystal_id"] >= 0)
     donors = {c: np.argwhere(alone & (maps["crystal_id"] == c)) for c in np.unique(maps["crystal_id"][alone])}
@@ -8313,7 +8308,7 @@ def misclassification(trial: Trial, maps: dict[str, np.ndarray], wanted: int, in
     if len(trial.pair) == 0 or n_inside == 0:
         return 0.0, 0.0, 0.0
     seen = max(trial.several.mean(), 0.2)
-    mixtures = ((maps["second_phase_id"] >= 0) & inside).sum() / seen
+    mixtures = (maps["second_phase_id"] >= 0).sum() / seen
     gained = ((trial.found == wanted).astype(float) - (trial.lead == wanted)) * mixtures / len(trial.pair) / n_inside
     by_pair = np.bincount(trial.pair, gained)
     bias, error = float(by_pair.sum()), float(np.sqrt((by_pair**2).sum()))
@@ -8331,7 +8326,7 @@ def detection_limit(trial: Trial, maps: dict[str, np.ndarray], wanted: int, insi
 
     n_inside = max(int(inside.sum()), 1)
     without = (trial.lead != wanted) & (trial.second != wanted)
-    mixtures = ((maps["second_phase_id"] >= 0) & inside).sum()
+    mixtures = (maps["second_phase_id"] >= 0).sum()
     rate = float((trial.found[without] == wanted).mean()) if without.any() else 0.0
     lost = inside & (maps["phase_id"] != wanted) & (maps["second_phase_id"] < 0)
     false = rate * mixtures + float(maps["probability"][wanted][lost].sum())

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -104,7 +105,16 @@ CONTRACT = {
     "05_ped_calibration": ["scale_invA_per_px", "ellipticity", "centre_px"],
     "07_rocksalt_fraction": [
         *("rocksalt_fraction", "rocksalt_fraction_ci95", "rocksalt_fraction_raw", "spinel_fraction", "spinel_fraction_ci95"),
-        *("spinel_fraction_raw", "detection_limit", "n_patterns_ncm"),
+        *(
+            "spinel_fraction_raw",
+            "detection_limit",
+            "n_patterns_ncm",
+            "n_grains",
+            "known_mixtures",
+            "sensitivity",
+            "profiles",
+            "other_phases",
+        ),
     ],
 }
 
@@ -129,7 +139,43 @@ def test_files_beside_the_json(run):
     assert {"score", "phase_margin", "orientation_margin", "grain_id"} | scores <= set(crystal_map.prop)
     header = (run.results / "08_comparison.csv").read_text().splitlines()[0]
     assert header == "sample,temperature_C,rocksalt_fraction,ci95_low,ci95_high,n_patterns_ncm,n_grains"
-    assert "tiny" in (run.results / "08_comparison.json").read_text()
+    comparison = json.loads((run.results / "08_comparison.json").read_text())
+    assert "tiny" in [s["sample"] for s in comparison["samples"]]
+    assert comparison["differences"] == [] and comparison["by_condition"]["differences"] == []  # one sample with a fraction
+    methods = (run.results / "08_methods.md").read_text()
+    recording = json.loads((run.results / "tiny" / "06_ped_matching.json").read_text())["inputs"]["ped.hspy"]
+    assert methods.startswith("All data are simulated." if not SHARED.is_dir() else "Patterns of precession")
+    assert f"tiny/ped.hspy: {recording[:16]}" in methods and "step_deg 2.0" in methods and "statsmodels" in methods
+
+
+def test_figures_for_a_paper_are_vectors_of_their_width(run):
+    for width_mm in (85, 175):
+        text = (run.figures / f"08_paper_{width_mm}mm.svg").read_text()
+        points = float(re.search(r'width="([0-9.]+)pt"', text).group(1))
+        assert points == pytest.approx(width_mm / 25.4 * 72, abs=0.1)
+        assert (run.figures / f"08_paper_{width_mm}mm.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_fractions_where_nothing_is_decided_or_all_is_one_grain(run, tmp_path):
+    """Maps of 06 made worse: 07 says so, and what it cannot know is null with a reason."""
+    import h5py
+
+    for name, changes in (("undecided", {"decided": 0}), ("one_grain", {"lattice_id": 1}), ("no_cathode", {"phase_id": 3})):
+        results = tmp_path / name
+        shutil.copytree(run.results / "tiny", results / "tiny")
+        with h5py.File(results / "tiny" / "06_ped.h5", "r+") as file:
+            for key, value in changes.items():
+                file[f"crystal_map/data/{key}"][...] = value
+        given = {"sample_id": "tiny", "data_dir": str(run.data), "results_dir": str(results), "figures_dir": str(tmp_path / "f")}
+        assert alone("07_rocksalt_fraction", tmp_path / name / "out", given | {"sensitivity": False, "trials": 1}) is None
+        result = json.loads((results / "tiny" / "07_rocksalt_fraction.json").read_text())
+        if name == "undecided":
+            assert result["rocksalt_fraction_ci95"] == result["rocksalt_fraction_bounds"] == [0, 1]
+        elif name == "one_grain":
+            assert result["n_grains"] == 1 and result["rocksalt_elsewhere_ci95"] is None
+            assert "one grain only" in result["rocksalt_elsewhere_ci95_reason"]
+        else:
+            assert result["rocksalt_fraction"] is None and "no pattern was indexed" in result["rocksalt_fraction_reason"]
 
 
 def test_figures_are_saved_for_every_step(run):
