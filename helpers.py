@@ -8475,7 +8475,7 @@ class Fraction:
 
     @property
     def upper_limit(self) -> float:
-        """Below what the share is, where it is not detected."""
+        """What the share is below, where it is not detected."""
         return max(self.detection_limit, self.high)
 
     @property
@@ -8542,13 +8542,16 @@ def corrected_fraction(
 ) -> Fraction:  # fmt: skip
     """`phase_fraction` of a map, corrected for `misclassification` and with its `detection_limit`.
 
-    ``scale_error`` is the standard error that the camera's scale brings to the share.
+    ``scale_error`` is the standard error that the camera's scale brings to the share. Under the limit the interval is
+    all that the limit leaves open, from zero on.
     """
     inside = np.isin(maps["phase_id"], among)
     bias, error, correction = misclassification(trial, maps, wanted, inside)
     raw = float((maps["phase_id"][inside] == wanted).mean()) if inside.any() else 0.0
     fraction = phase_fraction(raw, counts, wanted, among, (correction, scale_error), n_units=n_units, seed=seed)
     limit = detection_limit(trial, maps, wanted, inside)
+    if fraction.value <= limit:
+        fraction = replace(fraction, low=0.0, high=max(fraction.high, limit))
     return replace(fraction, detection_limit=limit, bias=bias, bias_error=error)
 
 
