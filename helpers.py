@@ -5592,6 +5592,8 @@ def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
 
 def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> Spots:
     """The spots of patterns (n, ky, kx) of any real type with the direct beam at ``centre_px`` (n, 2), (y, x)."""
+    if len(centre_px) != len(patterns):
+        raise ValueError(f"find_spots: got {len(patterns)} patterns and {len(centre_px)} places of the direct beam, expected as many")
     half = _aperture_of(calibration)
     spots = _no_spots(centre_px, patterns.shape[1:])
     _find_spots(
@@ -7946,7 +7948,7 @@ def scan_banks(ped: Any, calibrated: dict[str, Any], data_dir: str | Path, *, st
 def map_scan(
     patterns: Any, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float] | None = None, **options: Any
 ) -> tuple[dict[str, np.ndarray], Indexing, Spots]:
-    """The maps (ny, nx) of a scan: those of `decide_phases`, ``correlation`` and ``discriminating_spots``.
+    """The maps (ny, nx) of a scan: those of `decide_phases`, ``correlation``, ``discriminating_spots``, ``diffuse`` counts and ``support``.
 
     ``thresholds`` go to `decide_phases`, ``options`` to `index_scan`. A pattern without a discriminating spot is not decided.
     """
@@ -7955,7 +7957,15 @@ def map_scan(
     maps = decide_phases(found, correlation, **(thresholds or {}))
     telling = discriminating_spots(spots, calibration, banks, maps["phase_id"], found.rotation)
     decided = maps["decided"] & (telling > 0) if len(banks) > 1 else maps["decided"]
-    return maps | {"correlation": correlation, "discriminating_spots": telling, "decided": decided}, found, spots
+    maps |= {"correlation": correlation, "discriminating_spots": telling, "decided": decided, "support": found.support}
+    return maps | {"diffuse": diffuse_counts(spots, calibration).reshape(correlation.shape)}, found, spots
+
+
+def diffuse_counts(spots: Spots, calibration: Calibration) -> np.ndarray:
+    """Counts (n,) of the radial background outside the direct beam: how much material there is, whether it diffracts or not."""
+    radius = np.arange(spots.background.shape[1])
+    shown = (radius >= first_radius_px(calibration)) & (radius < min(calibration.mask.shape) / 2)
+    return (spots.background[:, shown] * (2 * np.pi * radius[shown])).sum(axis=1)
 
 
 # --- files of maps --------------------------------------------------------------------------
@@ -8129,7 +8139,7 @@ def save_ctf(path: Path, crystal_map: Any) -> None:
 
 _MAP_PROPERTIES = (
     "score", "correlation", "phase_margin", "orientation_margin", "decided", "grain_id", "share", "crystal_id", "lattice_id",
-    "second_phase_id", "second_share", "second_crystal_id",
+    "second_phase_id", "second_share", "second_crystal_id", "diffuse",
 )  # fmt: skip
 
 
@@ -8145,7 +8155,7 @@ def load_maps(path: Path, phases: list[str]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ResultError(f"run 06_ped_matching for {path.parent.name} first: there is no {where} in the results")
     crystal_map = io.load(str(path))
-    wanted = (*_MAP_PROPERTIES, *(f"probability_{p}" for p in phases))
+    wanted = (*_MAP_PROPERTIES, *(f"{name}_{p}" for name in ("probability", "support") for p in phases))
     lacking = [name for name in wanted if name not in crystal_map.prop]
     if lacking:
         raise ResultError(
@@ -8154,8 +8164,59 @@ def load_maps(path: Path, phases: list[str]) -> dict[str, np.ndarray]:
     shape = (len(np.unique(crystal_map.y)) if crystal_map.y is not None else 1, -1)
     maps = {name: np.asarray(crystal_map.prop[name]).reshape(shape) for name in _MAP_PROPERTIES}
     maps["phase_id"] = np.asarray(crystal_map.phase_id).reshape(shape)
-    maps["probability"] = np.stack([np.asarray(crystal_map.prop[f"probability_{p}"]).reshape(shape) for p in phases])
+    for name in ("probability", "support"):
+        maps[name] = np.stack([np.asarray(crystal_map.prop[f"{name}_{p}"]).reshape(shape) for p in phases])
     return maps
+
+
+# --- crystals that hardly diffract ---------------------------------------------------------------
+
+
+def hidden_material(maps: dict[str, np.ndarray]) -> np.ndarray:
+    """Patterns (ny, nx) that are not indexed, but of material: crystals that hardly diffract as they lie, not pores.
+
+    Material scatters diffusely, a pore does not: they are those that were not indexed and scatter as the indexed ones
+    do. None where the scan shows no such contrast, that is where the patterns that scatter less than (nearly) all indexed ones
+    are not well set off from these: a pore filled with something amorphous cannot be told from a crystal that does not diffract.
+    """
+    indexed, level = maps["phase_id"] >= 0, np.log(np.maximum(maps["diffuse"], 1e-9))
+    nothing = np.zeros(indexed.shape, bool)
+    if not indexed.any() or indexed.all():
+        return nothing
+    least = float(np.quantile(level[indexed], 0.01))
+    pores = level[~indexed & (level < least)]
+    if len(pores) < 3 or np.median(pores) > least - max(2 * float(pores.std()), 0.05):
+        return nothing
+    return ~indexed & (level > (least + np.median(pores)) / 2)
+
+
+_HIDDEN_REACH = 3.0  # patterns (standard deviation), over which the evidence of hidden material is pooled
+_HIDDEN_WEIGHT = 4 / 3  # of the pooled evidence a pattern in its probability: of a few neighbours, and less, since they err alike
+
+
+def with_hidden_material(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The maps with a phase for every pattern of `hidden_material`: the one with the most support in it and those about it.
+
+    Alone, such patterns say little; pooled, the true phase has the most support. Their ``probability`` is that of the pooled
+    support, weakened, and each connected piece is one crystal, so that it errs as a whole; they are not ``decided`` and
+    have no ``lattice_id``. ``indexed_phase_id`` keeps the phases as indexed.
+    """
+    from scipy import ndimage
+
+    hidden = hidden_material(maps)
+    filled = maps | {"indexed_phase_id": maps["phase_id"]}
+    if not hidden.any():
+        return filled
+    around = np.ones((3, 3))
+    spread = lambda field: ndimage.gaussian_filter(field, _HIDDEN_REACH, mode="constant")
+    held = np.maximum(spread(hidden.astype(float)), 1e-9)
+    pooled = np.stack([spread(s) / held for s in np.clip(maps["support"], -20, 20) * hidden])
+    weight = np.exp(_HIDDEN_WEIGHT * (pooled - pooled.max(axis=0)))
+    piece, _ = ndimage.label(hidden, around)
+    crystal = maps["crystal_id"].max() + maps["second_crystal_id"].max().clip(0) + 1 + piece
+    changes = {"phase_id": np.argmax(pooled, axis=0), "share": 1.0, "crystal_id": crystal, "decided": False, "lattice_id": -1}
+    changes |= {"second_phase_id": -1, "second_share": 0.0, "second_crystal_id": -1, "probability": weight / weight.sum(axis=0)}
+    return filled | {name: np.where(hidden, value, maps[name]) for name, value in changes.items()}
 
 
 # --- known mixtures of recorded patterns --------------------------------------------------------
@@ -8328,7 +8389,8 @@ def detection_limit(trial: Trial, maps: dict[str, np.ndarray], wanted: int, insi
     without = (trial.lead != wanted) & (trial.second != wanted)
     mixtures = (maps["second_phase_id"] >= 0).sum()
     rate = float((trial.found[without] == wanted).mean()) if without.any() else 0.0
-    lost = inside & (maps["phase_id"] != wanted) & (maps["second_phase_id"] < 0)
+    lost = inside & (maps["indexed_phase_id"] >= 0) if "indexed_phase_id" in maps else inside
+    lost = lost & (maps["phase_id"] != wanted) & (maps["second_phase_id"] < 0)
     false = rate * mixtures + float(maps["probability"][wanted][lost].sum())
     return float(min(1.0, gamma.ppf(0.95, false + 1) / n_inside))
 
@@ -8409,7 +8471,7 @@ def drawn_counts(maps: dict[str, np.ndarray], group: np.ndarray, spread: Spread,
 
     Where two phases share a pattern, their log-odds vary by ``spread``: one part is common to all patterns of a crystal, one is the
     pattern's own. Patterns of one crystal beside another phase may be mixtures that were not seen, and more so
-    all along one crystal than another. All others are drawn by the probability of their phases.
+    all along one crystal than another. All others are drawn by the probability of their phases, those of a crystal alike.
 
     Parameters
     ----------
@@ -8442,7 +8504,7 @@ def drawn_counts(maps: dict[str, np.ndarray], group: np.ndarray, spread: Spread,
         off = off[of_pair[:, 0]] - off[of_pair[:, 1]] + rng.normal(0, spread.within, len(odds))
         drawn[several] = np.where(odds + off >= 0, phase[several], second[several])
         drawn[edge] = phase[edge]
-        drawn[open_] = (rng.random(len(open_)) > cumulative).sum(axis=0)
+        drawn[open_] = (rng.random(n_crystals)[crystal[open_, 0]] > cumulative).sum(axis=0)
         missed = rng.random(len(edge)) < (2 * hidden * rng.gamma(0.5, size=n_crystals))[crystal[edge, 0]]
         drawn[edge[missed]] = beside[edge[missed]]
         result[i] = np.bincount(number * p + drawn, minlength=n_groups * p).reshape(n_groups, p)
@@ -8470,8 +8532,8 @@ class Fraction:
 
     @property
     def detected(self) -> bool:
-        """Over what false patterns alone reach once in twenty scans, and with an interval that leaves zero out."""
-        return self.value > self.detection_limit and self.low > 0
+        """Over what false patterns alone reach once in twenty scans, as indexed too, and with an interval that leaves zero out."""
+        return min(self.value, self.raw) > self.detection_limit and self.low > 0
 
     @property
     def upper_limit(self) -> float:
@@ -8547,12 +8609,14 @@ def corrected_fraction(
     """
     inside = np.isin(maps["phase_id"], among)
     bias, error, correction = misclassification(trial, maps, wanted, inside)
-    raw = float((maps["phase_id"][inside] == wanted).mean()) if inside.any() else 0.0
-    fraction = phase_fraction(raw, counts, wanted, among, (correction, scale_error), n_units=n_units, seed=seed)
+    counted = float((maps["phase_id"][inside] == wanted).mean()) if inside.any() else 0.0
+    fraction = phase_fraction(counted, counts, wanted, among, (correction, scale_error), n_units=n_units, seed=seed)
+    indexed = maps.get("indexed_phase_id", maps["phase_id"])
+    raw = float((indexed[np.isin(indexed, among)] == wanted).mean()) if np.isin(indexed, among).any() else 0.0
     limit = detection_limit(trial, maps, wanted, inside)
-    if fraction.value <= limit:
+    if min(fraction.value, raw) <= limit:
         fraction = replace(fraction, low=0.0, high=max(fraction.high, limit))
-    return replace(fraction, detection_limit=limit, bias=bias, bias_error=error)
+    return replace(fraction, raw=raw, detection_limit=limit, bias=bias, bias_error=error)
 
 
 # --- where a phase sits ---------------------------------------------------------------------------

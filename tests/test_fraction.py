@@ -32,6 +32,8 @@ def maps_of(phase_id, second=None, share=0.6, lattice=None):
         "second_phase_id": second,
         "second_share": np.where(mixed, 1 - share, 0.0),
         "second_crystal_id": np.where(mixed, 10 * lattice + second, -1),
+        "diffuse": np.where(phase_id >= 0, 1000.0, 500.0),
+        "support": np.where(np.arange(4)[:, None, None] == phase_id, 50.0, -5.0),
     }
 
 
@@ -123,6 +125,42 @@ def test_detection_limit_grows_with_false_patterns_and_is_never_nothing():
     assert helpers.detection_limit(clean, maps, 2, inside) == pytest.approx(3 / 900, rel=0.01)  # the rule of three
     expected = 10 / 200 * 300
     assert expected / 900 < helpers.detection_limit(false, maps, 2, inside) < 2 * expected / 900
+
+
+# --- crystals that hardly diffract ------------------------------------------------------------------
+
+
+def test_material_that_hardly_diffracts_is_told_from_pores_by_its_diffuse_scattering():
+    rng = np.random.default_rng(5)
+    phase_id = np.zeros((30, 30), int)
+    phase_id[:, 20:] = 3
+    phase_id[2:8, 2:8] = -1  # a pore
+    phase_id[12:26, 4:12] = -1  # rocksalt that hardly diffracts
+    maps = maps_of(phase_id)
+    rocksalt = np.zeros(phase_id.shape, bool)
+    rocksalt[12:26, 4:12] = True
+    maps["diffuse"] = np.where(rocksalt, 1000.0, maps["diffuse"]) * np.exp(rng.normal(0, 0.05, phase_id.shape))
+    weak = rng.normal(-6, 4, (4, *phase_id.shape)) + 2 * (np.arange(4)[:, None, None] == 2)
+    maps["support"] = np.where(phase_id < 0, weak, maps["support"])
+    assert (helpers.hidden_material(maps) == rocksalt).all()
+    filled = helpers.with_hidden_material(maps)
+    assert (filled["phase_id"][rocksalt] == 2).mean() > 0.9 and (filled["phase_id"][~rocksalt] == phase_id[~rocksalt]).all()
+    assert not filled["decided"][rocksalt].any() and (filled["indexed_phase_id"] == phase_id).all()
+    assert filled["probability"].sum(axis=0)[rocksalt] == pytest.approx(1.0)
+    counts = helpers.drawn_counts(filled, np.where(filled["phase_id"] >= 0, 0, -1), CERTAIN, draws=200)
+    assert counts.sum(axis=2).min() == counts.sum(axis=2).max() == 30 * 30 - 36
+    assert counts[:, 0, 2].std() > 3  # it may be wrong as a whole
+
+
+def test_pores_that_scatter_like_material_stay_pores():
+    rng = np.random.default_rng(6)
+    phase_id = np.where(np.indices((30, 30))[0] < 4, -1, 0)
+    maps = maps_of(phase_id)
+    maps["diffuse"] = 1000 * np.exp(rng.normal(0, 0.05, phase_id.shape))
+    assert not helpers.hidden_material(maps).any()
+    assert (helpers.with_hidden_material(maps)["phase_id"] == phase_id).all()
+    everything = maps_of(np.zeros((5, 5), int))
+    assert not helpers.hidden_material(everything).any()
 
 
 # --- how else the map could have come out ---------------------------------------------------------
