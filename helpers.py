@@ -5243,8 +5243,8 @@ def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patter
     """Pixels (ky, kx) whose scan average stands far above or below their neighbours', True where bad.
 
     A diffraction spot spreads over its neighbours in the scan average, a hot pixel does not.
-    The direct beam is left alone; ``variance`` (ky, kx) over the ``n_patterns`` tells a dead pixel
-    and what noise can do.
+    Within the radius of the direct beam, which may be sharp, only a pixel that is twelve times as bright as any of its neighbours is hot.
+    ``variance`` (ky, kx) over the ``n_patterns`` tells a dead pixel and what noise can do.
     """
     from scipy import ndimage
 
@@ -5259,7 +5259,8 @@ def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patter
     dead = (variance == 0) & (neighbours * n_patterns > 20) & (mean_pattern < 0.2 * neighbours)
     y, x = np.unravel_index(np.argmax(ndimage.gaussian_filter(neighbours, 2)), mean_pattern.shape)
     yy, xx = np.indices(mean_pattern.shape)
-    return (hot | dead) & (np.hypot(yy - y, xx - x) > direct_beam_radius_px)
+    alone = mean_pattern > 12 * ndimage.maximum_filter(mean_pattern, footprint=ring, mode="reflect")
+    return (hot & alone) | (hot | dead) & (np.hypot(yy - y, xx - x) > direct_beam_radius_px)
 
 
 def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.0) -> tuple[np.ndarray, np.ndarray]:

@@ -242,6 +242,17 @@ def test_descan_ignores_blanked_patterns():
     assert np.abs(smooth - centre).max() < 1e-6
 
 
+def test_a_hot_pixel_beside_the_direct_beam_is_masked_and_the_beam_is_not():
+    rng = np.random.default_rng(8)
+    yy, xx = np.indices((144, 144))
+    for sigma in (0.6, 1.5):
+        beam = 400 * np.exp(-((yy - 71.0) ** 2 + (xx - 72.0) ** 2) / (2 * sigma**2))
+        patterns = rng.poisson(np.tile(beam + 0.3, (10, 10, 1, 1)))
+        patterns[:, :, 79, 65] = rng.integers(30, 120, (10, 10))
+        mean, variance, _ = helpers.scan_statistics(patterns)
+        assert np.argwhere(helpers.hot_and_dead_pixels(mean, variance, 100, 11.5)).tolist() == [[79, 65]]
+
+
 def test_hot_pixels_are_masked_and_spots_are_not(scan, calibration):
     patterns, _ = scan
     hot = np.argwhere(np.median(patterns.reshape(-1, *patterns.shape[2:]), axis=0) > 25)
