@@ -7399,6 +7399,11 @@ def index_scan(
     return found, spots
 
 
+_SPARSE_SPOTS = 40  # a template: the votes of banks with fewer may miss an orientation all over a grain, ...
+_DEEP_EVERY = 4  # ... so one pattern in four is searched deeper, and what is found there is offered to its neighbours
+_DEEP_COARSE, _DEEP_FINE = 80, 30
+
+
 def _search_all(patterns: Any, calibration: Calibration, banks: list[TemplateBank], progress: Any) -> tuple[Spots, Any, Any, Any]:
     """Spots of all patterns and, for every phase, rotation (p, n, 3, 3), evidence and runner-up (p, n), each pattern on its own."""
     ny, nx = patterns.shape[:2]
@@ -7413,6 +7418,11 @@ def _search_all(patterns: Any, calibration: Calibration, banks: list[TemplateBan
         spots.table[part], spots.number[part], spots.background[part] = here.table, here.number, here.background
         for k, bank in enumerate(banks):
             rotation[k, part], evidence[k, part], runner_up[k, part] = search_phase(here, calibration, bank)
+            if len(bank.spot_radius) < _SPARSE_SPOTS * len(bank.frames):
+                some = np.flatnonzero((np.arange(n)[part] // nx + np.arange(n)[part] % nx) % _DEEP_EVERY == 0)
+                deep = search_phase(here[some], calibration, bank, n_coarse=_DEEP_COARSE, n_fine=_DEEP_FINE)
+                for whole, better in zip((rotation, evidence, runner_up), deep, strict=True):
+                    whole[k, part.start + some] = better
     return spots, rotation, evidence, runner_up
 
 
