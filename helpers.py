@@ -7379,7 +7379,7 @@ def index_scan(
     Returns the `Indexing` and the `Spots` of all patterns in the order of the scan.
     """
     ny, nx = patterns.shape[:2]
-    alone = _search_all(patterns, calibration, banks, progress)
+    alone = _search_all(patterns, calibration, banks, neighbours, progress)
     spots = alone[0]
     chance = chance_evidence(spots, calibration, banks, patterns.shape[2:], seed=seed)
     found = _empty_indexing(banks, (ny, nx), chance)
@@ -7404,7 +7404,9 @@ _DEEP_EVERY = 4  # ... so one pattern in four is searched deeper, and what is fo
 _DEEP_COARSE, _DEEP_FINE = 80, 30
 
 
-def _search_all(patterns: Any, calibration: Calibration, banks: list[TemplateBank], progress: Any) -> tuple[Spots, Any, Any, Any]:
+def _search_all(
+    patterns: Any, calibration: Calibration, banks: list[TemplateBank], neighbours: bool, progress: Any
+) -> tuple[Spots, Any, Any, Any]:  # fmt: skip
     """Spots of all patterns and, for every phase, rotation (p, n, 3, 3), evidence and runner-up (p, n), each pattern on its own."""
     ny, nx = patterns.shape[:2]
     n, p = ny * nx, len(banks)
@@ -7418,7 +7420,7 @@ def _search_all(patterns: Any, calibration: Calibration, banks: list[TemplateBan
         spots.table[part], spots.number[part], spots.background[part] = here.table, here.number, here.background
         for k, bank in enumerate(banks):
             rotation[k, part], evidence[k, part], runner_up[k, part] = search_phase(here, calibration, bank)
-            if len(bank.spot_radius) < _SPARSE_SPOTS * len(bank.frames):
+            if neighbours and len(bank.spot_radius) < _SPARSE_SPOTS * len(bank.frames):
                 some = np.flatnonzero((np.arange(n)[part] // nx + np.arange(n)[part] % nx) % _DEEP_EVERY == 0)
                 deep = search_phase(here[some], calibration, bank, n_coarse=_DEEP_COARSE, n_fine=_DEEP_FINE)
                 for whole, better in zip((rotation, evidence, runner_up), deep, strict=True):
