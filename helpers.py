@@ -1001,6 +1001,19 @@ def _add_spots(image: np.ndarray, places: np.ndarray, weights: np.ndarray, radiu
             image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] += weight * disc / (1.21 * math.pi * radius_px**2)
 
 
+def _crystals_of_pattern(
+    rng: np.random.Generator, phase: np.ndarray, grain: np.ndarray, place: tuple[int, int], overlap: float
+) -> list[tuple[tuple[int, int], float]]:
+    """Where the crystals of a pattern come from and their shares: its own place and one next to it; none in a pore."""
+    other = tuple(np.clip([v + rng.integers(-1, 2) for v in place], 0, np.array(phase.shape) - 1))
+    if phase[place] < 0:
+        return []
+    if phase[other] < 0 or (phase[other] == phase[place] and grain[other] == grain[place]):
+        return [(place, 1.0)]
+    share = rng.uniform(0, overlap) / 2
+    return [(place, 1 - share), (other, share)]
+
+
 def simulate_ped_scan(
     rng: np.random.Generator,
     crystals: list[Crystal],
@@ -1049,11 +1062,7 @@ def simulate_ped_scan(
     yy, xx = np.indices((detector, detector))
     patterns = np.zeros((ny, nx, detector, detector), np.uint8)
     for y, x in np.ndindex(shape):
-        parts = [((y, x), 1.0)] if phase[y, x] >= 0 else []
-        other = tuple(np.clip([y + rng.integers(-1, 2), x + rng.integers(-1, 2)], 0, [ny - 1, nx - 1]))
-        if parts and phase[other] >= 0 and (phase[other] != phase[y, x] or grain[other] != grain[y, x]):
-            share = rng.uniform(0, overlap) / 2
-            parts = [((y, x), 1 - share), (other, share)]
+        parts = _crystals_of_pattern(rng, phase, grain, (y, x), overlap)
         thickness = 10 * thickness_nm * (1 + 0.15 * rng.standard_normal()) * np.array([0.9, 1, 1.1])
         cy, cx = centre[y, x]
         image, diffracted = np.zeros((detector, detector)), 0.0
@@ -1336,6 +1345,21 @@ def _bright_field(phase: np.ndarray, pixel_A: float, defocus_A: float, cs_A: flo
     return intensity / intensity.mean()
 
 
+def _interface_views(
+    rng: np.random.Generator, interface_phase: str, ncm_zone: tuple[int, ...], layer_zone: tuple[int, ...], llzo_zone: tuple[int, ...]
+) -> list[tuple[str, Any, Any]]:
+    """Name, view along its zone axis and rotation (degrees) of NCM, the layer and LLZO; None where there is no crystal."""
+    ncm_view = _view_along(read_crystal(phase_file("layered")), ncm_zone)
+    ncm_rotation, llzo_rotation = rng.uniform(0, 360, 2)
+    layer: tuple[Any, Any] = (None, None)
+    if interface_phase in _TOPOTACTIC:
+        layer = (_topotactic_view(ncm_view), ncm_rotation)
+    elif interface_phase not in ("none", "amorphous"):
+        layer = (_view_along(read_crystal(phase_file(interface_phase)), layer_zone), rng.uniform(0, 360))
+    llzo_view = _view_along(read_crystal(phase_file("llzo")), llzo_zone)
+    return [("layered", ncm_view, ncm_rotation), (interface_phase, *layer), ("llzo", llzo_view, llzo_rotation)]
+
+
 def simulate_interface(
     rng: np.random.Generator,
     shape: tuple[int, int] = (1024, 1024),
@@ -1381,19 +1405,7 @@ def simulate_interface(
     positions = np.indices(shape).transpose(1, 2, 0) * (10 * true_nm) + strain
     film = _smooth_noise(rng, shape, 0.045 / true_nm) - 0.7 * _smooth_noise(rng, shape, 0.08 / true_nm)
     phase = (0.10 * amorphous * film).astype(np.float32)
-    crystals = {name: read_crystal(phase_file(name)) for name in ("layered", "llzo")}
-    ncm_view = _view_along(crystals["layered"], ncm_zone)
-    ncm_rotation, llzo_rotation = rng.uniform(0, 360, 2)
-    parts = [
-        ("layered", ncm_view, ncm_rotation),
-        (interface_phase, None, None),
-        ("llzo", _view_along(crystals["llzo"], llzo_zone), llzo_rotation),
-    ]
-    if interface_phase in _TOPOTACTIC:
-        parts[1] = (interface_phase, _topotactic_view(ncm_view), ncm_rotation)
-    elif interface_phase not in ("none", "amorphous"):
-        crystal = read_crystal(phase_file(interface_phase))
-        parts[1] = (interface_phase, _view_along(crystal, layer_zone), rng.uniform(0, 360))
+    parts = _interface_views(rng, interface_phase, ncm_zone, layer_zone, llzo_zone)
     thickness = 60 * np.exp(0.15 * _smooth_noise(rng, shape, 5.0 / true_nm)).astype(np.float32) / 60
     for i, (name, view, rotation) in enumerate(parts):
         if view is None or not np.any(region == i):
@@ -2893,6 +2905,31 @@ def _overlapping(pair: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.nd
     return first[2:-2, 2:-2], second[2:-2, 2:-2]
 
 
+def _strongest_frequencies(canvas: _Canvas, power: np.ndarray, q: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the strongest peaks in the power of a sum's spectrum, in one half of it; ``q`` is the frequency in 1/px."""
+    from scipy.ndimage import maximum_filter
+
+    lattice = (q > 6 / min(canvas.frame_shape)) & (canvas.qx[None] > 0) & (power > 30)
+    reach = 2 * math.ceil(2.5 * max(np.array(canvas.shape) / canvas.frame_shape)) + 1
+    top = np.argwhere(lattice & (power == maximum_filter(power, reach, mode="wrap")))
+    rows, columns = top[np.argsort(power[tuple(top.T)])[::-1][:most]].T
+    return rows, columns
+
+
+def _amplitudes_of_frames(
+    canvas: _Canvas, summed: np.ndarray, members: np.ndarray, shifts: np.ndarray, at: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Amplitudes (frames, peaks) at frequencies, in phase with the average of the other frames and relative to it, and their errors."""
+    amplitude, error = np.zeros((len(members), len(summed))), np.zeros((len(members), len(summed)))
+    for k, i in enumerate(members):
+        own = canvas.moved(int(i), shifts[i])[at]
+        rest = summed - own
+        level = np.abs(rest) / (len(members) - 1)
+        amplitude[k] = (own * rest.conj()).real / np.abs(rest) / level / canvas.scale[i]
+        error[k] = math.sqrt(canvas.totals[i] / 2) / level / canvas.scale[i]
+    return amplitude, error
+
+
 def lattice_decay(frames: np.ndarray, solution: DriftSolution, dose: np.ndarray, peaks: int = 12) -> dict:
     """Decay of lattice frequencies with dose, from the stack itself.
 
@@ -2902,7 +2939,6 @@ def lattice_decay(frames: np.ndarray, solution: DriftSolution, dose: np.ndarray,
     (frames), ``period_px`` (peaks), ``rate`` and ``rate_sigma`` (1/dose) of each, and the
     ``pooled_rate``, ``pooled_rate_sigma``.
     """
-    from scipy.ndimage import maximum_filter
     from scipy.optimize import curve_fit
 
     members = np.flatnonzero(solution.used)
@@ -2914,27 +2950,19 @@ def lattice_decay(frames: np.ndarray, solution: DriftSolution, dose: np.ndarray,
         total.add(int(i), shifts[i])
     power = np.abs(total.spectrum) ** 2 / canvas.totals[members].sum()
     q = np.hypot(canvas.qy[:, None], canvas.qx[None]) / (2 * np.pi)
-    lattice = (q > 6 / min(canvas.frame_shape)) & (canvas.qx[None] > 0) & (power > 30)
-    reach = 2 * math.ceil(2.5 * max(np.array(canvas.shape) / canvas.frame_shape)) + 1
-    top = np.argwhere(lattice & (power == maximum_filter(power, reach, mode="wrap")))
-    top = top[np.argsort(power[tuple(top.T)])[::-1][:peaks]]
-    if len(top) == 0 or len(members) < 6:
-        return {"period_px": [], "reason": "no lattice frequency stands out far enough" if len(members) >= 6 else "fewer than six frames"}
-    at = tuple(top.T)
-    amplitude, error = np.zeros((len(members), len(top))), np.zeros((len(members), len(top)))
-    for k, i in enumerate(members):
-        own = canvas.moved(int(i), shifts[i])[at]
-        rest = total.spectrum[at] - own
-        level = np.abs(rest) / (len(members) - 1)
-        amplitude[k] = (own * rest.conj()).real / np.abs(rest) / level / canvas.scale[i]
-        error[k] = math.sqrt(canvas.totals[i] / 2) / level / canvas.scale[i]
+    at = _strongest_frequencies(canvas, power, q, peaks)
+    if len(members) < 6:
+        return {"period_px": [], "reason": "fewer than six frames"}
+    if len(at[0]) == 0:
+        return {"period_px": [], "reason": "no lattice frequency stands out far enough"}
+    amplitude, error = _amplitudes_of_frames(canvas, total.spectrum[at], members, shifts, at)
     decay = lambda d, a, rate: a * np.exp(-rate * d)
 
     def fit(a: np.ndarray, e: np.ndarray) -> tuple[float, float]:
         best, covariance = curve_fit(decay, dose[members], a, p0=(1.0, 0.0), sigma=e, absolute_sigma=True)
         return float(best[1]), float(np.sqrt(covariance[1, 1]))
 
-    each = np.array([fit(amplitude[:, g], error[:, g]) for g in range(len(top))])
+    each = np.array([fit(amplitude[:, g], error[:, g]) for g in range(amplitude.shape[1])])
     weight = 1 / error**2
     mean, mean_error = (amplitude * weight).sum(axis=1) / weight.sum(axis=1), 1 / np.sqrt(weight.sum(axis=1))
     rate, sigma = fit(mean, mean_error)
@@ -4029,6 +4057,47 @@ def _fitted(depth: np.ndarray, y: np.ndarray, role: np.ndarray) -> tuple[_Profil
 _LEAST_LIMIT_NM = 0.12  # half a column spacing: thinner than that a layer holds no column of its own
 
 
+def _stands_out(fit: _Profile, d: np.ndarray, y: np.ndarray, r: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether a layer explains brightness ``y`` of columns of roles ``r`` at depths ``d`` better than none, and fills lithium columns."""
+    flat = sum(
+        float(np.sum(weights[r == k] * (y[r == k] - np.average(y[r == k], weights=weights[r == k])) ** 2))
+        for k in range(4)
+        if np.any(r == k)
+    )
+    gain = (flat - fit.misfit) / 6 / max(fit.misfit / max(len(y) - 10, 1), 1e-12)
+    change = fit.levels[:, 1] - fit.levels[:, 0]
+    filled = (r >= 2) & (d < fit.thickness)
+    rise = float((y - fit.levels[r, 0])[filled].mean()) if filled.sum() > 3 else 0.0
+    return bool(gain > 12 and fit.thickness > _LEAST_LIMIT_NM and min(rise, float(change[2:].mean())) > 0.08)
+
+
+def _transformed_share(fit: _Profile, brightness: np.ndarray, role: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """How far each column (n,) has gone from the bulk's level to the layer's, 0 where these do not differ."""
+    change = fit.levels[:, 1] - fit.levels[:, 0]
+    usable = inside & (np.abs(change) > 0.1)[np.maximum(role, 0)]
+    share = np.zeros(len(brightness))
+    share[usable] = np.clip((brightness[usable] - fit.levels[role[usable], 0]) / change[role[usable]], -0.5, 1.5)
+    return share
+
+
+def _resampled_profiles(
+    rng: np.random.Generator, fit: _Profile, weights: np.ndarray, along: np.ndarray, d: np.ndarray, y: np.ndarray, r: np.ndarray,
+    draws: int,
+) -> tuple[list[_Profile], int]:  # fmt: skip
+    """Profiles about ``fit`` for blocks ``along`` (n,) the surface drawn with replacement, and the number of blocks."""
+    blocks = np.floor((along - along.min()) / max(0.5, float(np.ptp(along)) / 40)).astype(int)
+    count = int(blocks.max()) + 1
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
+    near = fit.thickness + np.arange(-0.6, 0.61, 0.03)
+    shallow = d < fit.thickness + 4.0
+    return _fit_profile(d[shallow], y[shallow], r[shallow], (drawn[:, blocks] * weights)[:, shallow], near[near > 0.05]), count
+
+
+def _alternation(levels: np.ndarray) -> np.ndarray:
+    """Contrast between full and half columns in the metal rows of a layer, of levels (..., 4, 2)."""
+    return (levels[..., 0, 1] - levels[..., 1, 1]) / (levels[..., 0, 1] + levels[..., 1, 1])
+
+
 def _layer_from(
     rng: np.random.Generator,
     fit: _Profile,
@@ -4043,71 +4112,20 @@ def _layer_from(
 ) -> SurfaceLayer:
     """The fitted profile as a layer or as none, with intervals by resampling blocks along the surface."""
     d, y, r = depth[inside], columns.brightness[inside], role[inside]
-    flat = sum(
-        float(np.sum(weights[r == k] * (y[r == k] - np.average(y[r == k], weights=weights[r == k])) ** 2))
-        for k in range(4)
-        if np.any(r == k)
-    )
-    gain = (flat - fit.misfit) / 6 / max(fit.misfit / max(len(y) - 10, 1), 1e-12)
-    change = fit.levels[:, 1] - fit.levels[:, 0]
-    filled = (r >= 2) & (d < fit.thickness)
-    rise = float((y - fit.levels[r, 0])[filled].mean()) if filled.sum() > 3 else 0.0
-    real = gain > 12 and fit.thickness > _LEAST_LIMIT_NM and min(rise, float(change[2:].mean())) > 0.08
-    edge_error = contour.error_nm
-    share = np.zeros(len(depth))
-    informative = np.abs(change) > 0.1
-    usable = inside & informative[np.maximum(role, 0)]
-    share[usable] = np.clip((columns.brightness[usable] - fit.levels[role[usable], 0]) / change[role[usable]], -0.5, 1.5)
-    if not real:
-        limit = max(_upper_limit(d, y, r, weights, scale) + 2 * edge_error, _LEAST_LIMIT_NM)
+    seen = (contour, columns, depth, np.where(inside, role, -1))
+    share = _transformed_share(fit, columns.brightness, role, inside)
+    if not _stands_out(fit, d, y, r, weights):
+        limit = max(_upper_limit(d, y, r, weights, scale) + 2 * contour.error_nm, _LEAST_LIMIT_NM)
         nothing = np.column_stack([fit.levels[:, 0]] * 2)
-        return SurfaceLayer(
-            0.0,
-            (0.0, limit),
-            limit,
-            "none",
-            fit.width,
-            nothing,
-            (0.0, 0.0),
-            (0.0, 0.0),
-            contour,
-            columns,
-            depth,
-            np.where(inside, role, -1),
-            0 * share,
-            np.zeros(0),
-        )
-    s = (columns.nm @ contour.along)[inside]
-    blocks = np.floor((s - s.min()) / max(0.5, float(np.ptp(s)) / 40)).astype(int)
-    count = blocks.max() + 1
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=bootstraps)
-    near = fit.thickness + np.arange(-0.6, 0.61, 0.03)
-    shallow = d < fit.thickness + 4.0
-    fits = _fit_profile(d[shallow], y[shallow], r[shallow], (drawn[:, blocks] * weights)[:, shallow], near[near > 0.05])
-    found = np.array([f.thickness for f in fits])
-    spread = math.hypot(float(found.std()) * math.sqrt(count / max(count - 1, 1)), math.sqrt(2) * edge_error)
+        return SurfaceLayer(0.0, (0.0, limit), limit, "none", fit.width, nothing, (0.0, 0.0), (0.0, 0.0), *seen, 0 * share, np.zeros(0))
+    fits, count = _resampled_profiles(rng, fit, weights, (columns.nm @ contour.along)[inside], d, y, r, bootstraps)
+    found, levels = np.array([f.thickness for f in fits]), np.array([f.levels for f in fits])
+    spread = math.hypot(float(found.std()) * math.sqrt(count / max(count - 1, 1)), math.sqrt(2) * contour.error_nm)
     half = 1.96 * spread * (1 + 1.2 / max(count - 1, 1))
-    levels = np.array([f.levels for f in fits])
-    alternate = (levels[:, 0, 1] - levels[:, 1, 1]) / (levels[:, 0, 1] + levels[:, 1, 1])
-    lithium = levels[:, 2:, 1].mean(axis=1)
-    alternation = (float((fit.levels[0, 1] - fit.levels[1, 1]) / (fit.levels[0, 1] + fit.levels[1, 1])), float(alternate.std()))
     ci = (max(0.0, float(fit.thickness - half)), float(fit.thickness + half))
-    return SurfaceLayer(
-        fit.thickness,
-        ci,
-        ci[1],
-        _kind(alternation),
-        fit.width,
-        fit.levels,
-        alternation,
-        (float(fit.levels[2:, 1].mean()), float(lithium.std())),
-        contour,
-        columns,
-        depth,
-        np.where(inside, role, -1),
-        share,
-        found,
-    )
+    alternation = (float(_alternation(fit.levels)), float(_alternation(levels).std()))
+    lithium = (float(fit.levels[2:, 1].mean()), float(levels[:, 2:, 1].mean(axis=1).std()))
+    return SurfaceLayer(fit.thickness, ci, ci[1], _kind(alternation), fit.width, fit.levels, alternation, lithium, *seen, share, found)
 
 
 def _kind(alternation: tuple[float, float]) -> str:
@@ -5259,8 +5277,9 @@ def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patter
     dead = (variance == 0) & (neighbours * n_patterns > 20) & (mean_pattern < 0.2 * neighbours)
     y, x = np.unravel_index(np.argmax(ndimage.gaussian_filter(neighbours, 2)), mean_pattern.shape)
     yy, xx = np.indices(mean_pattern.shape)
+    outside = np.hypot(yy - y, xx - x) > direct_beam_radius_px
     alone = mean_pattern > 12 * ndimage.maximum_filter(mean_pattern, footprint=ring, mode="reflect")
-    return (hot & alone) | (hot | dead) & (np.hypot(yy - y, xx - x) > direct_beam_radius_px)
+    return (hot & (outside | alone)) | (dead & outside)
 
 
 def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
@@ -7370,7 +7389,7 @@ def index_scan(
     """Find the best orientation of every phase, and what overlaps, for every pattern of a scan (ny, nx, ky, kx), numpy or dask.
 
     Every pattern is searched on its own first, read once by lines of the scan. With
-    ``neighbours`` the stated prior follows: orientations found about a pattern are offered to
+    ``neighbours`` one in four is searched deeper, and the stated prior follows: orientations found about a pattern are offered to
     it and refined on its own counts, each of the eight neighbours on the same lattice is
     worth ``neighbour_nats``, overlapping crystals are sought first among the neighbours', and
     the strengths of a crystal's reflections are learned from all its patterns. With
@@ -7407,9 +7426,13 @@ _DEEP_COARSE, _DEEP_FINE = 80, 30
 def _search_all(
     patterns: Any, calibration: Calibration, banks: list[TemplateBank], neighbours: bool, progress: Any
 ) -> tuple[Spots, Any, Any, Any]:  # fmt: skip
-    """Spots of all patterns and, for every phase, rotation (p, n, 3, 3), evidence and runner-up (p, n), each pattern on its own."""
+    """Spots of all patterns and, for every phase, rotation (p, n, 3, 3), evidence and runner-up (p, n), each pattern on its own.
+
+    With ``neighbours``, which can make use of it, some patterns are searched deeper in sparse banks.
+    """
     ny, nx = patterns.shape[:2]
     n, p = ny * nx, len(banks)
+    diagonal = np.indices((ny, nx)).sum(axis=0).ravel() % _DEEP_EVERY == 0
     lines = max(1, 2048 // nx)
     parts = [slice(y * nx, min(y + lines, ny) * nx) for y in range(0, ny, lines)]
     rotation, evidence, runner_up = np.zeros((p, n, 3, 3), np.float32), np.zeros((p, n)), np.zeros((p, n))
@@ -7419,12 +7442,11 @@ def _search_all(
         here = find_spots(_read_patterns(patterns, part), centre[part], calibration)
         spots.table[part], spots.number[part], spots.background[part] = here.table, here.number, here.background
         for k, bank in enumerate(banks):
-            rotation[k, part], evidence[k, part], runner_up[k, part] = search_phase(here, calibration, bank)
-            if neighbours and len(bank.spot_radius) < _SPARSE_SPOTS * len(bank.frames):
-                some = np.flatnonzero((np.arange(n)[part] // nx + np.arange(n)[part] % nx) % _DEEP_EVERY == 0)
-                deep = search_phase(here[some], calibration, bank, n_coarse=_DEEP_COARSE, n_fine=_DEEP_FINE)
-                for whole, better in zip((rotation, evidence, runner_up), deep, strict=True):
-                    whole[k, part.start + some] = better
+            sparse = len(bank.spot_radius) < _SPARSE_SPOTS * len(bank.frames)
+            deep = diagonal[part] & sparse & neighbours
+            for some, depth in ((~deep, {}), (deep, {"n_coarse": _DEEP_COARSE, "n_fine": _DEEP_FINE})):
+                chosen = part.start + np.flatnonzero(some)
+                rotation[k, chosen], evidence[k, chosen], runner_up[k, chosen] = search_phase(here[some], calibration, bank, **depth)
     return spots, rotation, evidence, runner_up
 
 
@@ -7474,37 +7496,11 @@ def _solve_tile(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """The fields of `Indexing` for a part of a scan, from what each of its patterns gave on its own."""
     spots, rotation, evidence, runner_up = alone
-    n, p, threads = len(spots.number), len(banks), numba.get_num_threads()
+    n, p = len(spots.number), len(banks)
     rotation = rotation.astype(float)
     families, camera = _families(banks), _camera(calibration)
     refs, first = _joined_reflections(banks)
-    support = evidence - chance[:, None]
-    best, most = np.argmax(support, axis=0), support.max(axis=0)
-    own = rotation[best, np.arange(n)]
-    lattice, keys, leaders, seen = _find_lattices(shape, best, most, own, 3.0, families, neighbours)
-    parts = _Components(
-        np.full((n, _MOST_COMPONENTS), -1), np.full((n, _MOST_COMPONENTS), -1), np.zeros((n, _MOST_COMPONENTS), int),
-        np.zeros((n, _MOST_COMPONENTS, 3, 3)), np.full((n, _MOST_COMPONENTS), -1e3),
-    )  # fmt: skip
-    second = _second_crystals(spots, calibration, banks, best, own) if mixtures else np.zeros_like(rotation)
-    _propose(
-        shape,
-        _LATTICE_REACH if neighbours else 0,
-        lattice,
-        keys,
-        seen,
-        most[leaders],
-        families,
-        rotation,
-        support,
-        second,
-        parts,
-    )
-    _score_components(
-        *spots.arrays, refs, first, camera, math.radians(0.3), families.own, parts.phase, parts.rotation, parts.evidence, threads
-    )
-    shared = leaders if neighbours else leaders[:0]
-    related = _related_lattices(keys[shared], families.family[best[shared]], families.operators[best[shared]])
+    parts, related = _components_of(spots, shape, calibration, banks, rotation, evidence - chance[:, None], neighbours, mixtures)
     choice, agreeing = np.full(n, -1), np.zeros((n, _MOST_COMPONENTS), int)
     nats = neighbour_nats if neighbours else 0.0
     _settle(shape, parts, chance, related, nats, choice, agreeing)
@@ -7519,6 +7515,35 @@ def _solve_tile(
     ny, nx = shape
     return {k: v.reshape(p, ny, nx, *v.shape[2:]) if k in ("rotation", "evidence", "runner_up") else v.reshape(ny, nx, *v.shape[1:])
             for k, v in solved.items()}  # fmt: skip
+
+
+def _components_of(
+    spots: Spots, shape: tuple[int, int], calibration: Calibration, banks: list[TemplateBank], rotation: np.ndarray, support: np.ndarray,
+    neighbours: bool, mixtures: bool,
+) -> tuple[_Components, np.ndarray]:  # fmt: skip
+    """What each pattern of a part of a scan may hold, refined and judged, and which lattices are related (l, l).
+
+    ``rotation`` (p, n, 3, 3) and ``support`` (p, n) are the best solutions of every phase for each pattern on its own.
+    """
+    n = len(spots.number)
+    families, camera = _families(banks), _camera(calibration)
+    refs, first = _joined_reflections(banks)
+    best, most = np.argmax(support, axis=0), support.max(axis=0)
+    own = rotation[best, np.arange(n)]
+    lattice, keys, leaders, seen = _find_lattices(shape, best, most, own, 3.0, families, neighbours)
+    parts = _Components(
+        np.full((n, _MOST_COMPONENTS), -1), np.full((n, _MOST_COMPONENTS), -1), np.zeros((n, _MOST_COMPONENTS), int),
+        np.zeros((n, _MOST_COMPONENTS, 3, 3)), np.full((n, _MOST_COMPONENTS), -1e3),
+    )  # fmt: skip
+    second = _second_crystals(spots, calibration, banks, best, own) if mixtures else np.zeros_like(rotation)
+    reach = _LATTICE_REACH if neighbours else 0
+    _propose(shape, reach, lattice, keys, seen, most[leaders], families, rotation, support, second, parts)
+    _score_components(
+        *spots.arrays, refs, first, camera, math.radians(0.3), families.own, parts.phase, parts.rotation, parts.evidence,
+        numba.get_num_threads(),
+    )  # fmt: skip
+    shared = leaders if neighbours else leaders[:0]
+    return parts, _related_lattices(keys[shared], families.family[best[shared]], families.operators[best[shared]])
 
 
 def _overlaps(
@@ -7663,10 +7688,6 @@ def decide_phases(
     rotation = np.take_along_axis(found.rotation, phase[None, ..., None, None], axis=0)[0]
     rotation = np.where((found.part_phase[..., 0] >= 0)[..., None, None], found.part_rotation[..., 0, :, :], rotation)
     evidence, runner_up = (np.take_along_axis(a, phase[None], axis=0)[0] for a in (found.evidence, found.runner_up))
-    others = np.where(found.part_phase == found.part_phase[..., :1], 0.0, found.part_share)
-    second = np.argmax(others, axis=-1)[..., None]
-    has_second = indexed & (others.max(axis=-1) > 0)
-    of_second = lambda part: np.take_along_axis(part, second, axis=-1)[..., 0]
     return {
         "phase_id": np.where(indexed, phase, -1),
         "probability": probability,
@@ -7676,10 +7697,21 @@ def decide_phases(
         "share": np.where(indexed, np.where(found.part_phase[..., 0] >= 0, found.part_share[..., 0], 1.0), 0.0),
         "crystal_id": np.where(indexed, found.part_crystal[..., 0], -1),
         "lattice_id": np.where(indexed, found.part_lattice[..., 0], -1),
-        "second_phase_id": np.where(has_second, of_second(found.part_phase), -1),
-        "second_share": np.where(has_second, of_second(found.part_share), 0.0),
-        "second_crystal_id": np.where(has_second, of_second(found.part_crystal), -1),
         "rotation": rotation,
+        **_second_phase(found, indexed),
+    }
+
+
+def _second_phase(found: Indexing, indexed: np.ndarray) -> dict[str, np.ndarray]:
+    """Phase, share and crystal (ny, nx) of the largest crystal of another phase in every indexed pattern."""
+    others = np.where(found.part_phase == found.part_phase[..., :1], 0.0, found.part_share)
+    place = np.argmax(others, axis=-1)[..., None]
+    present = indexed & (others.max(axis=-1) > 0)
+    of_second = lambda part, nothing: np.where(present, np.take_along_axis(part, place, axis=-1)[..., 0], nothing)
+    return {
+        "second_phase_id": of_second(found.part_phase, -1),
+        "second_share": of_second(found.part_share, 0.0),
+        "second_crystal_id": of_second(found.part_crystal, -1),
     }
 
 
@@ -7835,6 +7867,14 @@ def _neighbour_pairs(ny: int, nx: int) -> tuple[np.ndarray, np.ndarray]:
         np.concatenate([number[:, :-1].ravel(), number[:-1].ravel()]),
         np.concatenate([number[:, 1:].ravel(), number[1:].ravel()]),
     )
+
+
+def _eight_neighbours(values: np.ndarray) -> np.ndarray:
+    """Values (8, ny, nx) of the neighbours of every pattern of a map (ny, nx) of numbers, -1 beyond its edge."""
+    ny, nx = values.shape
+    padded = np.pad(values, 1, constant_values=-1)
+    steps = [step for step in itertools.product((0, 1, 2), repeat=2) if step != (1, 1)]
+    return np.stack([padded[y : y + ny, x : x + nx] for y, x in steps])
 
 
 def segment_grains(phase_id: np.ndarray, rotation: np.ndarray, operators: list[np.ndarray], threshold_deg: float = 5.0) -> np.ndarray:
@@ -8156,29 +8196,29 @@ _MAP_PROPERTIES = (
 )  # fmt: skip
 
 
-def load_maps(path: Path, phases: list[str]) -> dict[str, np.ndarray]:
-    """Maps (ny, nx) of the CrystalMap that notebook 06 wrote, and ``probability`` (p, ny, nx) of the phases.
+def load_maps(path: Path, matched: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Maps (ny, nx) of the CrystalMap that notebook 06 wrote, and ``probability`` and ``support`` (p, ny, nx) of the phases.
 
-    The map that comes back has its patterns in rows of the scan, as they were written. `ResultError`
+    ``matched`` is the result of 06. The map that comes back has its patterns in rows of the scan, as they were written. `ResultError`
     where there is no such file, or where an older version of the workbook wrote it.
     """
     from orix import io
 
-    where = f"{path.parent.name}/{path.name}"
+    where, phases = f"{path.parent.name}/{path.name}", matched["phases"]
     if not path.is_file():
         raise ResultError(f"run 06_ped_matching for {path.parent.name} first: there is no {where} in the results")
     crystal_map = io.load(str(path))
-    wanted = (*_MAP_PROPERTIES, *(f"{name}_{p}" for name in ("probability", "support") for p in phases))
-    lacking = [name for name in wanted if name not in crystal_map.prop]
+    lacking = [name for name in (*_MAP_PROPERTIES, *(f"probability_{p}" for p in phases)) if name not in crystal_map.prop]
     if lacking:
         raise ResultError(
             f"{where}: holds no {lacking[0]!r}, expected the map as this version of the workbook writes it; run 06_ped_matching again"
         )
     shape = (len(np.unique(crystal_map.y)) if crystal_map.y is not None else 1, -1)
-    maps = {name: np.asarray(crystal_map.prop[name]).reshape(shape) for name in _MAP_PROPERTIES}
+    read = lambda name: np.asarray(crystal_map.prop[name]).reshape(shape)
+    maps = {name: read(name) for name in _MAP_PROPERTIES}
     maps["phase_id"] = np.asarray(crystal_map.phase_id).reshape(shape)
-    for name in ("probability", "support"):
-        maps[name] = np.stack([np.asarray(crystal_map.prop[f"{name}_{p}"]).reshape(shape) for p in phases])
+    maps["probability"] = np.stack([read(f"probability_{p}") for p in phases])
+    maps["support"] = np.stack([read(f"score_{p}") - matched["chance_nats"][p] for p in phases])
     return maps
 
 
@@ -8226,10 +8266,15 @@ def with_hidden_material(maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     pooled = np.stack([spread(s) / held for s in np.clip(maps["support"], -20, 20) * hidden])
     weight = np.exp(_HIDDEN_WEIGHT * (pooled - pooled.max(axis=0)))
     piece, _ = ndimage.label(hidden, around)
-    crystal = maps["crystal_id"].max() + maps["second_crystal_id"].max().clip(0) + 1 + piece
+    crystal = max(maps["crystal_id"].max(), maps["second_crystal_id"].max()) + 1 + piece
     changes = {"phase_id": np.argmax(pooled, axis=0), "share": 1.0, "crystal_id": crystal, "decided": False, "lattice_id": -1}
     changes |= {"second_phase_id": -1, "second_share": 0.0, "second_crystal_id": -1, "probability": weight / weight.sum(axis=0)}
     return filled | {name: np.where(hidden, value, maps[name]) for name, value in changes.items()}
+
+
+def _as_indexed(maps: dict[str, np.ndarray]) -> np.ndarray:
+    """Phases (ny, nx) as 06 indexed them, without what `with_hidden_material` added."""
+    return maps.get("indexed_phase_id", maps["phase_id"])
 
 
 # --- known mixtures of recorded patterns --------------------------------------------------------
@@ -8277,11 +8322,12 @@ def spike_in(
     alone = (maps["phase_id"] >= 0) & (maps["share"] > 0.97) & (maps["correlation"] >= 0.5) & (maps["crystal_id"] >= 0)
     donors = {c: np.argwhere(alone & (maps["crystal_id"] == c)) for c in np.unique(maps["crystal_id"][alone])}
     trees = {c: cKDTree(places) for c, places in donors.items()}
+    share_of_second = _second_of_two(maps)
     for y, x in np.argwhere((maps["phase_id"] >= 0) & (maps["second_phase_id"] >= 0)):
         pair = maps["crystal_id"][y, x], maps["second_crystal_id"][y, x]
         if pair[0] not in donors or pair[1] not in donors:
             continue
-        second = _second_of_two(maps)[y, x]
+        second = share_of_second[y, x]
         mixture = np.zeros(patterns.shape[2:], np.int64)
         for crystal, kept in zip(pair, (1 - second, second), strict=True):
             k = min(nearest, len(donors[crystal]))
@@ -8402,8 +8448,7 @@ def detection_limit(trial: Trial, maps: dict[str, np.ndarray], wanted: int, insi
     without = (trial.lead != wanted) & (trial.second != wanted)
     mixtures = (maps["second_phase_id"] >= 0).sum()
     rate = float((trial.found[without] == wanted).mean()) if without.any() else 0.0
-    lost = inside & (maps["indexed_phase_id"] >= 0) if "indexed_phase_id" in maps else inside
-    lost = lost & (maps["phase_id"] != wanted) & (maps["second_phase_id"] < 0)
+    lost = inside & (_as_indexed(maps) >= 0) & (maps["phase_id"] != wanted) & (maps["second_phase_id"] < 0)
     false = rate * mixtures + float(maps["probability"][wanted][lost].sum())
     return float(min(1.0, gamma.ppf(0.95, false + 1) / n_inside))
 
@@ -8469,13 +8514,8 @@ def spread_of(trial: Trial) -> Spread:
 
 def neighbouring_phase(phase_id: np.ndarray) -> np.ndarray:
     """The most frequent other phase among the eight neighbours of every indexed pattern, (ny, nx), -1 where there is none."""
-    n_phases = int(phase_id.max(initial=-1)) + 1
-    if n_phases == 0:
-        return np.full_like(phase_id, -1)
-    padded = np.pad(phase_id, 1, constant_values=-1)
-    ny, nx = phase_id.shape
-    around = [padded[1 + dy : 1 + dy + ny, 1 + dx : 1 + dx + nx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    often = np.stack([np.sum([a == k for a in around], axis=0) * (phase_id != k) for k in range(n_phases)])
+    around = _eight_neighbours(phase_id)
+    often = np.stack([(around == k).sum(axis=0) * (phase_id != k) for k in range(int(phase_id.max(initial=0)) + 1)])
     return np.where((phase_id >= 0) & (often.max(axis=0) > 0), np.argmax(often, axis=0), -1)
 
 
@@ -8624,8 +8664,9 @@ def corrected_fraction(
     bias, error, correction = misclassification(trial, maps, wanted, inside)
     counted = float((maps["phase_id"][inside] == wanted).mean()) if inside.any() else 0.0
     fraction = phase_fraction(counted, counts, wanted, among, (correction, scale_error), n_units=n_units, seed=seed)
-    indexed = maps.get("indexed_phase_id", maps["phase_id"])
-    raw = float((indexed[np.isin(indexed, among)] == wanted).mean()) if np.isin(indexed, among).any() else 0.0
+    indexed = _as_indexed(maps)
+    indexed = indexed[np.isin(indexed, among)]
+    raw = float((indexed == wanted).mean()) if len(indexed) else 0.0
     limit = detection_limit(trial, maps, wanted, inside)
     if min(fraction.value, raw) <= limit:
         fraction = replace(fraction, low=0.0, high=max(fraction.high, limit))
@@ -8636,31 +8677,29 @@ def corrected_fraction(
 
 
 def share_by_bin(
-    maps: dict[str, np.ndarray], units: np.ndarray, bins: np.ndarray, spread: Spread, wanted: int, among: list[int], *, draws: int = 400,
-    seed: int = 1,
+    maps: dict[str, np.ndarray], units: np.ndarray, bins: np.ndarray, spread: Spread, among: list[int], *, draws: int = 400, seed: int = 1,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The share of a phase in the area of several, bin by bin, with 95 % intervals over resampled units and drawn errors.
+    """The share of each of several phases in their common area, bin by bin, with 95 % intervals over resampled units and drawn errors.
 
-    ``units`` (ny, nx) of `resampling_units`, ``bins`` (ny, nx) numbers of bins; -1 is outside of either. Returns for every bin
-    ``bin``, ``share``, ``ci95`` and ``n_patterns``; bins without a pattern are left out.
+    ``units`` (ny, nx) of `resampling_units`, ``bins`` (ny, nx) numbers of bins; -1 is outside of either. Returns for every phase of
+    ``among`` and every bin ``phase``, ``bin``, ``share``, ``ci95`` and ``n_patterns``; bins without a pattern are left out.
     """
     n_bins, n_units = int(bins.max(initial=-1)) + 1, int(units.max(initial=-1)) + 1
     counts = drawn_counts(maps, np.where((units >= 0) & (bins >= 0), units * n_bins + bins, -1), spread, draws=draws, seed=seed)
     missing = n_units * n_bins - counts.shape[1]
-    counts = np.pad(counts, ((0, 0), (0, missing), (0, 0))).reshape(draws, n_units, n_bins, -1)
+    counts = np.pad(counts, ((0, 0), (0, missing), (0, 0))).reshape(draws, n_units, n_bins, -1)[..., among]
     rng = np.random.default_rng(seed)
     chosen = rng.multinomial(n_units, np.full(n_units, 1 / n_units), size=draws) if n_units > 1 else np.ones((draws, n_units), int)
-    held = np.einsum("du,dub->db", chosen, counts[..., among].sum(axis=-1))
-    mine = np.einsum("du,dub->db", chosen, counts[..., wanted])
+    mine = np.einsum("du,dubp->dbp", chosen, counts)
     rows = []
     for b in range(n_bins):
-        here = (bins == b) & (units >= 0) & np.isin(maps["phase_id"], among)
-        if here.any():
-            share = float((maps["phase_id"][here] == wanted).mean())
-            some = held[:, b] > 0
-            low, high = np.quantile(mine[some, b] / held[some, b], [0.025, 0.975]) if some.any() else (share, share)
+        here = maps["phase_id"][(bins == b) & (units >= 0) & np.isin(maps["phase_id"], among)]
+        drawn = mine[:, b][mine[:, b].sum(axis=1) > 0]
+        for place, k in enumerate(among if len(here) else ()):
+            share = float((here == k).mean())
+            low, high = np.quantile(drawn[:, place] / drawn.sum(axis=1), [0.025, 0.975]) if len(drawn) else (share, share)
             ci95 = [float(min(low, share)), float(max(high, share))]
-            rows.append({"bin": b, "share": share, "ci95": ci95, "n_patterns": int(here.sum())})
+            rows.append({"phase": k, "bin": b, "share": share, "ci95": ci95, "n_patterns": len(here)})
     return rows
 
 
@@ -8675,16 +8714,10 @@ def unit_boundaries(units: np.ndarray) -> np.ndarray:
 
 def topotactic_patterns(maps: dict[str, np.ndarray], wanted: int, others: list[int]) -> tuple[int, int]:
     """How many patterns of a phase that touch one of ``others`` share its lattice, and how many touch one at all."""
-    padded = {name: np.pad(maps[name], 1, constant_values=-1) for name in ("phase_id", "lattice_id")}
-    ny, nx = maps["phase_id"].shape
-    mine = maps["phase_id"] == wanted
-    touching, joined = np.zeros_like(mine), np.zeros_like(mine)
-    for dy, dx in itertools.product((-1, 0, 1), repeat=2):
-        phase, lattice = (padded[name][1 + dy : 1 + dy + ny, 1 + dx : 1 + dx + nx] for name in ("phase_id", "lattice_id"))
-        beside = mine & np.isin(phase, others)
-        touching |= beside
-        joined |= beside & (lattice >= 0) & (lattice == maps["lattice_id"])
-    return int(joined.sum()), int(touching.sum())
+    beside = (maps["phase_id"] == wanted) & np.isin(_eight_neighbours(maps["phase_id"]), others)
+    lattice = _eight_neighbours(maps["lattice_id"])
+    joined = beside & (lattice >= 0) & (lattice == maps["lattice_id"])
+    return int(joined.any(axis=0).sum()), int(beside.any(axis=0).sum())
 
 
 def layer_at(wanted: np.ndarray, facing: np.ndarray, body: np.ndarray, step_nm: float) -> dict[str, Any]:
@@ -8770,12 +8803,12 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
         "n_patterns_ncm": fraction.get("n_patterns_ncm"),
         "n_grains": fraction.get("n_grains"),
         "detection_limit": fraction.get("detection_limit"),
+        "raw": fraction.get("rocksalt_fraction_raw"),
         "doses": {},
     }
     for phase in ("rocksalt", "spinel"):
         row |= _fraction_of(fraction, phase, f"{sample.id}/07_rocksalt_fraction.json")
-    row["ci95_low"], row["ci95_high"] = row.pop("rocksalt_fraction_ci95") or (None, None)
-    row["raw"], row["detected"] = row.pop("rocksalt_fraction_raw"), row.pop("rocksalt_detected")
+    row["ci95_low"], row["ci95_high"] = row["rocksalt_fraction_ci95"] or (None, None)
     if row["has_map"]:
         row["phases"] = read_result(results, sample.id, "06_ped_matching").get("phases", [])
         row["calibration_trusted"] = fraction.get("calibration_trusted")
@@ -8793,8 +8826,8 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
 
 def _fraction_of(result: dict[str, Any], phase: str, where: str) -> dict[str, Any]:
     """A phase's fraction and what it rests on, of a result of 07; `ResultError` where an older version wrote that."""
-    keys = [f"{phase}_{k}" for k in ("fraction", "fraction_ci95", "fraction_raw", "detected", "fraction_quantiles", "elsewhere_quantiles")]
-    found = {key: result.get(key) for key in keys}
+    keys = ("fraction", "fraction_ci95", "fraction_raw", "detected", "detection_limit", "fraction_quantiles", "elsewhere_quantiles")
+    found = {f"{phase}_{key}": result.get(f"{phase}_{key}") for key in keys}
     if found[f"{phase}_fraction"] is not None and found[f"{phase}_fraction_quantiles"] is None:
         raise ResultError(f"{where}: holds no {phase}_fraction_quantiles, an older version wrote it; run 07_rocksalt_fraction again")
     return found

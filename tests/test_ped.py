@@ -42,12 +42,6 @@ def calibration(scan):
     return helpers.Calibration(0.02178, np.eye(2), truth["centre_px"], mask, 1.4)
 
 
-def map_of(patterns, calibration, banks, **options):
-    """What `decide_phases` says of a scan, and the indexing itself."""
-    found, spots = helpers.index_scan(patterns, calibration, banks, **options)
-    return helpers.decide_phases(found, helpers.correlation_map(spots, calibration, banks, found)), found, spots
-
-
 # --- crystallography of the templates ------------------------------------------------------
 
 
@@ -286,7 +280,7 @@ def test_scale_is_found_from_the_scan(scan, calibration, banks):
 
 def test_phases_and_orientations_against_truth(scan, calibration, banks):
     patterns, truth = scan
-    decision, _, _ = map_of(patterns, calibration, banks)
+    decision, _, _ = helpers.map_scan(patterns, calibration, banks)
     crystal = truth["phase"] >= 0
     right = decision["phase_id"] == truth["phase"]
     assert right[crystal].mean() > 0.97
@@ -314,7 +308,7 @@ def test_background_alone_is_not_indexed(calibration, banks):
     expected = 2.5 * np.exp(-radius / 20) + 200 * np.exp(-0.5 * (radius / 1.5) ** 2)
     patterns = np.minimum(rng.poisson(expected, (4, 5, 144, 144)), 255).astype(np.uint8)
     local = helpers.replace(calibration, centre_px=np.full((4, 5, 2), 71.5))
-    decision, _, _ = map_of(patterns, local, banks)
+    decision, _, _ = helpers.map_scan(patterns, local, banks)
     assert (decision["phase_id"] == -1).mean() >= 0.9
 
 
@@ -368,7 +362,7 @@ def test_defaults_hold_whatever_the_dose(crystals, banks, electrons):
         rng, crystals, (12, 12), rocksalt_fraction=0.3, spinel_fraction=0.15, electrons=electrons, overlap=0.0, n_grains=4, hot_pixels=0
     )
     calibration = helpers.Calibration(0.02178, np.eye(2), truth["centre_px"], np.zeros((144, 144), bool), 1.4)
-    decision, _, _ = map_of(patterns, calibration, banks)
+    decision, _, _ = helpers.map_scan(patterns, calibration, banks)
     crystal = truth["phase"] >= 0
     right = decision["phase_id"] == truth["phase"]
     assert right[crystal].mean() > 0.93
@@ -388,7 +382,7 @@ def test_two_crystals_in_a_pattern_do_not_become_a_third(banks, still):
             parts = [(layered, turns[0], 1 - share), (other, rotation, share)]
             patterns[y, x] = pattern_of([p for p in parts if p[2] > 0], still, rng)
         local = helpers.replace(still, centre_px=still.centre_px[:4, :5])
-        decision, _, _ = map_of(patterns, local, banks)
+        decision, _, _ = helpers.map_scan(patterns, local, banks)
         assert (decision["phase_id"][:, :2] == 0).all() and (decision["phase_id"][:, 3:] == number).all()
         assert np.isin(decision["phase_id"], (0, number)).all()
         assert (decision["second_phase_id"][:, 1] == number).mean() >= 0.75 and (decision["second_phase_id"][:, 3] == 0).mean() >= 0.75
@@ -418,7 +412,10 @@ def test_neighbours_can_be_switched_off(scan, calibration, banks):
     local = helpers.replace(calibration, centre_px=calibration.centre_px[:3, :4])
     turned = helpers.replace(calibration, centre_px=local.centre_px[::-1, ::-1])
     options = {"neighbours": False, "mixtures": False}
-    first, second = map_of(patterns, local, banks, **options)[1], map_of(patterns[::-1, ::-1], turned, banks, **options)[1]
+    first, second = (
+        helpers.map_scan(patterns, local, banks, **options)[1],
+        helpers.map_scan(patterns[::-1, ::-1], turned, banks, **options)[1],
+    )
     assert (first.evidence == second.evidence[:, ::-1, ::-1]).mean() > 0.9
 
 
@@ -427,8 +424,8 @@ def test_lazy_scans_give_what_arrays_give(scan, calibration, banks):
 
     part = scan[0][:3, :4]
     local = helpers.replace(calibration, centre_px=calibration.centre_px[:3, :4])
-    lazy = map_of(da.from_array(part, chunks=(1, 2, 144, 144)), local, banks)[0]
-    assert all(np.array_equal(a, b) for a, b in zip(lazy.values(), map_of(part, local, banks)[0].values(), strict=True))
+    lazy = helpers.map_scan(da.from_array(part, chunks=(1, 2, 144, 144)), local, banks)[0]
+    assert all(np.array_equal(a, b) for a, b in zip(lazy.values(), helpers.map_scan(part, local, banks)[0].values(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["saturated", "zero", "masked", "flat", "one bright pixel"])
@@ -441,7 +438,7 @@ def test_patterns_without_diffraction_are_not_indexed(scan, calibration, banks, 
         patterns[:] = {"saturated": 255, "zero": 0, "flat": 7, "one bright pixel": 0}[kind]
         if kind == "one bright pixel":
             patterns[:, :, 100, 90] = 200
-    decision, found, spots = map_of(patterns, local, banks)
+    decision, found, spots = helpers.map_scan(patterns, local, banks)
     assert (decision["phase_id"] == -1).all() and not decision["decided"].any()
     assert np.isfinite(decision["probability"]).all() and np.isfinite(decision["phase_margin"]).all()
     assert (helpers.discriminating_spots(spots, local, banks, decision["phase_id"], found.rotation) == 0).all()
@@ -451,14 +448,14 @@ def test_one_pattern_alone_is_indexed(scan, calibration, banks):
     _, truth = scan
     y, x = np.argwhere(truth["phase"] == 3)[0]
     local = helpers.replace(calibration, centre_px=calibration.centre_px[y : y + 1, x : x + 1])
-    decision, _, _ = map_of(scan[0][y : y + 1, x : x + 1], local, banks)
+    decision, _, _ = helpers.map_scan(scan[0][y : y + 1, x : x + 1], local, banks)
     assert decision["phase_id"][0, 0] == 3 and decision["decided"][0, 0]
 
 
 def test_a_missing_candidate_makes_no_confident_map(scan, calibration, banks):
     """LLZO patterns offered only the phases of the cathode: few find a place, and hardly one is called decided."""
     patterns, truth = scan
-    decision, _, _ = map_of(patterns, calibration, banks[:3])
+    decision, _, _ = helpers.map_scan(patterns, calibration, banks[:3])
     garnet = truth["phase"] == 3
     assert decision["decided"][garnet].mean() < 0.1
     assert decision["decided"][(truth["phase"] >= 0) & ~garnet].mean() > 0.9
@@ -507,7 +504,7 @@ def test_recorded_steel_is_austenite_and_not_g_phase():
     gain, offset = helpers.detector_gain(patterns.reshape(-1, *patterns.shape[2:]), mask)
     calibration = helpers.Calibration(0.01261, np.eye(2), measured, mask, 1.7, gain, offset, place_strain=0.02)
     banks = [helpers.template_bank(c, max_g_invA=1.4, **(OPTICS | {"excitation_width_invA": 0.004})) for c in crystals]
-    decision, found, spots = map_of(patterns, calibration, banks)
+    decision, found, spots = helpers.map_scan(patterns, calibration, banks)
     assert (decision["phase_id"] == 0).all()
     assert (found.support[0] > 50).all() and (found.support[1] < 0).all()
     # The crystal is seen along <110>: of its eight clearest spots within 1 1/Å six are, within 2 px, reflections of that zone.
