@@ -25,6 +25,7 @@ SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --
 
 setup: $(READY)
 
+# orix's compiled functions are made here once: two notebooks that make them at the same time leave a cache that crashes whoever loads it
 $(READY): env.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the workbook needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@echo "setting up $(VENV) (two minutes) ..."
@@ -32,6 +33,9 @@ $(READY): env.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r env.lock
 	@$(BIN)/python -c 'import os, pathlib, sysconfig; \
 	pathlib.Path(sysconfig.get_paths()["purelib"], "workbook.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'
+	@find $(VENV) -name 'guf-quaternion.*.nb[ic]' -delete
+	@$(BIN)/python -c 'from orix.quaternion import Quaternion; from orix.vector import Vector3d; \
+	q = Quaternion([1.0, 0, 0, 0]); ~q, q * q, q * Vector3d.zvector()'
 	@touch $@
 
 # Snakemake ends with 1 where a step failed: the other samples and the comparison run all the same.
