@@ -8624,7 +8624,7 @@ def phase_fraction(
     wanted, among
         Number of the phase, and of all phases of the area.
     correction
-        What misclassification is taken to add, and the standard error of what else does (the scale).
+        What misclassification is taken to add, and the standard error of that and of what else adds (the scale).
     n_units
         How many of the groups, the first ones, are resampled for the lamella elsewhere; None is all of them.
 
@@ -8663,7 +8663,9 @@ def corrected_fraction(
     inside = np.isin(maps["phase_id"], among)
     bias, error, correction = misclassification(trial, maps, wanted, inside)
     counted = float((maps["phase_id"][inside] == wanted).mean()) if inside.any() else 0.0
-    fraction = phase_fraction(counted, counts, wanted, among, (correction, scale_error), n_units=n_units, seed=seed)
+    not_known = error * math.sqrt(correction / bias) if bias else 0.0  # what is left of the bias's error after the weighing
+    taken_off = (correction, math.hypot(not_known, scale_error))
+    fraction = phase_fraction(counted, counts, wanted, among, taken_off, n_units=n_units, seed=seed)
     indexed = _as_indexed(maps)
     indexed = indexed[np.isin(indexed, among)]
     raw = float((indexed == wanted).mean()) if len(indexed) else 0.0
