@@ -192,6 +192,7 @@ class CryoStem(_Acquisition):
 
     pixel_size_nm: _number(1e-4, 100, "nm") | None = None
     frame_dose_e_per_A2: _number(0, 1e6, "electrons/Å²") | None = None
+    frame_time_s: _number(1e-9, 1e5, "s") | None = None
     temperature_K: _number(1, 500, "K") | None = None
 
 
@@ -2368,6 +2369,18 @@ def _reflections(canvas: _Canvas, spectrum: np.ndarray, noise: float, most: int 
     return at, power[tuple(at.T)]
 
 
+def _between_modes(canvas: _Canvas, spectrum: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Frequencies (m, 2) in rad/px of peaks at the indices ``at``, between modes by the centre of their power."""
+    power = np.abs(spectrum) ** 2
+    centre, weight = np.zeros((len(at), 2)), np.zeros(len(at))
+    for dy, dx in itertools.product((-1, 0, 1), repeat=2):
+        here = power[(at[:, 0] + dy) % power.shape[0], np.clip(at[:, 1] + dx, 0, power.shape[1] - 1)]
+        centre += here[:, None] * np.array([dy, dx])
+        weight += here
+    whole = np.stack([canvas.qy[at[:, 0]], canvas.qx[at[:, 1]]], -1)
+    return whole + centre / weight[:, None] * 2 * np.pi / np.array(canvas.shape)
+
+
 def _translations(q: np.ndarray, power: np.ndarray, window: int) -> np.ndarray:
     """Translations (t, 2) in px up to ``window`` that bring reflections ``q`` (m, 2) in rad/px back into phase."""
     from scipy.ndimage import maximum_filter
@@ -2432,6 +2445,8 @@ class _CellScores:
 
     ``tables`` (n, n, y, x) hold the first for displacements on a grid of ``pitch`` (2,) px; ``amplitudes`` (n, m)
     and ``weights`` (m,) belong to the ``reflections`` (m, 2) in rad/px; ``offsets`` (n, 2) is how far members were moved since.
+    ``rest`` is the stack without its lattice, of pixels ``binning`` times as large, and ``power`` its spectral density: the evidence
+    of what is left knows an edge or a step, and is not misled by how much lattice a larger area holds.
     """
 
     tables: np.ndarray
@@ -2442,6 +2457,10 @@ class _CellScores:
     amplitudes: np.ndarray
     weights: np.ndarray
     offsets: np.ndarray
+    members: np.ndarray
+    rest: _Joint
+    binning: int
+    power: np.ndarray
 
     @classmethod
     def of(cls, joint: _Joint) -> _CellScores | None:
@@ -2450,19 +2469,33 @@ class _CellScores:
         at, power = _reflections(canvas, total.spectrum, float(canvas.totals[members].sum()))
         if len(at) == 0:
             return None
-        q = np.stack([canvas.qy[at[:, 0]], canvas.qx[at[:, 1]]], -1).astype(float)
+        q = _between_modes(canvas, total.spectrum, at)
         strong = float(np.linalg.norm(q[power > 0.1 * power[0]], axis=1).min()) / (2 * np.pi)
         window = float(min(0.4 * min(canvas.frame_shape), max(40.0, 5 / strong)))
         translations = _translations(q, power, int(window))
         if len(translations) < 2:
             return None
         reach = 0.6 * strong
-        fields, frequency, noise = _modulations(joint, total, at, reach)
-        runs = [np.searchsorted(members, segment) for segment in joint.segments()]
+        binning = 2 if min(canvas.frame_shape) >= 512 and reach < 0.1 else 1
+        fields, frequency, noise, left = _modulations(joint, total, at, reach, binning)
+        segments = joint.segments()
+        runs = [np.searchsorted(members, segment) for segment in segments]
+        rest = _rest_of(joint, left, binning)
         weight = _modulation_weight(fields, frequency / reach, noise, runs, canvas)
         tables, pitch = _pair_tables(fields, weight, np.array(canvas.shape), 2 * window)
-        amplitudes, weights = _superlattice(joint, at, q, power, translations)
-        return cls(tables, pitch, window, translations, q, amplitudes, weights, np.zeros((len(members), 2)))
+        amplitudes, weights = _superlattice(joint, q, power, translations[np.linalg.norm(translations, axis=1) < 0.5 * window])
+        offsets, power = np.zeros((len(members), 2)), rest.power([np.searchsorted(members, s) for s in segments])
+        return cls(tables, pitch, window, translations, q, amplitudes, weights, offsets, members, rest, binning, power)
+
+    def evidence(self, run: np.ndarray | None = None, displacement: np.ndarray | float = 0.0) -> float:
+        """Log evidence of the stack without its lattice, a run of members being moved, but for a constant."""
+        rest, kept = self.rest, self.rest.shifts
+        if run is not None:
+            rest.shifts = kept.copy()
+            rest.shifts[np.isin(self.members, run)] += np.asarray(displacement) / self.binning
+        value = rest.total().evidence(self.power)
+        rest.shifts = kept
+        return value
 
     def _pairs(self, displacement: np.ndarray) -> np.ndarray:
         """Scores (n, n) of column k moved against row j by displacements (n, n, 2)."""
@@ -2508,11 +2541,28 @@ class _CellScores:
     def move(self, joint: _Joint, run: np.ndarray, displacement: np.ndarray) -> None:
         """Move a run of members, and note it."""
         joint.shifts[run] += displacement
-        self.offsets[np.isin(joint.members, run)] += displacement
+        inside = np.isin(joint.members, run)
+        self.offsets[inside] += displacement
+        self.rest.shifts[inside] += displacement / self.binning
 
 
-def _modulations(joint: _Joint, total: _Sum, at: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray, float]:
+def _rest_of(joint: _Joint, left: np.ndarray, binning: int) -> _Joint:
+    """A joint registration of members without their lattice, at the present shifts."""
+    canvas, members = joint.canvas, joint.members
+    room = (np.array(canvas.shape) - canvas.frame_shape) / 2
+    rest = _Joint(
+        _Canvas(left, room / binning), np.arange(len(members)), joint.shifts[members] / binning, np.zeros(len(members)), joint.prior
+    )
+    rest.canvas.scale = canvas.scale[members]
+    return rest
+
+
+def _modulations(
+    joint: _Joint, total: _Sum, at: np.ndarray, reach: float, binning: int
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     """Half spectra of all members' modulations of the lattice, on a smaller canvas; frequencies (1/px); noise of a mode.
+
+    Last the frames (n, y, x) less their lattice, in pixels ``binning`` times as large.
 
     ``reach`` (1/px) is the highest frequency of a modulation, half of the way to the first strong reflection and a bit.
     """
@@ -2531,9 +2581,13 @@ def _modulations(joint: _Joint, total: _Sum, at: np.ndarray, reach: float) -> tu
     small = tuple(min(n, fft.next_fast_len(2 * math.ceil(2 * reach * n) + 2, real=True)) for n in canvas.shape)
     rows = np.round(np.fft.fftfreq(small[0], 1 / small[0])).astype(int)
     fields = np.zeros((len(members), small[0], small[1] // 2 + 1), np.complex64)
-    for row, i in zip(fields, members, strict=True):
+    left = np.zeros((len(members), *(n // binning for n in shape)), np.float32)
+    for row, coarse, i in zip(fields, left, members, strict=True):
         there, columns = (canvas.image(image / canvas.phase(joint.shifts[i]))[: shape[0], : shape[1]] for image in images)
-        rest = canvas.counts[i] - np.float32(canvas.scale[i] * canvas.rate) * (1 + there)
+        flat = np.float32(canvas.scale[i] * canvas.rate)
+        rest = canvas.counts[i] - flat * (1 + there)
+        trimmed = rest[: left.shape[1] * binning, : left.shape[2] * binning]
+        coarse[:] = trimmed.reshape(left.shape[1], binning, left.shape[2], binning).sum(axis=(1, 3)) + flat * binning**2
         rest = (rest - smooth(rest) / inside) * columns
         rest = (rest - smooth(rest) / inside) * taper
         row[:] = (canvas.spectrum(rest) * canvas.phase(joint.shifts[i]))[rows, : row.shape[1]]
@@ -2541,7 +2595,7 @@ def _modulations(joint: _Joint, total: _Sum, at: np.ndarray, reach: float) -> tu
     passed = 1 - np.exp(-2 * (np.pi * frequency * width) ** 2)  # by what is slower being taken off
     fields *= np.where((frequency < reach) & (passed > 0.2), 1 / np.maximum(passed, 0.2), 0).astype(np.float32)
     noise = canvas.rate * float((taper**2).sum()) * float((comb[seen] ** 2 * (1 + lattice[seen])).mean())
-    return fields, frequency, noise
+    return fields, frequency, noise, left
 
 
 def _modulation_weight(fields: np.ndarray, frequency: np.ndarray, noise: float, runs: list[np.ndarray], canvas: _Canvas) -> np.ndarray:
@@ -2577,16 +2631,15 @@ def _pair_tables(fields: np.ndarray, weight: np.ndarray, size: np.ndarray, windo
     return tables, pitch
 
 
-def _superlattice(
-    joint: _Joint, at: np.ndarray, q: np.ndarray, power: np.ndarray, translations: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _superlattice(joint: _Joint, q: np.ndarray, power: np.ndarray, translations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Amplitudes (n, m) of reflections in all members, and weights (m,), 0 for those that no translation breaks."""
-    canvas, members, index = joint.canvas, joint.members, tuple(at.T)
+    canvas, members = joint.canvas, joint.members
     taper = _taper(canvas.frame_shape, 0.125)
-    box = canvas.spectrum(taper)[index] * np.float32(canvas.rate)
-    amplitudes = np.array(
-        [(canvas.spectrum(canvas.counts[i] * taper)[index] - canvas.scale[i] * box) * canvas.phase(joint.shifts[i])[index] for i in members]
-    )
+    waves = [np.exp(-1j * np.outer(q[:, axis], np.arange(size))).astype(np.complex64) for axis, size in enumerate(canvas.frame_shape)]
+    amplitude = lambda image: np.sum((waves[0] @ image) * waves[1], axis=1)
+    box = amplitude(taper) * canvas.rate
+    amplitudes = np.array([amplitude(canvas.counts[i] * taper) - canvas.scale[i] * box for i in members])
+    amplitudes *= np.exp(1j * (joint.shifts[members] @ q.T))
     n, noise = len(members), float((taper**2).sum()) * canvas.rate
     snr = np.maximum(np.abs(amplitudes.sum(axis=0)) ** 2 - n * noise, 0) / n**2 / noise
     phase = np.cos(translations @ q.T)
@@ -2687,10 +2740,10 @@ class _Joint:
                 total.add(int(i), self.shifts[i])
         return total
 
-    def power(self) -> np.ndarray:
+    def power(self, segments: list[np.ndarray] | None = None) -> np.ndarray:
         """Spectral density of the scene from the sums of segments between jumps: a segment in a wrong cell does not lower it."""
         canvas, squares, noise, coverage2 = self.canvas, 0.0, 0.0, 0.0
-        for segment in self.segments():
+        for segment in self.segments() if segments is None else segments:
             total = _Sum(canvas)
             for i in segment:
                 total.add(int(i), self.shifts[i])
@@ -2757,11 +2810,10 @@ class _Joint:
         return moved
 
     def _move_runs(self, scores: _CellScores, most: int = 30) -> bool:
-        power, moved = self.power(), False
+        moved = False
         for _ in range(most):
-            here = self.total().evidence(power)
-            moves = scores.moves(self)
-            gains = [self._gain_with_evidence(move, power, here) for move in moves[:_COMPARED_MOVES]]
+            here, moves = scores.evidence(), scores.moves(self)
+            gains = [m.gain + scores.evidence(m.members, m.displacement) - here for m in moves[:_COMPARED_MOVES]]
             best = int(np.argmax(gains)) if gains else 0
             if not gains or gains[best] < _LEAST_GAIN:
                 self._note_doubts(moves, gains)
@@ -2769,14 +2821,6 @@ class _Joint:
             scores.move(self, moves[best].members, moves[best].displacement)
             moved = True
         return moved
-
-    def _gain_with_evidence(self, move: _Move, power: np.ndarray, here: float) -> float:
-        if move.gain > _CLEAR_NATS / 2:
-            return move.gain
-        self.shifts[move.members] += move.displacement
-        gain = move.gain + self.total().evidence(power) - here
-        self.shifts[move.members] -= move.displacement
-        return gain
 
     def _note_doubts(self, moves: list[_Move], gains: list[float]) -> None:
         """Probability of another cell for every member, from the moves that were not made."""
@@ -2830,10 +2874,12 @@ class _Joint:
         places = places[likely]
         if len(places) == 1:
             return places[0], float(values[0] - values[1]) if len(values) > 1 else _FRAME_NATS * len(segment)
-        power = self.power()
-        score = np.array([self._evidence_with(total, segment, place, power) + self._step_prior(segment, place) for place in places])
-        if scores is not None:
-            score += [scores.gain(self, segment, place) for place in places]
+        score = np.array([self._step_prior(segment, place) for place in places])
+        if scores is None:
+            power = self.power()
+            score += [self._evidence_with(total, segment, place, power) for place in places]
+        else:
+            score += [scores.evidence(segment, place) + scores.gain(self, segment, place) for place in places]
         score[np.linalg.norm(places, axis=1) < 0.7] += _LEAST_GAIN  # no endless moving between equals
         order = np.argsort(score)[::-1]
         return places[order[0]], float(score[order[0]] - score[order[1]])
@@ -2913,9 +2959,19 @@ def _tight_canvas(counts: np.ndarray, shifts: np.ndarray, members: np.ndarray) -
     return _Canvas(counts, (high - low) / 2 + 42), shifts - middle
 
 
+_ROOM_PX = 20  # between the largest shift that is looked for and where a canvas wraps around
+
+
 def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> tuple[_Joint, np.ndarray]:
-    """Joint shifts of members of a stack of counts (n, y, x) to the sub-pixel maximum, and -∂∂L of every frame."""
-    canvas, shifts = _tight_canvas(counts, _first_path(_Canvas(counts, reach), members, reach - 20), members)
+    """Joint shifts of members of a stack of counts (n, y, x) to the sub-pixel maximum, and -∂∂L of every frame.
+
+    ``reach`` (2,) is the largest shift that is looked for, in px.
+    """
+    near = np.minimum(reach, 0.33 * min(counts.shape[1:]))
+    shifts = _first_path(_Canvas(counts, near + _ROOM_PX), members, near)
+    if np.any(reach > near) and np.abs(shifts).max() > near[0] - 3:  # few drift that far, and a large canvas takes long
+        shifts = _first_path(_Canvas(counts, reach + _ROOM_PX), members, reach)
+    canvas, shifts = _tight_canvas(counts, shifts, members)
     joint = _Joint(canvas, members, shifts, np.zeros(len(counts)), _DriftPrior(np.zeros(2), _START_SPREAD_PX))
     for _ in range(3):
         before = joint.shifts.copy()
@@ -2986,7 +3042,7 @@ def register_stack(frames: np.ndarray, *, max_shift_px: float | None = None, nam
 
     Where single frames do not show their lattice, 2, 4, then 8 neighbours are summed and share
     a shift; where that fails too, the solution says so and has no shifts. ``max_shift_px`` is
-    the largest shift from the first frame (half of the frame if not given). Raises
+    the largest shift from the first frame (0.6 of the frame if not given). Raises
     `RecordingError` for arrays that cannot be counts (NaN, negative, all blank).
     """
     from scipy import fft
@@ -3003,7 +3059,7 @@ def _register(frames: np.ndarray, max_shift_px: float | None) -> DriftSolution:
     if len(members) < 2:
         return _refusal(frames, left_out, per_unit, notes, f"{len(members)} usable frame: two at least are needed to see drift")
     counts = frames if per_unit == 1 else frames.astype(np.float32) * np.float32(per_unit)
-    reach = np.full(2, max_shift_px if max_shift_px else 0.33 * min(frames.shape[1:])) + 20
+    reach = np.full(2, max_shift_px if max_shift_px else 0.6 * min(frames.shape[1:]))
     for size in (1, 2, 4, 8):
         groups = [members[k : k + size] for k in range(0, len(members), size)]
         if size > 1 and len(groups) < 4:
@@ -3221,7 +3277,7 @@ def half_average_resolution(frames: np.ndarray, solution: DriftSolution) -> dict
     averages = [covered_average(*sum_frames(h, s.shift_px, s.used)[:2], 0.8)[0] for h, s in zip(halves, solved, strict=True)]
     shape = np.min([a.shape for a in averages], axis=0)
     pair = np.stack([a[: shape[0], : shape[1]] * s.used.sum() * solution.counts_per_unit for a, s in zip(averages, solved, strict=True)])
-    joint, _ = _solve(pair.astype(np.float32), np.arange(2), np.full(2, 0.33 * min(shape)) + 20)
+    joint, _ = _solve(pair.astype(np.float32), np.arange(2), np.full(2, 0.33 * min(shape)))
     first, second = _overlapping(pair, joint.shifts[1] - joint.shifts[0])
     frequency, correlation, half_bit = fourier_ring_correlation(first, second)
     modes = np.pi * frequency * min(first.shape) ** 2 * frequency[0] / 2.25
@@ -3388,19 +3444,32 @@ def _amplitudes_of_frames(
     return amplitude, error
 
 
+def _common_field(frames: np.ndarray, solution: DriftSolution) -> tuple[np.ndarray, DriftSolution]:
+    """What all used frames show, cut out of each to the nearest pixel, with what is left of the shifts; all of it if that is little."""
+    whole = np.where(solution.used[:, None], np.round(solution.shift_px), 0).astype(int)
+    low, high = whole[solution.used].min(axis=0), whole[solution.used].max(axis=0)
+    size = np.array(frames.shape[1:]) - (high - low)
+    if np.any(size < 0.4 * np.array(frames.shape[1:])):
+        return frames, solution
+    corners = np.where(solution.used[:, None], whole - low, 0)
+    cut = np.stack([f[y : y + size[0], x : x + size[1]] for f, (y, x) in zip(frames, corners, strict=True)])
+    return cut, replace(solution, shift_px=solution.shift_px - whole)
+
+
 def lattice_decay(frames: np.ndarray, solution: DriftSolution, dose: np.ndarray, peaks: int = 12) -> dict:
     """Decay of lattice frequencies with dose, from the stack itself.
 
     Every frame's amplitude at the strongest lattice frequencies is measured in phase with the
-    average of the others, relative to it; ``dose`` (n,) is that before the middle of each frame
-    (any unit). An exponential is fitted to all together. Returns ``amplitude`` and ``error``
-    (frames), ``period_px`` (peaks), ``rate`` and ``rate_sigma`` (1/dose) of each, and the
-    ``pooled_rate``, ``pooled_rate_sigma``.
+    average of the others, relative to it, in the field that all frames share (else an edge that drifts
+    into view looks like damage); ``dose`` (n,) is that before the middle of each frame (any unit). An
+    exponential is fitted to all together. Returns ``amplitude`` and ``error`` (frames), ``period_px``
+    (peaks), ``rate`` and ``rate_sigma`` (1/dose) of each, and the ``pooled_rate``, ``pooled_rate_sigma``.
     """
     from scipy.optimize import curve_fit
 
-    joint = _joint_of(frames, solution)
-    canvas, members, shifts, total = joint.canvas, joint.members, joint.shifts, joint.total()
+    members = np.flatnonzero(solution.used)
+    joint = _joint_of(*_common_field(frames, solution))
+    canvas, shifts, total = joint.canvas, joint.shifts, joint.total()
     power = np.abs(total.spectrum) ** 2 / canvas.totals[members].sum()
     q = np.hypot(canvas.qy[:, None], canvas.qx[None]) / (2 * np.pi)
     at = _strongest_frequencies(canvas, power, q, peaks)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 import helpers
 
@@ -88,6 +89,107 @@ def test_no_decay_is_invented_and_a_real_one_is_measured():
     solution = helpers.register_stack(frames)
     decay = helpers.lattice_decay(frames, solution, np.arange(16) + 0.5)
     assert abs(decay["pooled_rate"]) < 3.5 * decay["pooled_rate_sigma"]
+
+
+def test_an_edge_that_drifts_into_view_is_no_damage():
+    rng = np.random.default_rng(18)
+    frames, truth = helpers.simulate_cryo_stack(rng, 12, (160, 160), 6.0, drift_px=3.0, jumps=0, blank_frames=0)
+    beyond = np.arange(160)[None, None] - truth["shift_px"][:, 1, None, None] < 20 - truth["shift_px"][:, 1].min()
+    beyond = np.broadcast_to(beyond, frames.shape)
+    frames = np.where(beyond, rng.poisson(3.0, frames.shape), frames).astype(np.uint16)  # no lattice there
+    solution = helpers.register_stack(frames)
+    decay = helpers.lattice_decay(frames, solution, np.arange(12) + 0.5)
+    assert abs(decay["pooled_rate"]) < 3.5 * decay["pooled_rate_sigma"]
+
+
+def square_lattice(rng, shape, pitch_px=7.2):
+    """One column a cell whose weights vary by 15 %: nothing else tells one cell from the next."""
+    angle = rng.uniform(0, np.pi / 2)
+    reach = int(max(shape) / pitch_px) + 20
+    cells = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), -1).reshape(-1, 2) * pitch_px
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    place = np.round(cells @ turn.T + np.array(shape) / 2).astype(int)
+    inside = ((place >= 0) & (place < shape)).all(axis=1)
+    image = np.zeros(shape)
+    np.add.at(image, tuple(place[inside].T), np.maximum(0, 1 + 0.15 * rng.standard_normal(int(inside.sum()))))
+    image = gaussian_filter(image, 1.6)
+    return 1 + 0.3 * (image / image.mean() - 1)
+
+
+def stack_of(rng, scene, path, counts, shape):
+    """Frames of Poisson counts of a scene that is moved along a path of whole pixels."""
+    room = np.ceil(np.abs(path).max(axis=0)).astype(int)
+    corner = room - path.astype(int)
+    return np.stack([rng.poisson(counts * scene[y : y + shape[0], x : x + shape[1]]) for y, x in corner]).astype(np.uint16)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_plain_lattice_is_not_hopped_over(seed):
+    rng = np.random.default_rng(seed)
+    steps = rng.integers(0, 2, (24, 2))
+    for k in rng.choice(np.arange(3, 21), 3, replace=False):
+        steps[k] = rng.integers(4, 9, 2) * rng.choice([-1, 1], 2)
+    path = np.cumsum(steps, axis=0) - steps[0]
+    shape = (256, 256)
+    scene = square_lattice(rng, tuple(np.array(shape) + 2 * np.abs(path).max(axis=0)))
+    solution = helpers.register_stack(stack_of(rng, scene, path, 0.3, shape))
+    error, hops = errors(solution, path)
+    assert hops == 0
+    assert np.sqrt(np.mean(error**2)) < 1.5 * solution.crlb_px
+
+
+def test_lattice_translations_are_those_of_the_lattice():
+    q = 2 * np.pi * np.array([[0.0, 0.14], [0.14, 0.0], [0.14, 0.14]])
+    found = helpers._translations(q, np.array([3.0, 3.0, 1.0]), 20)
+    cells = found * 0.14
+    assert np.abs(cells - np.round(cells)).max() < 1e-3
+    assert len(found) == 25  # -2 to 2 cells along either axis
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_motion_within_frames_is_told_from_none(moves):
+    rng = np.random.default_rng(21 + moves)
+    frames, _ = helpers.simulate_cryo_stack(rng, 24, counts_per_px=4.0, drift_px=0.8, moves_within_frame=moves)
+    motion = helpers.motion_within_frames(frames, helpers.register_stack(frames))
+    assert abs(motion["share_of_drift"] - moves) < 4 * motion["share_of_drift_sigma"]
+    assert motion["line_jitter_px"] == [None, None]
+    assert max(motion["line_jitter_limit_px"]) < 0.25
+
+
+def test_jitter_of_scan_lines_is_measured():
+    frames, _ = helpers.simulate_cryo_stack(np.random.default_rng(23), 16, counts_per_px=8.0, jitter_px=0.3)
+    motion = helpers.motion_within_frames(frames, helpers.register_stack(frames))
+    assert motion["line_jitter_px"] == pytest.approx([0.3, 0.3], abs=0.06)
+
+
+def test_motion_needs_frames_that_are_registered():
+    noise = np.random.default_rng(1).poisson(2.0, (6, 64, 64)).astype(np.uint16)
+    with pytest.raises(helpers.RecordingError, match="four frames"):
+        helpers.motion_within_frames(noise, helpers.register_stack(noise))
+
+
+def test_frames_to_keep_is_where_the_sum_is_best():
+    dose = np.arange(2000) * 0.01
+    keep, snr = helpers.frames_to_keep(dose, 1.0)
+    assert dose[keep] == pytest.approx(1.2564, abs=0.03)  # of 2x = exp(x) - 1, Hayward & Glaeser
+    assert snr.max() == 1 and snr[keep - 1] == 1
+    assert helpers.frames_to_keep(dose, 1.0, least_amplitude=0.5)[0] == pytest.approx(69, abs=2)
+    assert helpers.frames_to_keep(dose, -0.1)[0] == len(dose)
+
+
+def test_weighted_sum_counts_frames_that_often():
+    frames = np.random.default_rng(2).poisson(3.0, (3, 20, 20)).astype(np.uint16)
+    shift, used = np.array([[0, 0], [1, 2], [-1, 0]]), np.ones(3, bool)
+    total, coverage, _ = helpers.sum_frames(frames, shift, used, np.array([1.0, 0.5, 0.25]))
+    assert total.sum() == pytest.approx(frames[0].sum() + 0.5 * frames[1].sum() + 0.25 * frames[2].sum())
+    assert coverage.max() == pytest.approx(1.75)
+
+
+def test_landscape_is_highest_where_the_frame_was_put():
+    frames, _ = helpers.simulate_cryo_stack(np.random.default_rng(3), 12, (160, 160), 4.0, jumps=0, blank_frames=0)
+    landscape = helpers.cell_landscape(frames, helpers.register_stack(frames), 5)
+    assert landscape.shape == (49, 49)
+    assert np.hypot(*(np.unravel_index(np.argmax(landscape), landscape.shape) - np.array([24, 24]))) < 1.5
 
 
 def test_pure_noise_is_refused():
@@ -188,6 +290,22 @@ def test_recorded_pair_matrix_gives_the_recorded_shifts():
     error = found - truth
     assert np.abs(error - np.median(error, axis=0)).max() < 0.1
     assert agree.mean() < 0.96  # the outliers are seen
+
+
+@needs_shared
+def test_recorded_trajectory_on_the_recorded_image_is_recovered():
+    folder = SHARED / "realdata/cryo_haadf"
+    record = json.loads((folder / "rigidregistration_record.json").read_text())
+    path = np.round(np.stack([np.ravel(record["shifts_y"]), np.ravel(record["shifts_x"])], axis=-1)).astype(int)
+    path -= path[0]
+    image = np.asarray(helpers.load_recording(next(folder.glob("*.tif"))).data, dtype=float)
+    rng = np.random.default_rng(0)
+    corner = path.max(axis=0) + 40 - path
+    frames = np.stack([rng.poisson(20 * image[y : y + 384, x : x + 384] / image.mean()) for y, x in corner]).astype(np.uint16)
+    solution = helpers.register_stack(frames)
+    error, hops = errors(solution, path)
+    assert hops == 0
+    assert np.sqrt(np.mean(error**2)) < 1.5 * solution.crlb_px
 
 
 @needs_shared
