@@ -38,7 +38,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
@@ -1477,17 +1477,37 @@ def _direction(rng: np.random.Generator) -> np.ndarray:
     return np.array([np.sin(angle), np.cos(angle)])
 
 
+def _added_points(shape: tuple[int, int], yx: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """An image with points (n, 2) of given weights, each shared between the four pixels around it."""
+    low = yx.astype(int)
+    part, image = yx - low, np.zeros(shape)
+    for dy, dx in product((0, 1), repeat=2):
+        share = np.abs(1 - dy - part[:, 0]) * np.abs(1 - dx - part[:, 1])
+        np.add.at(image, (low[:, 0] + dy, low[:, 1] + dx), weight * share)
+    return image
+
+
+def plain_lattice_scene(rng: np.random.Generator, shape: tuple[int, int], pitch_px: float = 7.2, spread: float = 0.15) -> np.ndarray:
+    """One column a square cell, relative intensity: only the weights (standard deviation ``spread``) tell cells apart.
+
+    The hardest scene for a registration that may hop: nothing in it is larger than a column.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    reach = int(max(shape) / pitch_px) + 2
+    ij = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), -1).reshape(-1, 2) * pitch_px
+    angle = rng.uniform(0, np.pi / 2)
+    yx = ij @ np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) + np.array(shape) / 2
+    yx = yx[((yx >= 0) & (yx < np.array(shape) - 2)).all(axis=1)]
+    image = gaussian_filter(_added_points(shape, yx, np.maximum(0, 1 + spread * rng.standard_normal(len(yx)))), 1.6)
+    return 1 + 0.3 * (image / image.mean() - 1)
+
+
 def _garnet_scene(rng: np.random.Generator, shape: tuple[int, int], pixel_size_nm: float) -> np.ndarray:
     """A garnet lamella as an annular detector sees it at low dose: relative intensity, mean about 1."""
     from scipy.ndimage import gaussian_filter
 
-    yx, weight = _garnet_columns(rng, shape, pixel_size_nm)
-    low = yx.astype(int)
-    part = yx - low
-    image = np.zeros(shape)
-    for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        share = np.abs(1 - dy - part[:, 0]) * np.abs(1 - dx - part[:, 1])
-        np.add.at(image, (low[:, 0] + dy, low[:, 1] + dx), weight * share)
+    image = _added_points(shape, *_garnet_columns(rng, shape, pixel_size_nm))
     image = gaussian_filter(image, 0.075 / pixel_size_nm)
     image *= np.where(_smooth_field(rng, shape, 0.5 / pixel_size_nm) > 2.2, 0.3, 1.0)  # amorphous pockets
     relative = 1 + 0.3 * (image / image.mean() - 1)
@@ -1519,8 +1539,9 @@ def simulate_cryo_stack(
     critical_dose_frames: float = math.inf,
     moves_within_frame: bool = False,
     jitter_px: float = 0.0,
+    scene: Callable[[np.random.Generator, tuple[int, int]], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, dict]:
-    """A low-dose stack of LLZO along [001] that drifts, jumps and misses a frame.
+    """A low-dose stack of LLZO along [001], or another scene, that drifts, jumps and misses a frame.
 
     Parameters
     ----------
@@ -1534,6 +1555,8 @@ def simulate_cryo_stack(
         Let the rows of a frame follow the drift while it is scanned; the truth is that of the middle row.
     jitter_px
         Standard deviation along either axis of what every scan line is off by.
+    scene
+        Makes the relative intensity of what is imaged, for a random generator and a shape; LLZO if not given.
 
     Returns
     -------
@@ -1548,8 +1571,9 @@ def simulate_cryo_stack(
 
     shift, jumped = _drift_path(rng, n_frames, drift_px, jumps)
     room = np.ceil(np.abs(shift).max(axis=0)).astype(int) + 8
-    scene = _garnet_scene(rng, tuple(np.array(shape) + 2 * room), pixel_size_nm)
-    perfect, flat = spline_filter(scene), scene.mean()
+    wide = tuple(np.array(shape) + 2 * room)
+    imaged = _garnet_scene(rng, wide, pixel_size_nm) if scene is None else scene(rng, wide)
+    perfect, flat = spline_filter(imaged), imaged.mean()
     first = max(1, n_frames // 10)
     blank = sorted(int(i) for i in rng.choice(np.arange(first, n_frames), blank_frames, replace=False)) if n_frames > first else []
     rows, columns = np.meshgrid(*[np.arange(n, dtype=float) for n in shape], indexing="ij")
@@ -2373,7 +2397,7 @@ def _between_modes(canvas: _Canvas, spectrum: np.ndarray, at: np.ndarray) -> np.
     """Frequencies (m, 2) in rad/px of peaks at the indices ``at``, between modes by the centre of their power."""
     power = np.abs(spectrum) ** 2
     centre, weight = np.zeros((len(at), 2)), np.zeros(len(at))
-    for dy, dx in itertools.product((-1, 0, 1), repeat=2):
+    for dy, dx in product((-1, 0, 1), repeat=2):
         here = power[(at[:, 0] + dy) % power.shape[0], np.clip(at[:, 1] + dx, 0, power.shape[1] - 1)]
         centre += here[:, None] * np.array([dy, dx])
         weight += here
@@ -8395,7 +8419,7 @@ def _eight_neighbours(values: np.ndarray) -> np.ndarray:
     """Values (8, ny, nx) of the neighbours of every pattern of a map (ny, nx) of numbers, -1 beyond its edge."""
     ny, nx = values.shape
     padded = np.pad(values, 1, constant_values=-1)
-    steps = [step for step in itertools.product((0, 1, 2), repeat=2) if step != (1, 1)]
+    steps = [step for step in product((0, 1, 2), repeat=2) if step != (1, 1)]
     return np.stack([padded[y : y + ny, x : x + nx] for y, x in steps])
 
 

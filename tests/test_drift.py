@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
 
 import helpers
 
@@ -102,40 +101,15 @@ def test_an_edge_that_drifts_into_view_is_no_damage():
     assert abs(decay["pooled_rate"]) < 3.5 * decay["pooled_rate_sigma"]
 
 
-def square_lattice(rng, shape, pitch_px=7.2):
-    """One column a cell whose weights vary by 15 %: nothing else tells one cell from the next."""
-    angle = rng.uniform(0, np.pi / 2)
-    reach = int(max(shape) / pitch_px) + 20
-    cells = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), -1).reshape(-1, 2) * pitch_px
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    place = np.round(cells @ turn.T + np.array(shape) / 2).astype(int)
-    inside = ((place >= 0) & (place < shape)).all(axis=1)
-    image = np.zeros(shape)
-    np.add.at(image, tuple(place[inside].T), np.maximum(0, 1 + 0.15 * rng.standard_normal(int(inside.sum()))))
-    image = gaussian_filter(image, 1.6)
-    return 1 + 0.3 * (image / image.mean() - 1)
-
-
-def stack_of(rng, scene, path, counts, shape):
-    """Frames of Poisson counts of a scene that is moved along a path of whole pixels."""
-    room = np.ceil(np.abs(path).max(axis=0)).astype(int)
-    corner = room - path.astype(int)
-    return np.stack([rng.poisson(counts * scene[y : y + shape[0], x : x + shape[1]]) for y, x in corner]).astype(np.uint16)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_plain_lattice_is_not_hopped_over(seed):
-    rng = np.random.default_rng(seed)
-    steps = rng.integers(0, 2, (24, 2))
-    for k in rng.choice(np.arange(3, 21), 3, replace=False):
-        steps[k] = rng.integers(4, 9, 2) * rng.choice([-1, 1], 2)
-    path = np.cumsum(steps, axis=0) - steps[0]
-    shape = (256, 256)
-    scene = square_lattice(rng, tuple(np.array(shape) + 2 * np.abs(path).max(axis=0)))
-    solution = helpers.register_stack(stack_of(rng, scene, path, 0.3, shape))
-    error, hops = errors(solution, path)
+    frames, truth = helpers.simulate_cryo_stack(
+        np.random.default_rng(seed), 24, counts_per_px=0.3, jumps=3, scene=helpers.plain_lattice_scene
+    )
+    solution = helpers.register_stack(frames)
+    error, hops = errors(solution, truth["shift_px"])
     assert hops == 0
-    assert np.sqrt(np.mean(error**2)) < 1.5 * solution.crlb_px
+    assert np.sqrt(np.mean(error**2)) < 1.5 * truth["crlb_px"]
 
 
 def test_lattice_translations_are_those_of_the_lattice():
