@@ -2756,6 +2756,7 @@ class _Joint:
     elsewhere: np.ndarray
     prior: _DriftPrior
     jumps: list[dict] = field(default_factory=list)
+    beyond: np.ndarray | None = None  # which frames drift as far as is looked for
 
     def total(self, leave_out: set[int] = frozenset()) -> _Sum:
         total = _Sum(self.canvas)
@@ -2995,8 +2996,9 @@ def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> tuple[
     shifts = _first_path(_Canvas(counts, near + _ROOM_PX), members, near)
     if np.any(reach > near) and np.abs(shifts).max() > near[0] - 3:  # few drift that far, and a large canvas takes long
         shifts = _first_path(_Canvas(counts, reach + _ROOM_PX), members, reach)
+    beyond = np.abs(shifts).max(axis=1) > reach[0] - 3
     canvas, shifts = _tight_canvas(counts, shifts, members)
-    joint = _Joint(canvas, members, shifts, np.zeros(len(counts)), _DriftPrior(np.zeros(2), _START_SPREAD_PX))
+    joint = _Joint(canvas, members, shifts, np.zeros(len(counts)), _DriftPrior(np.zeros(2), _START_SPREAD_PX), beyond=beyond)
     for _ in range(3):
         before = joint.shifts.copy()
         joint.choose_peaks()
@@ -3024,6 +3026,17 @@ def _weak_frames(joint: _Joint) -> tuple[dict[int, str], np.ndarray, float]:
             share = contrast[i] / usual
             out[int(i)] = f"foreign or blurred: shows {share:.2f} ± {error[i] / usual:.2f} of the others' contrast"
     return out, contrast, usual / float(np.median(error[members]))
+
+
+def _lost_frames(joint: _Joint, reach: np.ndarray) -> dict[int, str]:
+    """Members that drift farther than is looked for, and those beyond them: only the longest run before or after is kept."""
+    members = joint.members
+    if not joint.beyond[members].any():
+        return {}
+    runs = np.split(members, np.flatnonzero(np.diff(joint.beyond[members].astype(int))) + 1)
+    kept = max((run for run in runs if not joint.beyond[run[0]]), key=len, default=members[:0])
+    why = f"drifts beyond {reach[0]:.0f} px, the largest shift that is looked for (max_shift_px), or follows frames that do"
+    return {int(i): why for i in members if i not in kept}
 
 
 def _position_sigma(joint: _Joint, information: np.ndarray) -> tuple[np.ndarray, float]:
@@ -3054,6 +3067,7 @@ def _register_counts(
             return None
         joint, information = _solve(counts, members, reach)
         weak, contrast, snr = _weak_frames(joint)
+        weak |= _lost_frames(joint, reach)
         if not weak or len(members) - len(weak) < 2:
             break
         foreign |= weak
@@ -3066,7 +3080,7 @@ def register_stack(frames: np.ndarray, *, max_shift_px: float | None = None, nam
 
     Where single frames do not show their lattice, 2, 4, then 8 neighbours are summed and share
     a shift; where that fails too, the solution says so and has no shifts. ``max_shift_px`` is
-    the largest shift from the first frame (0.6 of the frame if not given). Raises
+    the largest shift from the first frame (if not given the side of the frame, of frames over 512 px 0.6 of it). Raises
     `RecordingError` for arrays that cannot be counts (NaN, negative, all blank).
     """
     from scipy import fft
@@ -3083,7 +3097,8 @@ def _register(frames: np.ndarray, max_shift_px: float | None) -> DriftSolution:
     if len(members) < 2:
         return _refusal(frames, left_out, per_unit, notes, f"{len(members)} usable frame: two at least are needed to see drift")
     counts = frames if per_unit == 1 else frames.astype(np.float32) * np.float32(per_unit)
-    reach = np.full(2, max_shift_px if max_shift_px else 0.6 * min(frames.shape[1:]))
+    side = min(frames.shape[1:])
+    reach = np.full(2, max_shift_px if max_shift_px else side if side <= 512 else 0.6 * side)
     for size in (1, 2, 4, 8):
         groups = [members[k : k + size] for k in range(0, len(members), size)]
         if size > 1 and len(groups) < 4:
@@ -3091,6 +3106,9 @@ def _register(frames: np.ndarray, max_shift_px: float | None) -> DriftSolution:
         summed = counts if size == 1 else np.stack([counts[g].sum(axis=0, dtype=np.float32) for g in groups])
         found = _register_counts(summed, members if size == 1 else np.arange(len(groups)), reach)
         if found is not None and found[3] >= _LEAST_SNR:
+            n_jumps, n_steps = len(found[0].jumps), len(found[0].members) - 1
+            if n_jumps > 3 and n_jumps > 0.25 * n_steps:
+                notes += (f"{n_jumps} of {n_steps} steps are jumps: cells are uncertain (steps over 28 px are not found)",)
             return _solution(frames, groups, found, left_out, per_unit, notes)
     mean = float(counts[members].mean())
     reason = f"{mean:.3g} counts a pixel and frame: nothing stands out of the noise in frames or sums of them, they cannot be registered"

@@ -112,6 +112,16 @@ def test_plain_lattice_is_not_hopped_over(seed):
     assert np.sqrt(np.mean(error**2)) < 1.5 * truth["crlb_px"]
 
 
+def test_drift_beyond_the_frame_is_left_out_with_its_reason():
+    frames, truth = helpers.simulate_cryo_stack(np.random.default_rng(4), 14, (128, 128), 6.0, drift_px=24.0, jumps=0, blank_frames=0)
+    assert np.ptp(truth["shift_px"], axis=0).max() > 150
+    solution = helpers.register_stack(frames)
+    assert solution.used.sum() > 4 and not solution.used.all()
+    assert all("drifts beyond 128 px" in why for why in solution.left_out.values())
+    error, hops = errors(solution, truth["shift_px"])
+    assert hops == 0 and np.abs(error).max() < 0.5
+
+
 def test_lattice_translations_are_those_of_the_lattice():
     q = 2 * np.pi * np.array([[0.0, 0.14], [0.14, 0.0], [0.14, 0.14]])
     found = helpers._translations(q, np.array([3.0, 3.0, 1.0]), 20)
