@@ -2411,17 +2411,18 @@ def _translations(q: np.ndarray, power: np.ndarray, window: int) -> np.ndarray:
 
     near = np.arange(-window, window + 1)
     image = sum(p * np.cos(g[0] * near[:, None] + g[1] * near[None]) for g, p in zip(q, power, strict=True))
-    found: list[np.ndarray] = []
-    for v in np.argwhere((image == maximum_filter(image, 5)) & (image > 0.3 * power.sum())).astype(float) - window:
-        for _ in range(6):
-            slope, bend = -(power * np.sin(q @ v)) @ q, (q * (power * np.cos(q @ v))[:, None]).T @ q
-            if np.linalg.eigvalsh(bend)[0] <= 0:
-                break
-            step = np.linalg.solve(bend, slope)
-            v = v + step * min(1.0, 1 / max(float(np.linalg.norm(step)), 1e-9))
-        if np.abs(v).max() < window - 1 and all(np.linalg.norm(v - other) > 1 for other in found):
-            found.append(v)
-    return np.array(found).reshape(-1, 2)
+    places = np.argwhere((image == maximum_filter(image, 5)) & (image > 0.3 * power.sum())).astype(float) - window
+    for _ in range(6):
+        turn = places @ q.T
+        slope = -(power * np.sin(turn)) @ q
+        bend = np.einsum("vm,ma,mb->vab", power * np.cos(turn), q, q)
+        concave = np.linalg.eigvalsh(bend)[:, 0] > 0
+        step = np.linalg.solve(np.where(concave[:, None, None], bend, np.eye(2)), slope[..., None])[..., 0]
+        step *= (concave * np.minimum(1, 1 / np.maximum(np.linalg.norm(step, axis=1), 1e-9)))[:, None]
+        places = places + step
+    places = places[np.abs(places).max(axis=1, initial=0) < window - 1]
+    near = np.linalg.norm(places[:, None] - places[None], axis=2) < 1
+    return places[~np.tril(near, -1).any(axis=1)]
 
 
 def _near_modes(shape: tuple[int, ...], at: np.ndarray, radius: int) -> np.ndarray:
@@ -2495,7 +2496,8 @@ class _CellScores:
             return None
         q = _between_modes(canvas, total.spectrum, at)
         strong = float(np.linalg.norm(q[power > 0.1 * power[0]], axis=1).min()) / (2 * np.pi)
-        window = float(min(0.4 * min(canvas.frame_shape), max(40.0, 5 / strong)))
+        far = 100.0 if len(members) <= 50 else 40.0  # px; the tables of many frames would take too much memory
+        window = float(min(0.4 * min(canvas.frame_shape), max(far, 5 / strong)))
         translations = _translations(q, power, int(window))
         if len(translations) < 2:
             return None
@@ -2987,15 +2989,9 @@ def _tight_canvas(counts: np.ndarray, shifts: np.ndarray, members: np.ndarray) -
 _ROOM_PX = 20  # between the largest shift that is looked for and where a canvas wraps around
 
 
-def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> tuple[_Joint, np.ndarray]:
-    """Joint shifts of members of a stack of counts (n, y, x) to the sub-pixel maximum, and -∂∂L of every frame.
-
-    ``reach`` (2,) is the largest shift that is looked for, in px.
-    """
-    near = np.minimum(reach, 0.33 * min(counts.shape[1:]))
-    shifts = _first_path(_Canvas(counts, near + _ROOM_PX), members, near)
-    if np.any(reach > near) and np.abs(shifts).max() > near[0] - 3:  # few drift that far, and a large canvas takes long
-        shifts = _first_path(_Canvas(counts, reach + _ROOM_PX), members, reach)
+def _settled(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> _Joint:
+    """Members of a stack in their lattice cells, to the pixel; ``reach`` (2,) is the largest shift that is looked for, in px."""
+    shifts = _first_path(_Canvas(counts, reach + _ROOM_PX), members, reach)
     beyond = np.abs(shifts).max(axis=1) > reach[0] - 3
     canvas, shifts = _tight_canvas(counts, shifts, members)
     joint = _Joint(canvas, members, shifts, np.zeros(len(counts)), _DriftPrior(np.zeros(2), _START_SPREAD_PX), beyond=beyond)
@@ -3004,6 +3000,19 @@ def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> tuple[
         joint.choose_peaks()
         if not joint.settle_cells() or np.abs(joint.shifts - before).max() < 1.5:
             break
+    joint.beyond = beyond & (np.abs(joint.shifts - joint.shifts[members[0]]).max(axis=1) > reach[0] - 3)
+    return joint
+
+
+def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> tuple[_Joint, np.ndarray]:
+    """Joint shifts of members of a stack of counts (n, y, x) to the sub-pixel maximum, and -∂∂L of every frame.
+
+    ``reach`` (2,) is the largest shift that is looked for, in px; a third of the frame first, because few drift farther.
+    """
+    near = np.minimum(reach, 0.33 * min(counts.shape[1:]))
+    joint = _settled(counts, members, near)
+    if np.any(reach > near) and joint.beyond.any():
+        joint = _settled(counts, members, reach)
     for _ in range(5):
         move, information = joint.climb()
         sharpness = np.linalg.eigvalsh(np.mean(information[members], axis=0))[0]
