@@ -38,7 +38,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
@@ -1015,6 +1015,18 @@ def _crystals_of_pattern(
     return [(place, 1 - share), (other, share)]
 
 
+def _counted_pattern(
+    rng: np.random.Generator, diffracted: np.ndarray, total: float, centre: np.ndarray, electrons: float, crystalline: bool
+) -> np.ndarray:
+    """Counts (ky, kx) of a pattern: its diffracted spots (``total`` of the beam), an inelastic background, and what is left of the beam."""
+    yy, xx = np.indices(diffracted.shape)
+    r = np.hypot(yy - centre[0], xx - centre[1])
+    inelastic = 0.6 * np.exp(-r / 14) / (2 * np.pi * 14**2) + 0.4 * np.exp(-r / 30) / (2 * np.pi * 30**2)
+    direct = np.exp(-0.5 * (r / 1.5) ** 2) / (2 * np.pi * 1.5**2)
+    scattered = 0.4 if crystalline else 0.25
+    return rng.poisson(electrons * (diffracted + scattered * inelastic + max(0.2, 1 - scattered - total) * direct))
+
+
 def simulate_ped_scan(
     rng: np.random.Generator,
     crystals: list[Crystal],
@@ -1060,23 +1072,17 @@ def simulate_ped_scan(
     v, u = np.meshgrid(np.linspace(-1, 1, ny), np.linspace(-1, 1, nx), indexing="ij")
     centre = (detector - 1) / 2 + np.stack([1.5 * v + 0.7 * u**2, -1.2 * u + 0.5 * u * v], axis=-1)
     hot = rng.integers(0, detector, (hot_pixels, 2))
-    yy, xx = np.indices((detector, detector))
     patterns = np.zeros((ny, nx, detector, detector), np.uint8)
     for y, x in np.ndindex(shape):
         parts = _crystals_of_pattern(rng, phase, grain, (y, x), overlap)
         thickness = 10 * thickness_nm * (1 + 0.15 * rng.standard_normal()) * np.array([0.9, 1, 1.1])
-        cy, cx = centre[y, x]
         image, diffracted = np.zeros((detector, detector)), 0.0
         for where, share in parts:
             p = phase[where]
             g, intensity = _precessed_spots(reflected[p], amplitudes[p], rotation[where], thickness, precession_deg, wavelength)
-            _add_spots(image, g / scale_invA_per_px + (cx, cy), share * intensity, 1.8)
+            _add_spots(image, g / scale_invA_per_px + centre[y, x, ::-1], share * intensity, 1.8)
             diffracted += share * intensity.sum()
-        r = np.hypot(yy - cy, xx - cx)
-        inelastic = 0.6 * np.exp(-r / 14) / (2 * np.pi * 14**2) + 0.4 * np.exp(-r / 30) / (2 * np.pi * 30**2)
-        direct = np.exp(-0.5 * (r / 1.5) ** 2) / (2 * np.pi * 1.5**2)
-        scattered = 0.4 if parts else 0.25
-        counts = rng.poisson(electrons * (image + scattered * inelastic + max(0.2, 1 - scattered - diffracted) * direct))
+        counts = _counted_pattern(rng, image, diffracted, centre[y, x], electrons, bool(parts))
         counts[hot[:, 0], hot[:, 1]] = rng.integers(30, 120, hot_pixels)
         patterns[y, x] = np.minimum(counts, 255)
     ncm = np.isin(phase, (0, 1, 2))
@@ -2380,14 +2386,14 @@ def _peaks(match: _Match, frame: tuple, centre: np.ndarray, reach: np.ndarray) -
 # -- lattice cells -----------------------------------------------------------------------
 
 
-def _reflections(canvas: _Canvas, spectrum: np.ndarray, noise: float, most: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Strongest sharp peaks of a sum's half spectrum: indices (m, 2) and powers (m,), strongest first."""
+def _reflections(canvas: _Canvas, spectrum: np.ndarray, noise: float, most: int = 40, least: float = 25) -> tuple[np.ndarray, np.ndarray]:
+    """Strongest sharp peaks of a sum's half spectrum, ``least`` times its noise: indices (m, 2) and powers (m,), strongest first."""
     from scipy.ndimage import maximum_filter
 
     power = np.abs(spectrum) ** 2
     q = np.hypot(canvas.qy[:, None], canvas.qx[None]) / (2 * np.pi)
     reach = 2 * math.ceil(2.5 * max(np.array(canvas.shape) / canvas.frame_shape)) + 1
-    top = (q > 6 / min(canvas.frame_shape)) & (canvas.qx[None] > 0) & (power > 25 * noise)
+    top = (q > 6 / min(canvas.frame_shape)) & (canvas.qx[None] > 0) & (power > least * noise)
     at = np.argwhere(top & (power == maximum_filter(power, reach, mode="wrap")))
     at = at[np.argsort(power[tuple(at.T)])[::-1][:most]]
     return at, power[tuple(at.T)]
@@ -2421,8 +2427,8 @@ def _translations(q: np.ndarray, power: np.ndarray, window: int) -> np.ndarray:
         step *= (concave * np.minimum(1, 1 / np.maximum(np.linalg.norm(step, axis=1), 1e-9)))[:, None]
         places = places + step
     places = places[np.abs(places).max(axis=1, initial=0) < window - 1]
-    near = np.linalg.norm(places[:, None] - places[None], axis=2) < 1
-    return places[~np.tril(near, -1).any(axis=1)]
+    same = np.linalg.norm(places[:, None] - places[None], axis=2) < 1
+    return places[~np.tril(same, -1).any(axis=1)]
 
 
 def _near_modes(shape: tuple[int, ...], at: np.ndarray, radius: int) -> np.ndarray:
@@ -2504,13 +2510,12 @@ class _CellScores:
         reach = 0.6 * strong
         binning = 2 if min(canvas.frame_shape) >= 512 and reach < 0.1 else 1
         fields, frequency, noise, left = _modulations(joint, total, at, reach, binning)
-        segments = joint.segments()
-        runs = [np.searchsorted(members, segment) for segment in segments]
+        runs = [np.searchsorted(members, segment) for segment in joint.segments()]
         rest = _rest_of(joint, left, binning)
         weight = _modulation_weight(fields, frequency / reach, noise, runs, canvas)
         tables, pitch = _pair_tables(fields, weight, np.array(canvas.shape), 2 * window)
         amplitudes, weights = _superlattice(joint, q, power, translations[np.linalg.norm(translations, axis=1) < 0.5 * window])
-        offsets, power = np.zeros((len(members), 2)), rest.power([np.searchsorted(members, s) for s in segments])
+        offsets, power = np.zeros((len(members), 2)), rest.power(runs)
         return cls(tables, pitch, window, translations, q, amplitudes, weights, offsets, members, rest, binning, power)
 
     def evidence(self, run: np.ndarray | None = None, displacement: np.ndarray | float = 0.0) -> float:
@@ -2532,19 +2537,20 @@ class _CellScores:
         y, x = np.moveaxis(np.clip(at, -half, half) + half, -1, 0)
         return np.where(known, self.tables[j, k, y, x], 0)
 
-    def _gains(self, displacement: np.ndarray) -> np.ndarray:
-        """What every pair (n, n) gains if its second member is moved by a displacement (2,)."""
+    def _gains(self, displacements: np.ndarray) -> Iterator[np.ndarray]:
+        """For each displacement (t, 2) what every pair (n, n) gains if its second member is moved by it."""
         apart = self.offsets[None] - self.offsets[:, None]
-        here = self.amplitudes * np.exp(1j * (self.offsets @ self.reflections.T))
-        turn = np.exp(1j * (self.reflections @ displacement)) - 1
-        gain = self._pairs(apart + displacement) - self._pairs(apart) + 2 * np.real((here.conj() * self.weights) @ (here * turn).T)
-        np.fill_diagonal(gain, 0)
-        return gain
+        kept, here = self._pairs(apart), self.amplitudes * np.exp(1j * (self.offsets @ self.reflections.T))
+        for u in displacements:
+            turn = np.exp(1j * (self.reflections @ u)) - 1
+            gain = self._pairs(apart + u) - kept + 2 * np.real((here.conj() * self.weights) @ (here * turn).T)
+            np.fill_diagonal(gain, 0)
+            yield gain
 
-    def gain(self, joint: _Joint, run: np.ndarray, displacement: np.ndarray) -> float:
+    def gain(self, run: np.ndarray, displacement: np.ndarray) -> float:
         """What the pair scores gain if a run of members is moved."""
-        inside = np.isin(joint.members, run)
-        return float(self._gains(displacement)[np.ix_(~inside, inside)].sum())
+        inside = np.isin(self.members, run)
+        return float(next(self._gains(displacement[None]))[np.ix_(~inside, inside)].sum())
 
     def moves(self, joint: _Joint) -> list[_Move]:
         """Moves of runs of members, by pair scores and drift prior, the best first."""
@@ -2554,8 +2560,8 @@ class _CellScores:
         first, last = np.triu_indices(n + 1, 1)
         allowed = (2 * (last - first) <= n) | ((first > 0) & (last < n))  # a run at an end and the rest are the same move
         moves = []
-        for u in self.translations[np.linalg.norm(self.translations, axis=1) > 1]:
-            gain = self._gains(u)
+        others = self.translations[np.linalg.norm(self.translations, axis=1) > 1]
+        for u, gain in zip(others, self._gains(others), strict=True):
             sums = np.pad(np.cumsum(gain.sum(axis=0)), (1, 0))
             square = np.pad(np.cumsum(np.cumsum(gain, axis=0), axis=1), ((1, 0), (1, 0)))
             inside = square[last, last] - square[first, last] - square[last, first] + square[first, first]
@@ -2567,7 +2573,7 @@ class _CellScores:
     def move(self, joint: _Joint, run: np.ndarray, displacement: np.ndarray) -> None:
         """Move a run of members, and note it."""
         joint.shifts[run] += displacement
-        inside = np.isin(joint.members, run)
+        inside = np.isin(self.members, run)
         self.offsets[inside] += displacement
         self.rest.shifts[inside] += displacement / self.binning
 
@@ -2906,7 +2912,7 @@ class _Joint:
             power = self.power()
             score += [self._evidence_with(total, segment, place, power) for place in places]
         else:
-            score += [scores.evidence(segment, place) + scores.gain(self, segment, place) for place in places]
+            score += [scores.evidence(segment, place) + scores.gain(segment, place) for place in places]
         score[np.linalg.norm(places, axis=1) < 0.7] += _LEAST_GAIN  # no endless moving between equals
         order = np.argsort(score)[::-1]
         return places[order[0]], float(score[order[0]] - score[order[1]])
@@ -3419,21 +3425,22 @@ def motion_within_frames(frames: np.ndarray, solution: DriftSolution, band_rows:
     shear, sigma = np.sum(slopes * lever, axis=1) / force, 1 / np.sqrt(force)
     share = _share_of_drift(joint, shear, sigma)
     rest = slopes - information * (np.sum(slopes, axis=1) / weight)[:, None] - information * lever * shear[:, None]
-    n_bands = slopes.shape[1] // band_rows
+    jitter, limit = _line_jitter(rest, information, band_rows)
+    return share | {"line_jitter_px": jitter, "line_jitter_limit_px": limit, "shear_px": shear, "shear_sigma_px": sigma}
+
+
+def _line_jitter(rest: np.ndarray, information: np.ndarray, band_rows: int) -> tuple[list[float | None], list[float]]:
+    """Jitter of scan lines (y, x) in what shift and shear leave of slopes (n, rows, 2), None below 3 standard errors; 95 % limits."""
+    n_bands = rest.shape[1] // band_rows
     bands = lambda values: values[:, : n_bands * band_rows].reshape(len(values), n_bands, band_rows, 2).sum(axis=2)
     known, pull = bands(information), bands(rest)
     freedom = 1 - 2 / n_bands  # a shift and a shear are fitted to every frame
-    excess = (np.sum(pull**2, axis=(0, 1)) - freedom * np.sum(known, axis=(0, 1))) / np.sum(known**2, axis=(0, 1)) / freedom
-    error = np.sqrt(2 * np.sum(known**2, axis=(0, 1))) / np.sum(known**2, axis=(0, 1))
+    lever = np.sum(known**2, axis=(0, 1))
+    excess = (np.sum(pull**2, axis=(0, 1)) - freedom * np.sum(known, axis=(0, 1))) / lever / freedom
+    error = np.sqrt(2 * lever) / lever
     jitter = np.sqrt(np.maximum(excess, 0) * band_rows)
-    limit = np.sqrt(np.maximum(np.maximum(excess, 0) + 1.645 * error, 0) * band_rows)
-    resolved = excess > 3 * error
-    return share | {
-        "line_jitter_px": [float(j) if r else None for j, r in zip(jitter, resolved, strict=True)],
-        "line_jitter_limit_px": [float(v) for v in limit],
-        "shear_px": shear,
-        "shear_sigma_px": sigma,
-    }
+    limit = np.sqrt((np.maximum(excess, 0) + 1.645 * error) * band_rows)
+    return [float(j) if e > 3 * s else None for j, e, s in zip(jitter, excess, error, strict=True)], limit.tolist()
 
 
 def _share_of_drift(joint: _Joint, shear: np.ndarray, sigma: np.ndarray) -> dict:
@@ -3468,17 +3475,6 @@ def frames_to_keep(dose: np.ndarray, rate: float, least_amplitude: float = 0.0) 
     snr = np.cumsum(amplitude) / np.sqrt(np.arange(1, len(amplitude) + 1))
     allowed = np.where(amplitude >= least_amplitude, snr, 0)
     return int(np.argmax(allowed)) + 1, snr / snr.max()
-
-
-def _strongest_frequencies(canvas: _Canvas, power: np.ndarray, q: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the strongest peaks in the power of a sum's spectrum, in one half of it; ``q`` is the frequency in 1/px."""
-    from scipy.ndimage import maximum_filter
-
-    lattice = (q > 6 / min(canvas.frame_shape)) & (canvas.qx[None] > 0) & (power > 30)
-    reach = 2 * math.ceil(2.5 * max(np.array(canvas.shape) / canvas.frame_shape)) + 1
-    top = np.argwhere(lattice & (power == maximum_filter(power, reach, mode="wrap")))
-    rows, columns = top[np.argsort(power[tuple(top.T)])[::-1][:most]].T
-    return rows, columns
 
 
 def _amplitudes_of_frames(
@@ -3521,9 +3517,8 @@ def lattice_decay(frames: np.ndarray, solution: DriftSolution, dose: np.ndarray,
     members = np.flatnonzero(solution.used)
     joint = _joint_of(*_common_field(frames, solution))
     canvas, shifts, total = joint.canvas, joint.shifts, joint.total()
-    power = np.abs(total.spectrum) ** 2 / canvas.totals[members].sum()
     q = np.hypot(canvas.qy[:, None], canvas.qx[None]) / (2 * np.pi)
-    at = _strongest_frequencies(canvas, power, q, peaks)
+    at = tuple(_reflections(canvas, total.spectrum, float(canvas.totals[members].sum()), peaks, least=30)[0].T)
     if len(members) < 6:
         return {"period_px": [], "reason": "fewer than six frames"}
     if len(at[0]) == 0:
