@@ -2422,10 +2422,11 @@ def _translations(q: np.ndarray, power: np.ndarray, window: int) -> np.ndarray:
         turn = places @ q.T
         slope = -(power * np.sin(turn)) @ q
         bend = np.einsum("vm,ma,mb->vab", power * np.cos(turn), q, q)
-        concave = np.linalg.eigvalsh(bend)[:, 0] > 0
-        step = np.linalg.solve(np.where(concave[:, None, None], bend, np.eye(2)), slope[..., None])[..., 0]
-        step *= (concave * np.minimum(1, 1 / np.maximum(np.linalg.norm(step, axis=1), 1e-9)))[:, None]
-        places = places + step
+        low, high = np.linalg.eigvalsh(bend).T
+        peaked = low > 1e-6 * high  # reflections along one line have ridges, no translations
+        places, bend, slope = places[peaked], bend[peaked], slope[peaked]
+        step = np.linalg.solve(bend, slope[..., None])[..., 0]
+        places = places + step * np.minimum(1, 1 / np.maximum(np.linalg.norm(step, axis=1), 1e-9))[:, None]
     places = places[np.abs(places).max(axis=1, initial=0) < window - 1]
     same = np.linalg.norm(places[:, None] - places[None], axis=2) < 1
     return places[~np.tril(same, -1).any(axis=1)]

@@ -130,6 +130,19 @@ def test_lattice_translations_are_those_of_the_lattice():
     assert len(found) == 25  # -2 to 2 cells along either axis
 
 
+def test_reflections_along_one_line_are_no_lattice():
+    q = 2 * np.pi * np.array([[0.0, 0.1], [0.0, 0.2]])
+    assert len(helpers._translations(q, np.array([2.0, 1.0]), 20)) == 0
+    assert len(helpers._translations(q[:1] + 0.2, np.array([2.0]), 20)) == 0
+
+
+@pytest.mark.parametrize("counts", [0.15, 2.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_is_refused_whatever_its_seed(counts, seed):
+    noise = np.random.default_rng([20, seed]).poisson(counts, (29, 128, 128)).astype(np.uint16)
+    assert not helpers.register_stack(noise).registered
+
+
 @pytest.mark.parametrize("moves", [False, True])
 def test_motion_within_frames_is_told_from_none(moves):
     rng = np.random.default_rng(21 + moves)
