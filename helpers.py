@@ -3837,14 +3837,17 @@ def _vertex(array: np.ndarray, y: int, x: int) -> tuple[float, float]:
 def _match_spectrum(
     spectrum: _Spectrum, columns: ProjectedColumns, pixel_nm: float, scales: tuple[float, float]
 ) -> tuple[float, np.ndarray]:
-    """The best map (2, 2) from 1/nm to cycles a pixel, with the share of expected amplitude that it finds.
+    """The best map (2, 2) from 1/nm to cycles a pixel, and how well its spectrum is the one seen, 0 to 1.
 
     Every pair of strong peaks is tried as every pair of strong expected frequencies, turned or
-    mirrored; lengths may differ by ``scales`` (ratio to the stated pixel), with 6 % and 5° of distortion.
+    mirrored; lengths may differ by ``scales`` (ratio to the stated pixel), with 6 % and 5° of distortion. Agreement is Bhattacharyya's
+    coefficient of expected and seen amplitudes, so that strong peaks which no frequency explains count against a map; a distortion
+    of 8 % between two directions costs as much as a standard deviation.
     """
     _, vectors, amplitudes = columns.frequencies()
-    strength = np.abs(amplitudes) / np.abs(amplitudes).max()
-    seen = spectrum.peaks[spectrum.heights > 6 * spectrum.noise][:14]
+    strength = np.abs(amplitudes) / np.sum(np.abs(amplitudes))
+    clear = spectrum.heights > 6 * spectrum.noise
+    seen, total = spectrum.peaks[clear][:14], float(np.sum(spectrum.heights[clear]))
     best, best_map = 0.0, np.zeros((2, 2))
     if len(seen) < 2:
         return best, best_map
@@ -3864,11 +3867,14 @@ def _match_spectrum(
                 if abs(abs(turn[0]) - abs(turn[1])) > math.radians(5):
                     continue
                 trial = np.linalg.solve(g, seen[[a, b]])
+                stretch = np.linalg.svd(trial, compute_uv=False)
                 level = spectrum.at(vectors @ trial)
-                score = float(np.sum(strength * np.minimum(level, spectrum.heights[1]))) * float(1 - abs(math.log(ratio)) / 4)
+                level = np.where(level > 4 * spectrum.noise, level, 0.0)
+                score = float(np.sum(np.sqrt(strength * level))) / math.sqrt(max(float(level.sum()), total))
+                score *= math.exp(-0.5 * (math.log(stretch[0] / stretch[1]) / 0.08) ** 2 - 0.25 * abs(math.log(ratio)))
                 if score > best:
                     best, best_map = score, trial
-    return best / float(np.sum(strength) * spectrum.heights[1]), best_map
+    return best, best_map
 
 
 def _angle(a: np.ndarray, b: np.ndarray) -> float:
@@ -3951,14 +3957,12 @@ def _sites_in(shape: tuple[int, int], to_px: Any, guess: np.ndarray, origin: np.
     return points[inside], places[inside]
 
 
-def _grown_lattice(
-    image: np.ndarray, columns: ProjectedColumns, origin: np.ndarray, matrix: np.ndarray, start_px: float
-) -> ImageLattice | None:
+def _grown_lattice(image: np.ndarray, columns: ProjectedColumns, origin: np.ndarray, matrix: np.ndarray) -> ImageLattice | None:
     """The lattice of the brightest columns, followed outwards from a patch over the whole image; None where they are not there."""
     spacing = float(np.linalg.norm(matrix, axis=1).min())
     sigma, far = 0.2 * spacing, max(image.shape) * 1.5
     smooth = _band_passed(image, 0.12 * spacing, 1.2 * spacing)
-    radius = min(start_px, 6 * spacing)
+    radius = 6 * spacing
     to_px = lambda points: origin + points @ matrix
     fit, height = None, 0.0
     while True:
@@ -4039,51 +4043,53 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
         )
     factor = _binning(pixel_size_nm)
     image, pixel_size_nm, spacing = _binned(image, factor), pixel_size_nm * factor, spacing / factor
-    size = int(min(min(image.shape), max(96, 16 * spacing)))
     lowest = 0.6 * pixel_size_nm / (2 * float(np.linalg.norm(columns.basis_nm, axis=1).max()))
     spectra = {}
-    for corner in _patches(image.shape, size):
-        spectrum = _spectrum(image[corner[0] : corner[0] + size, corner[1] : corner[1] + size], lowest)
-        if len(spectrum.peaks):
-            spectra[corner] = spectrum
-    order = sorted(spectra, key=lambda c: -float(np.sum(spectra[c].heights[:6])))[:6]
-    tried = [(*_match_spectrum(spectra[c], columns, pixel_size_nm, (0.84, 1.19)), c) for c in order]
-    score, trial, corner = max(tried, key=lambda t: t[0] * float(spectra[t[2]].heights[0]), default=(0.0, None, (0, 0)))
-    _check_match(spectra, order, score, columns, pixel_size_nm, factor, name)
-    trial, explained, strong = _polished_map(spectra[corner], columns, trial)
+    for size in sorted({int(min(min(image.shape), max(least, n * spacing))) for least, n in ((96, 16), (64, 9))}):
+        for corner in _patches(image.shape, size):
+            spectrum = _spectrum(image[corner[0] : corner[0] + size, corner[1] : corner[1] + size], lowest)
+            if len(spectrum.peaks):
+                spectra[(*corner, size)] = spectrum
+    tried = [(*_match_spectrum(s, columns, pixel_size_nm, (0.84, 1.19)), place) for place, s in spectra.items()]
+    score, trial, place = max(tried, key=lambda t: t[0], default=(0.0, None, (0, 0, 0)))
+    _check_match(spectra, score, columns, pixel_size_nm, factor, name)
+    trial, explained, strong = _polished_map(spectra[place], columns, trial)
     if explained < 3 or explained < 0.5 * strong:
         raise RecordingError(
-            f"{name}: " + _wrong_zone(spectra[corner], columns, pixel_size_nm, f"{explained} of {strong} strong spots agree")
+            f"{name}: " + _wrong_zone(spectra[place], columns, pixel_size_nm, f"{explained} of {strong} strong spots agree")
         )
-    patch = image[corner[0] : corner[0] + size, corner[1] : corner[1] + size]
-    origin, best, worst = _origin(patch, corner, columns, trial)
+    y, x, size = place
+    origin, best, worst = _origin(image[y : y + size, x : x + size], (y, x), columns, trial)
     if -worst > 1.15 * best:
         raise RecordingError(f"{name}: the columns are dark: the contrast is inverted, expected an HAADF image with bright columns")
-    fit = _grown_lattice(image, columns, origin, columns.basis_nm @ np.linalg.inv(trial).T, size / 3)
+    fit = _grown_lattice(image, columns, origin, columns.basis_nm @ np.linalg.inv(trial).T)
     if fit is None:
         raise RecordingError(f"{name}: the lattice of the spectrum is not there as columns: fewer than 12 stand where it says")
     return fit.rescaled(factor)
 
 
-def _check_match(spectra: dict, order: list, score: float, columns: ProjectedColumns, pixel_size_nm: float, factor: int, name: str) -> None:
+_LEAST_AGREEMENT = 0.7  # of a spectrum with that of the projection; noise and other zones stay below
+
+
+def _check_match(spectra: dict, score: float, columns: ProjectedColumns, pixel_size_nm: float, factor: int, name: str) -> None:
     """Say what is wrong where the expected lattice was not found: no lattice, another pixel size, another zone."""
-    if score >= 0.45:
+    if score >= _LEAST_AGREEMENT:
         return
-    lit = [c for c in order if np.sum(spectra[c].heights > 8 * spectra[c].noise) >= 2]
+    lit = [s for s in spectra.values() if np.sum(s.heights > 8 * s.noise) >= 2]
     if not lit:
         best = max((float(s.heights[0] / s.noise) for s in spectra.values()), default=0.0)
         raise RecordingError(
             f"{name}: no lattice: the strongest spatial frequency stands {best:.1f} times above the noise, expected two of 8 or more"
         )
-    spectrum = spectra[lit[0]]
+    spectrum = max(lit, key=lambda s: float(np.sum(s.heights[:6])))
     other, trial = _match_spectrum(spectrum, columns, pixel_size_nm, (0.05, 20.0))
-    if other > 0.6:
+    if other > _LEAST_AGREEMENT:
         true = float(math.sqrt(abs(np.linalg.det(trial)))) / factor
         raise SampleError(
             f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm / factor:g}, but the lattice of {columns.name} fits at {true:.4g}; "
             "expected within 15 %"
         )
-    raise RecordingError(f"{name}: " + _wrong_zone(spectrum, columns, pixel_size_nm, f"agreement {score:.2f}, expected 0.45"))
+    raise RecordingError(f"{name}: " + _wrong_zone(spectrum, columns, pixel_size_nm, f"agreement {score:.2f}, expected {_LEAST_AGREEMENT}"))
 
 
 def _wrong_zone(spectrum: _Spectrum, columns: ProjectedColumns, pixel_size_nm: float, why: str) -> str:
