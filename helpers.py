@@ -3755,21 +3755,27 @@ class ImageLattice:
         }
 
 
-def _fit_lattice(columns: ProjectedColumns, lattice: np.ndarray, px: np.ndarray, degree: int) -> tuple[ImageLattice, np.ndarray]:
-    """A robust polynomial map through columns at known places; also which columns it kept."""
-    centre, span = lattice.mean(axis=0), max(float(np.abs(lattice - lattice.mean(axis=0)).max()), 1.0)
-    design = _terms((lattice - centre) / span, degree)
+def _fit_lattice(
+    columns: ProjectedColumns, lattice: np.ndarray, px: np.ndarray, degree: int, guide: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[ImageLattice, np.ndarray]:
+    """A robust polynomial map through columns at known places; also which columns it kept. A ``guide`` (points, px) counts little."""
+    beside, beside_px = guide or (np.zeros((0, 2)), np.zeros((0, 2)))
+    centre = lattice.mean(axis=0)
+    span = max(float(np.abs(np.concatenate([lattice, beside]) - centre).max()), 1.0)
+    design, faint = _terms((lattice - centre) / span, degree), 0.03 * _terms((beside - centre) / span, degree)
     keep = np.ones(len(px), dtype=bool)
     for _ in range(6):
-        forward, *_ = np.linalg.lstsq(design[keep], px[keep], rcond=None)
+        both = np.concatenate([design[keep], faint]), np.concatenate([px[keep], 0.03 * beside_px])
+        forward, *_ = np.linalg.lstsq(*both, rcond=None)
         off = np.linalg.norm(px - design @ forward, axis=1)
         limit = max(3.5 * float(np.median(off[keep])), 0.3)
         if np.array_equal(keep, off < limit):
             break
         keep = off < limit
     smooth = design[keep] @ forward
-    i_centre, i_span = smooth.mean(axis=0), max(float(np.abs(smooth - smooth.mean(axis=0)).max()), 1.0)
-    inverse, *_ = np.linalg.lstsq(_terms((smooth - i_centre) / i_span, degree), lattice[keep], rcond=None)
+    all_px, all_points = np.concatenate([smooth, faint / 0.03 @ forward]), np.concatenate([lattice[keep], beside])
+    i_centre, i_span = all_px.mean(axis=0), max(float(np.abs(all_px - all_px.mean(axis=0)).max()), 1.0)
+    inverse, *_ = np.linalg.lstsq(_terms((all_px - i_centre) / i_span, degree), all_points, rcond=None)
     straight, *_ = np.linalg.lstsq(_terms((lattice[keep] - centre) / span, 1), smooth, rcond=None)
     rms = float(np.sqrt(np.mean(off[keep] ** 2) / 2))
     fit = ImageLattice(columns, degree, forward, inverse, centre, span, i_centre, i_span, straight[1:] / span, rms, int(keep.sum()))
@@ -3982,7 +3988,60 @@ def _grown_lattice(image: np.ndarray, columns: ProjectedColumns, origin: np.ndar
         radius = radius * 1.6 if radius * 1.6 < far else far
     if fit is None or fit.n_columns < 12 or fit.residual_px > 0.2 * spacing:
         return None
-    return fit
+    seen, found = _followed_columns(smooth, fit, matrix, spacing, height)
+    everywhere, _ = _sites_in(image.shape, fit.to_px, matrix, origin, -spacing)
+    return _smoothest_fit(columns, seen, found, everywhere) if len(seen) >= 60 else fit
+
+
+def _followed_columns(
+    smooth: np.ndarray, fit: ImageLattice, matrix: np.ndarray, spacing: float, height: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lattice points (n, 2) and places (n, 2) px of columns, followed from those that a polynomial finds by what their neighbours are off it.
+
+    So the corners of a scan that bends more than the polynomial does are reached, and the thin edge of a wedge.
+    """
+    from scipy.spatial import cKDTree
+
+    points, places = _sites_in(smooth.shape, fit.to_px, matrix, fit.to_px(np.zeros((1, 2)))[0], 0.5 * spacing)
+    found, level = _refined_positions(smooth, places, 0.2 * spacing, 0.4 * spacing)
+    good = (level > 0.4 * height) & (np.linalg.norm(found - places, axis=1) < 0.15 * spacing)
+    for _ in range(12):
+        if good.sum() < 12:
+            break
+        tree, off = cKDTree(places[good]), found[good] - places[good]
+        weights = np.ones(int(good.sum()))
+        moved = places + np.stack([_local_level(places[good], off[:, k], weights, places, 2 * spacing) for k in (0, 1)], axis=1)
+        apart, near = tree.query(places, k=min(7, int(good.sum())))
+        found, level_now = _refined_positions(smooth, moved, 0.2 * spacing, 0.4 * spacing)
+        usual = np.median(level[good][near], axis=1)
+        level, before = level_now, good
+        good = (np.median(apart[:, :3], axis=1) < 2.6 * spacing) & (level > np.maximum(0.35 * usual, 0.12 * height))
+        good &= np.linalg.norm(found - moved, axis=1) < 0.2 * spacing
+        if np.array_equal(good, before):
+            break
+    return points[good].astype(float), found[good]
+
+
+def _smoothest_fit(columns: ProjectedColumns, seen: np.ndarray, found: np.ndarray, everywhere: np.ndarray) -> ImageLattice:
+    """The polynomial of degree 1 to 6 that columns ``seen`` (n, 2) ``found`` (n, 2) px ask for, by Bayes' information criterion.
+
+    ``everywhere`` are the lattice points of the whole image: where no column is seen, a degree of 2 goes on with a small weight, so that a
+    high one does not run off in the vacuum.
+    """
+    from scipy.spatial import cKDTree
+
+    empty = everywhere[cKDTree(seen).query(everywhere)[0] > 1.5].astype(float)
+    plain, _ = _fit_lattice(columns, seen, found, 2)
+    best = (math.inf, plain)
+    for degree in range(1, 7):
+        terms = (degree + 1) * (degree + 2) // 2
+        if 4 * terms > len(seen):
+            break
+        trial, kept = _fit_lattice(columns, seen, found, degree, (empty, plain.to_px(empty)) if degree > 2 else None)
+        score = 4 * len(seen) * math.log(trial.residual_px) + 2 * terms * math.log(2 * len(seen)) + 12 * int(np.sum(~kept))
+        if score < best[0]:
+            best = (score, trial)
+    return best[1]
 
 
 def check_haadf_image(image: np.ndarray, name: str = "image") -> np.ndarray:
@@ -4339,51 +4398,101 @@ def _connected(index: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SurfaceContour:
-    """The edge of the crystal as a curve over a straight line.
+    """The edge of the crystal: a smooth base line, as curved as the surface is, and the edge's height over it.
 
-    ``normal`` points into the crystal, ``along`` along the line (unit vectors in the crystal plane, (2,));
-    ``knots_nm`` and ``edge_nm`` (k,) give the curve: the edge lies at ``edge`` along the normal where the
-    line's own coordinate is ``knots``. ``error_nm`` is the standard error of its mean place.
+    ``base_nm`` (m, 2) are points of the base line in the crystal plane, ``inwards`` (m, 2) its unit normals into the crystal, ``length_nm``
+    (m,) the way along it. ``knots_nm`` and ``edge_nm`` (k,) give the edge: it lies ``edge`` inside the base line where the way is
+    ``knots``. ``error_nm`` is the standard error of its mean place.
     """
 
-    normal: np.ndarray
-    along: np.ndarray
+    base_nm: np.ndarray
+    inwards: np.ndarray
+    length_nm: np.ndarray
     knots_nm: np.ndarray
     edge_nm: np.ndarray
     error_nm: float
 
     def edge(self, s: np.ndarray) -> np.ndarray:
+        """How far (nm) the edge lies inside the base line at ways ``s`` (n,) along it."""
         from scipy.interpolate import PchipInterpolator
 
         return PchipInterpolator(self.knots_nm, self.edge_nm)(np.clip(s, self.knots_nm[0], self.knots_nm[-1]))
 
+    def places(self, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of points (n, 2): the way along the surface (nm), the depth below the edge (nm), and whether their part of the edge was seen."""
+        s, u = _beside(self.base_nm, self.inwards, self.length_nm, nm)
+        return s, u - self.edge(s), (s > self.knots_nm[0]) & (s < self.knots_nm[-1])
+
     def depth(self, nm: np.ndarray) -> np.ndarray:
-        """Depth (nm) of points of the crystal plane below the curve, along the normal of its trend."""
-        s, u = nm @ self.along, nm @ self.normal
-        length = float(self.knots_nm[-1] - self.knots_nm[0])
-        degree = 1 if length < 10 else min(4, 1 + int(length // 10))
-        trend = np.polynomial.Polynomial.fit(self.knots_nm, self.edge_nm, degree)
-        slope = trend.deriv()(np.clip(s, self.knots_nm[0], self.knots_nm[-1]))
-        return (u - self.edge(s)) / np.sqrt(1 + slope**2)
+        """Depth (nm) of points (n, 2) below the edge, along the normal of the base line."""
+        return self.places(nm)[1]
+
+    def curve(self, depth_nm: float | np.ndarray = 0.0, step_nm: float = 0.05) -> np.ndarray:
+        """Points (k, 2) in the crystal plane, ``depth_nm`` below the edge (a number or one for each of k ways), from end to end."""
+        s = np.arange(self.knots_nm[0], self.knots_nm[-1], step_nm)
+        base, inwards = (np.stack([np.interp(s, self.length_nm, v[:, k]) for k in (0, 1)], axis=1) for v in (self.base_nm, self.inwards))
+        return base + (self.edge(s) + depth_nm)[:, None] * inwards
+
+    def normals(self, s: np.ndarray) -> np.ndarray:
+        """Unit normals (n, 2) into the crystal at ways ``s`` (n,)."""
+        found = np.stack([np.interp(s, self.length_nm, self.inwards[:, k]) for k in (0, 1)], axis=1)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def _occupied_side(nm: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Unit vector into the crystal: the normal of the straight line that parts occupied from empty places best."""
-    from scipy.optimize import minimize
+def _beside(base: np.ndarray, inwards: np.ndarray, length: np.ndarray, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Way along a line of densely set points, and distance inwards from it, of points (n, 2); beyond its ends the line goes on straight."""
+    from scipy.spatial import cKDTree
 
-    centre = nm.mean(axis=0)
-    x = (nm - centre) / 0.15
-    sign = np.where(present, 1.0, -1.0)
-    weight = np.where(present, 1 / present.sum(), 1 / (~present).sum())
+    _, nearest = cKDTree(base).query(nm)
+    apart = nm - base[nearest]
+    tangent = np.gradient(base, axis=0)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    return length[nearest] + np.sum(apart * tangent[nearest], axis=1), np.sum(apart * inwards[nearest], axis=1)
 
-    def loss(p: np.ndarray) -> tuple[float, np.ndarray]:
-        z = sign * (x @ p[:2] + p[2])
-        grad = -weight * sign / (1 + np.exp(np.clip(z, -50, 50)))
-        return float(np.sum(weight * np.logaddexp(0, -z)) + 1e-4 * p[:2] @ p[:2]), np.append(grad @ x + 2e-4 * p[:2], grad.sum())
 
-    start = nm[present].mean(axis=0) - nm[~present].mean(axis=0)
-    found = minimize(loss, np.append(start / np.linalg.norm(start), 0.0), jac=True, method="L-BFGS-B").x[:2]
-    return found / np.linalg.norm(found)
+_BASE_BLUR_NM = 2.5  # over which the surface's direction is taken; what is rougher is height over the base line
+
+
+def _locally_straight(way: np.ndarray, line: np.ndarray, reach: float) -> np.ndarray:
+    """A line (m, 2) smoothed by local straight fits with Gaussian weights over the way along it: its ends are not drawn in."""
+    apart = way[None, :] - way[:, None]
+    weight = np.exp(-0.5 * (apart / reach) ** 2)
+    s0, s1, s2 = weight.sum(axis=1), (weight * apart).sum(axis=1), (weight * apart**2).sum(axis=1)
+    return ((s2[:, None] * (weight @ line)) - s1[:, None] * ((weight * apart) @ line)) / (s0 * s2 - s1**2)[:, None]
+
+
+def _base_line(columns: Columns, present: np.ndarray, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Points, inward normals and way of the longest line where the blurred share of occupied places is one half."""
+    from scipy.interpolate import CubicSpline
+    from scipy.ndimage import gaussian_filter
+    from skimage.measure import find_contours
+
+    step = 0.1
+    low = nm.min(axis=0) - step
+    shape = np.ceil((nm.max(axis=0) - low) / step).astype(int) + 2
+    full, mass = np.zeros(shape), np.zeros(shape)
+    at = tuple(np.rint((nm - low) / step).astype(int).T)
+    np.add.at(full, at, present.astype(float))
+    np.add.at(mass, at, 1.0)
+    full, mass = (gaussian_filter(v, 0.8 / step, mode="constant") for v in (full, mass))
+    share = full / np.maximum(mass, 1e-12)
+    lines = find_contours(share, 0.5, mask=mass > 0.35 * np.median(mass[at]))
+    if not lines:
+        return None
+    line = max(lines, key=len) * step + low
+    way = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    if way[-1] < 1.0:
+        return None
+    coarse, fine = np.linspace(0.0, way[-1], max(30, int(way[-1] / 0.1))), np.arange(0.0, way[-1], 0.02)
+    line = _locally_straight(coarse, np.stack([np.interp(coarse, way, line[:, k]) for k in (0, 1)], axis=1), _BASE_BLUR_NM)
+    line = CubicSpline(coarse, line)(fine)
+    tangent = np.gradient(line, axis=0)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    inwards = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
+    probe = np.rint((line + 0.3 * inwards - low) / step).astype(int), np.rint((line - 0.3 * inwards - low) / step).astype(int)
+    inner, outer = (share[tuple(np.clip(p, 0, np.array(shape) - 1).T)].mean() for p in probe)
+    inwards = inwards if inner > outer else -inwards
+    return line, inwards, np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
 
 
 def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | None = None) -> SurfaceContour | None:
@@ -4393,23 +4502,19 @@ def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | N
     names the places where a column can be seen at all (default: those of metal layers).
     """
     use = columns.is_metal if visible is None else visible
-    nm, present = columns.nm[use], columns.present[use]
     vacuum = _connected(columns.index, ~columns.present & columns.is_metal) | (~columns.present & ~columns.is_metal)
-    empty = vacuum[use] & ~present
-    if present.sum() < 12 or empty.sum() < 12 or empty.mean() < 0.02:
+    present, empty = columns.present & use, vacuum & ~columns.present & use
+    if present.sum() < 12 or empty.sum() < 12 or empty.sum() < 0.02 * (present.sum() + empty.sum()):
         return None
     chosen = present | empty
-    nm, present = nm[chosen], present[chosen]
-    normal = _occupied_side(nm, present)
-    for _ in range(3):
-        along = np.array([-normal[1], normal[0]])
-        knots, edge, _ = _edge_curve(nm @ along, nm @ normal, present, spacing_nm)
-        slope = np.polynomial.Polynomial.fit(knots, edge, 1).convert().coef
-        turned = normal - (slope[1] if len(slope) > 1 else 0.0) * along
-        normal = turned / np.linalg.norm(turned)
-    return SurfaceContour(
-        normal, np.array([-normal[1], normal[0]]), *_edge_curve(nm @ np.array([-normal[1], normal[0]]), nm @ normal, present, spacing_nm)
-    )
+    nm, occupied = columns.nm[chosen], present[chosen]
+    even = (columns.is_metal & chosen)[chosen]  # lithium columns are visible in the crystal alone: they would pull the base line
+    base = _base_line(columns, occupied[even], nm[even])
+    if base is None:
+        return None
+    s, u = _beside(*base, nm)
+    inside = (s > 0) & (s < base[2][-1])
+    return SurfaceContour(*base, *_edge_curve(s[inside], u[inside], occupied[inside], spacing_nm))
 
 
 def _edge_curve(s: np.ndarray, u: np.ndarray, present: np.ndarray, spacing_nm: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -4587,9 +4692,9 @@ def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: C
     _check_vacuum(columns)
     level_of, fit = columns, None
     old_level = columns.height / np.where(columns.brightness == 0, 1.0, columns.brightness)
-    for _ in range(4):
-        depth = contour.depth(columns.nm)
-        inside = (depth > 0) & (columns.present | ~columns.is_metal) & (np.abs(level_of.brightness) < 2)
+    for turn in range(4):
+        way, depth, faced = contour.places(columns.nm)
+        inside = faced & (depth > 0) & (columns.present | ~columns.is_metal) & (np.abs(level_of.brightness) < 2)
         seen = depth.max() if fit is None else fit.thickness
         layer_weight = np.where(inside, 0.05 + _share(depth, min(seen, 1.0) if fit is None else seen, 0.2), 0.0)
         role = _roles(level_of, layer_weight)
@@ -4601,8 +4706,9 @@ def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: C
         level_of = replace(columns, brightness=columns.height / level, noise=columns.noise * old_level / level)
         lithium_seen = (fit.levels[2:, 1] > 0.35)[np.maximum(role - 2, 0)] & (role >= 2)
         visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
-        contour = surface_contour(columns, cations.spacing_nm, visible) or contour
-    return _layer_from(rng, fit, weights, scale, level_of, contour, depth, inside, role, bootstraps)
+        if turn < 3:
+            contour = surface_contour(columns, cations.spacing_nm, visible) or contour
+    return _layer_from(rng, fit, weights, scale, level_of, contour, way, depth, inside, role, bootstraps)
 
 
 def _check_vacuum(columns: Columns) -> None:
@@ -4680,6 +4786,7 @@ def _layer_from(
     scale: float,
     columns: Columns,
     contour: SurfaceContour,
+    way: np.ndarray,
     depth: np.ndarray,
     inside: np.ndarray,
     role: np.ndarray,
@@ -4693,7 +4800,7 @@ def _layer_from(
         limit = max(_upper_limit(d, y, r, weights, scale) + 2 * contour.error_nm, _LEAST_LIMIT_NM)
         nothing = np.column_stack([fit.levels[:, 0]] * 2)
         return SurfaceLayer(0.0, (0.0, limit), limit, "none", fit.width, nothing, (0.0, 0.0), (0.0, 0.0), *seen, 0 * share, np.zeros(0))
-    fits, count = _resampled_profiles(rng, fit, weights, (columns.nm @ contour.along)[inside], d, y, r, bootstraps)
+    fits, count = _resampled_profiles(rng, fit, weights, way[inside], d, y, r, bootstraps)
     found, levels = np.array([f.thickness for f in fits]), np.array([f.levels for f in fits])
     spread = math.hypot(float(found.std()) * math.sqrt(count / max(count - 1, 1)), math.sqrt(2) * contour.error_nm)
     half = 1.96 * spread * (1 + 1.2 / max(count - 1, 1))
