@@ -3996,9 +3996,9 @@ def _grown_lattice(image: np.ndarray, columns: ProjectedColumns, origin: np.ndar
 def _followed_columns(
     smooth: np.ndarray, fit: ImageLattice, matrix: np.ndarray, spacing: float, height: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lattice points (n, 2) and places (n, 2) px of columns, followed from those that a polynomial finds by what their neighbours are off it.
+    """Lattice points (n, 2) and places (n, 2) px of columns, followed from those near a polynomial by what their neighbours are off it.
 
-    So the corners of a scan that bends more than the polynomial does are reached, and the thin edge of a wedge.
+    So corners of a scan that bends more than the polynomial does are reached, and the thin edge of a wedge.
     """
     from scipy.spatial import cKDTree
 
@@ -4110,21 +4110,25 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
             if len(spectrum.peaks):
                 spectra[(*corner, size)] = spectrum
     tried = [(*_match_spectrum(s, columns, pixel_size_nm, (0.84, 1.19)), place) for place, s in spectra.items()]
-    score, trial, place = max(tried, key=lambda t: t[0], default=(0.0, None, (0, 0, 0)))
-    _check_match(spectra, score, columns, pixel_size_nm, factor, name)
-    trial, explained, strong = _polished_map(spectra[place], columns, trial)
-    if explained < 3 or explained < 0.5 * strong:
-        raise RecordingError(
-            f"{name}: " + _wrong_zone(spectra[place], columns, pixel_size_nm, f"{explained} of {strong} strong spots agree")
-        )
-    y, x, size = place
-    origin, best, worst = _origin(image[y : y + size, x : x + size], (y, x), columns, trial)
-    if -worst > 1.15 * best:
-        raise RecordingError(f"{name}: the columns are dark: the contrast is inverted, expected an HAADF image with bright columns")
-    fit = _grown_lattice(image, columns, origin, columns.basis_nm @ np.linalg.inv(trial).T)
-    if fit is None:
-        raise RecordingError(f"{name}: the lattice of the spectrum is not there as columns: fewer than 12 stand where it says")
-    return fit.rescaled(factor)
+    tried.sort(key=lambda t: -t[0])
+    _check_match(spectra, tried[0][0] if tried else 0.0, columns, pixel_size_nm, factor, name)
+    reason = ""
+    for score, trial, place in tried[:12]:
+        if score < _LEAST_AGREEMENT:
+            break
+        trial, explained, strong = _polished_map(spectra[place], columns, trial)
+        if explained < 3 or explained < 0.5 * strong:
+            reason = reason or _wrong_zone(spectra[place], columns, pixel_size_nm, f"{explained} of {strong} strong spots agree")
+            continue
+        y, x, size = place
+        origin, best, worst = _origin(image[y : y + size, x : x + size], (y, x), columns, trial)
+        if -worst > 1.15 * best:
+            raise RecordingError(f"{name}: the columns are dark: the contrast is inverted, expected an HAADF image with bright columns")
+        fit = _grown_lattice(image, columns, origin, columns.basis_nm @ np.linalg.inv(trial).T)
+        if fit is not None:
+            return fit.rescaled(factor)
+        reason = "the lattice of the spectrum is not there as columns: fewer than 12 stand where it says"
+    raise RecordingError(f"{name}: {reason}")
 
 
 _LEAST_AGREEMENT = 0.7  # of a spectrum with that of the projection; noise and other zones stay below
@@ -4401,13 +4405,14 @@ class SurfaceContour:
     """The edge of the crystal: a smooth base line, as curved as the surface is, and the edge's height over it.
 
     ``base_nm`` (m, 2) are points of the base line in the crystal plane, ``inwards`` (m, 2) its unit normals into the crystal, ``length_nm``
-    (m,) the way along it. ``knots_nm`` and ``edge_nm`` (k,) give the edge: it lies ``edge`` inside the base line where the way is
-    ``knots``. ``error_nm`` is the standard error of its mean place.
+    (m,) the way along it, ``open`` (m,) whether it faces vacuum there rather than another grain. ``knots_nm`` and ``edge_nm`` (k,) give
+    the edge: it lies ``edge`` inside the base line where the way is ``knots``. ``error_nm`` is the standard error of its mean place.
     """
 
     base_nm: np.ndarray
     inwards: np.ndarray
     length_nm: np.ndarray
+    open: np.ndarray
     knots_nm: np.ndarray
     edge_nm: np.ndarray
     error_nm: float
@@ -4419,9 +4424,10 @@ class SurfaceContour:
         return PchipInterpolator(self.knots_nm, self.edge_nm)(np.clip(s, self.knots_nm[0], self.knots_nm[-1]))
 
     def places(self, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of points (n, 2): the way along the surface (nm), the depth below the edge (nm), and whether their part of the edge was seen."""
+        """Of points (n, 2): way along the surface (nm), depth below the edge (nm), and whether their part of the edge is a surface seen."""
         s, u = _beside(self.base_nm, self.inwards, self.length_nm, nm)
-        return s, u - self.edge(s), (s > self.knots_nm[0]) & (s < self.knots_nm[-1])
+        seen = (s > self.knots_nm[0]) & (s < self.knots_nm[-1]) & (np.interp(s, self.length_nm, self.open.astype(float)) > 0.5)
+        return s, u - self.edge(s), seen
 
     def depth(self, nm: np.ndarray) -> np.ndarray:
         """Depth (nm) of points (n, 2) below the edge, along the normal of the base line."""
@@ -4514,7 +4520,22 @@ def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | N
         return None
     s, u = _beside(*base, nm)
     inside = (s > 0) & (s < base[2][-1])
-    return SurfaceContour(*base, *_edge_curve(s[inside], u[inside], occupied[inside], spacing_nm))
+    return SurfaceContour(*base, _faces_vacuum(columns, *base), *_edge_curve(s[inside], u[inside], occupied[inside], spacing_nm))
+
+
+def _faces_vacuum(columns: Columns, base: np.ndarray, inwards: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """For every point of a base line (m,), whether the image gets dark within 3 nm outside it; true where nothing is seen outside.
+
+    Contamination ends in the dark; another grain or a support does not.
+    """
+    s, u = _beside(base, inwards, length, columns.nm)
+    outside = (u < -0.1) & (u > -3.0) & ~columns.present
+    bright = 0.6 * float(np.median(columns.surroundings[columns.present]))
+    bins = np.clip((s[outside] / 0.5).astype(int), 0, int(length[-1] / 0.5))
+    least = np.full(int(length[-1] / 0.5) + 3, np.inf)
+    np.minimum.at(least, bins + 1, columns.surroundings[outside])
+    least = np.min([least[:-2], least[1:-1], least[2:]], axis=0)
+    return (np.where(np.isfinite(least), least, 0.0) < bright)[np.minimum((length / 0.5).astype(int), len(least) - 1)]
 
 
 def _edge_curve(s: np.ndarray, u: np.ndarray, present: np.ndarray, spacing_nm: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -4689,7 +4710,7 @@ def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: C
     contour = surface_contour(columns, cations.spacing_nm)
     if contour is None:
         raise RecordingError("the image shows no vacuum: every place of the lattice holds a column, there is no surface to measure from")
-    _check_vacuum(columns)
+    _check_vacuum(columns, contour)
     level_of, fit = columns, None
     old_level = columns.height / np.where(columns.brightness == 0, 1.0, columns.brightness)
     for turn in range(4):
@@ -4708,18 +4729,30 @@ def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: C
         visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
         if turn < 3:
             contour = surface_contour(columns, cations.spacing_nm, visible) or contour
+    _check_bulk(fit, depth[inside], role[inside])
     return _layer_from(rng, fit, weights, scale, level_of, contour, way, depth, inside, role, bootstraps)
 
 
-def _check_vacuum(columns: Columns) -> None:
+def _check_vacuum(columns: Columns, contour: SurfaceContour) -> None:
     """`RecordingError` where the lattice ends but the image stays bright: another grain or a support is not a surface."""
+    if contour.open.mean() > 0.3:
+        return
     empty = _connected(columns.index, ~columns.present & columns.is_metal)
     outside, crystal = float(np.median(columns.surroundings[empty])), float(np.median(columns.surroundings[columns.present]))
-    darkest = float(columns.surroundings.min())
-    if outside - darkest > 0.6 * (crystal - darkest) or outside > 0.7 * crystal:
+    raise RecordingError(
+        f"the lattice ends inside the image, but beyond it the image has {outside:.3g} counts where the crystal has {crystal:.3g}: "
+        "another grain or a support, no vacuum to measure a surface from"
+    )
+
+
+def _check_bulk(fit: _Profile, depth: np.ndarray, role: np.ndarray) -> None:
+    """`RecordingError` where the deepest columns that the image shows are not those of the layered structure."""
+    deep = int(np.sum((role >= 2) & (depth > fit.thickness + fit.width)))
+    bright, dim = float(fit.levels[2, 0]), float(fit.levels[3, 0])
+    if deep < 4 or bright - dim > 0.15 or bright > 0.4:
         raise RecordingError(
-            f"the lattice ends inside the image, but beyond it the image has {outside:.3g} counts where the crystal has {crystal:.3g}: "
-            "another grain or a support, no vacuum to measure a surface from"
+            f"no layered bulk below the surface: lithium columns hold {max(dim, 0.0):.2f} and {max(bright, 0.0):.2f} of a metal column "
+            f"in the deepest {deep} that the image shows, expected less than 0.15 in 4 or more; the transformed region fills the image"
         )
 
 
@@ -4735,7 +4768,7 @@ def _fitted(depth: np.ndarray, y: np.ndarray, role: np.ndarray) -> tuple[_Profil
     return fit, weights[0], scale
 
 
-_LEAST_LIMIT_NM = 0.12  # half a column spacing: thinner than that a layer holds no column of its own
+_LEAST_LIMIT_NM = 0.24  # a column spacing: a thinner layer holds no column of its own
 
 
 def _stands_out(fit: _Profile, d: np.ndarray, y: np.ndarray, r: np.ndarray, weights: np.ndarray) -> bool:
@@ -4802,7 +4835,9 @@ def _layer_from(
         return SurfaceLayer(0.0, (0.0, limit), limit, "none", fit.width, nothing, (0.0, 0.0), (0.0, 0.0), *seen, 0 * share, np.zeros(0))
     fits, count = _resampled_profiles(rng, fit, weights, way[inside], d, y, r, bootstraps)
     found, levels = np.array([f.thickness for f in fits]), np.array([f.levels for f in fits])
-    spread = math.hypot(float(found.std()) * math.sqrt(count / max(count - 1, 1)), math.sqrt(2) * contour.error_nm)
+    slope = np.gradient(contour.edge(contour.length_nm), contour.length_nm)
+    direction = 0.5 * fit.thickness * float(np.mean(slope**2))  # along which normal: that of the base line or that of its waves
+    spread = math.hypot(float(found.std()) * math.sqrt(count / max(count - 1, 1)), math.sqrt(2) * contour.error_nm, direction)
     half = 1.96 * spread * (1 + 1.2 / max(count - 1, 1))
     ci = (max(0.0, float(fit.thickness - half)), float(fit.thickness + half))
     alternation = (float(_alternation(fit.levels)), float(_alternation(levels).std()))
