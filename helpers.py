@@ -196,13 +196,21 @@ class CryoStem(_Acquisition):
     temperature_K: _number(1, 500, "K") | None = None
 
 
+class FurtherImage(_Strict):
+    """Another image of the same area, and the dose that the area has had at its end."""
+
+    file: str
+    dose_e_per_A2: _number(0, 1e9, "electrons/Å²")
+
+
 class Haadf(_Acquisition):
-    """An HAADF image along a zone axis of ``phase``."""
+    """An HAADF image along a zone axis of ``phase``; ``series`` are further images of the same area, at other doses."""
 
     pixel_size_nm: _number(1e-4, 100, "nm") | None = None
     zone_axis: Annotated[list[int], Field(min_length=3, max_length=3)] = [1, 0, 0]
     dose_e_per_A2: _number(0, 1e9, "electrons/Å²") | None = None
     phase: str = "layered"
+    series: list[FurtherImage] = []
 
 
 class Interface(_Acquisition):
@@ -257,6 +265,12 @@ class Sample(_Strict):
     def path(self, acquisition: str) -> Path:
         """The file of an acquisition."""
         return self.folder / getattr(self.acquisitions, acquisition).file
+
+    def files(self, acquisition: str) -> dict[str, Path]:
+        """All files of an acquisition, by the key of sample.yaml that names each; the first is its `path`."""
+        found = getattr(self.acquisitions, acquisition)
+        further = {f"{acquisition}.series.{i}.file": image.file for i, image in enumerate(getattr(found, "series", []))}
+        return {key: self.folder / file for key, file in {f"{acquisition}.file": found.file, **further}.items()}
 
 
 def _expected(error: dict, model: type[BaseModel]) -> str:
@@ -372,11 +386,12 @@ def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) 
         acquisition = getattr(sample.acquisitions, kind)
         if acquisition is None:
             continue
-        path = sample.folder / acquisition.file
-        if not path.resolve().is_relative_to(sample.folder.resolve()):
-            faults.append(f"acquisitions.{kind}.file: got {acquisition.file!r}, expected a path inside the sample's folder")
-        elif not (path.is_file() or (path.suffix == ".zspy" and path.is_dir())):
-            faults.append(f"acquisitions.{kind}.file: no file {acquisition.file!r} in the sample's folder")
+        for key, path in sample.files(kind).items():
+            name = path.relative_to(sample.folder).as_posix() if path.is_relative_to(sample.folder) else str(path)
+            if not path.resolve().is_relative_to(sample.folder.resolve()):
+                faults.append(f"acquisitions.{key}: got {name!r}, expected a path inside the sample's folder")
+            elif not (path.is_file() or (path.suffix == ".zspy" and path.is_dir())):
+                faults.append(f"acquisitions.{key}: no file {name!r} in the sample's folder")
         for phase in getattr(acquisition, "phases", None) or []:
             if not any((folder / f"{phase}.cif").is_file() for folder in phase_folders):
                 known = sorted({p.stem for folder in phase_folders for p in folder.glob("*.cif")})
@@ -4583,7 +4598,7 @@ class SurfaceLayer:
     ``thickness_nm`` is 0 where there is no layer, ``ci95_nm`` its 95 % interval; ``kind`` is "spinel",
     "rocksalt", "none" or "undecided". ``levels`` (4, 2) is the relative brightness in the bulk and in the layer of
     bright and dim metal columns, bright and dim lithium-layer columns; ``width_nm`` the standard deviation of the
-    transition. ``depth_nm``, ``role`` (0 to 3, the rows of ``levels``; −1 empty place) and ``share`` (n,)
+    transition. ``way_nm``, ``depth_nm``, ``role`` (0 to 3, the rows of ``levels``; −1 empty place) and ``share`` (n,)
     (transformed share, clipped to −0.5 … 1.5, 0 where a column cannot tell) belong to the rows of ``columns``.
     """
 
@@ -4597,6 +4612,7 @@ class SurfaceLayer:
     lithium_layer: tuple[float, float]
     contour: SurfaceContour
     columns: Columns
+    way_nm: np.ndarray
     depth_nm: np.ndarray
     role: np.ndarray
     share: np.ndarray
@@ -4827,7 +4843,7 @@ def _layer_from(
 ) -> SurfaceLayer:
     """The fitted profile as a layer or as none, with intervals by resampling blocks along the surface."""
     d, y, r = depth[inside], columns.brightness[inside], role[inside]
-    seen = (contour, columns, depth, np.where(inside, role, -1))
+    seen = (contour, columns, way, depth, np.where(inside, role, -1))
     share = _transformed_share(fit, columns.brightness, role, inside)
     if not _stands_out(fit, d, y, r, weights):
         limit = max(_upper_limit(d, y, r, weights, scale) + 2 * contour.error_nm, _LEAST_LIMIT_NM)
@@ -4905,76 +4921,279 @@ def fingerprint_profile(
 ) -> dict[str, np.ndarray]:
     """Mean over the surface of every fingerprint, relative to the shared frequencies, against depth in steps of 0.05 nm.
 
-    Returns ``depth_nm`` (m,) and one array (m,) for each fingerprint, "003" scaled to 1 in the bulk.
+    Returns ``depth_nm`` (m,) and one array (m,) for each fingerprint, all in units of the 003 of the bulk.
     """
     shape = maps["shared"].shape
     step = max(1, round(0.04 / lattice.scan()["pixel_size_nm"]))
     edge = round(blur_nm / lattice.scan()["pixel_size_nm"])
-    y, x = np.meshgrid(np.arange(edge, shape[0] - edge, step), np.arange(edge, shape[1] - edge, step), indexing="ij")
-    depth = contour.depth(lattice.to_lattice(np.stack([y.ravel(), x.ravel()], axis=1)) @ lattice.columns.basis_nm)
-    bins = np.floor(depth / 0.05).astype(int)
-    count = np.bincount(bins[bins >= 0])
+    y, x = (g.ravel() for g in np.meshgrid(np.arange(edge, shape[0] - edge, step), np.arange(edge, shape[1] - edge, step), indexing="ij"))
+    _, depth, seen = contour.places(lattice.to_lattice(np.stack([y, x], axis=1)) @ lattice.columns.basis_nm)
+    seen &= depth >= 0
+    bins = np.floor(depth[seen] / 0.05).astype(int)
+    count = np.bincount(bins)
     good = count >= max(20, 0.3 * float(np.median(count)))
     last = int(np.argmin(good)) if not good.all() else len(good)
-    total = {k: np.bincount(bins[bins >= 0], weights=m[y, x].ravel()[bins >= 0])[:last] for k, m in maps.items()}
+    total = {k: np.bincount(bins, weights=m[y, x][seen])[:last] for k, m in maps.items()}
     out = {k: v / total["shared"] for k, v in total.items() if k != "shared"}
-    out["003"] = out["003"] / float(np.median(out["003"][-max(10, last // 5) :]))
-    return {"depth_nm": (np.arange(last) + 0.5) * 0.05, **out}
+    bulk = float(np.median(out["003"][-max(10, last // 5) :]))
+    return {"depth_nm": (np.arange(last) + 0.5) * 0.05, **{k: v / bulk for k, v in out.items()}}
 
 
-def fingerprint_thickness(profile: dict[str, np.ndarray], blur_nm: float = 0.35) -> tuple[float, float, np.ndarray]:
-    """Thickness of the layer from the 003 amplitude alone, its level in the layer (bulk = 1), and the fitted profile (m,).
+@dataclass(frozen=True)
+class FingerprintLayer:
+    """What the fingerprint frequencies alone say of the layer: its thickness and phase, and their levels in it (003 of the bulk = 1).
 
-    The share falls by a step with a width of 0.12 nm; blur and edge of the crystal are part of the model.
+    ``phase`` is "LiM2O4", "M3O4", "rocksalt", "none" or "undecided"; ``fitted`` (m,) the 003 of the profile as fitted.
+    """
+
+    thickness_nm: float
+    phase: str
+    levels: dict[str, float]
+    fitted: np.ndarray
+
+    @property
+    def kind(self) -> str:
+        """The phase with both spinels as one."""
+        return "spinel" if self.phase in ("LiM2O4", "M3O4") else self.phase
+
+
+def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = 0.35) -> FingerprintLayer:
+    """Thickness and phase of the layer from the fingerprint frequencies, without any column.
+
+    The share falls by a step with a width of 0.12 nm; blur and edge of the crystal are part of the model. In a rocksalt
+    the frequencies that all share grow by as much as the 003 shrinks, which moves the half value of their ratio; in a spinel they
+    stay. Expected of the four columns (1, 1/2, 1/2, 0) and the metal of the 8a columns: LiM₂O₄ 003 and 111 of 1/2 and no 220; M₃O₄
+    220 the strongest.
     """
     depth, seen = profile["depth_nm"], profile["003"]
     x = np.arange(-2.0, depth[-1] + 2.0, 0.02)
     kernel = np.exp(-0.5 * ((depth[:, None] - x) / blur_nm) ** 2) * (x > 0)
     kernel /= kernel.sum(axis=1, keepdims=True)
-    best = (math.inf, 0.0, 1.0, np.ones_like(seen))
-    for t in np.arange(0.0, 0.9 * depth[-1], 0.02):
-        blurred = kernel @ _share(x, t, 0.12)
-        spread = float(blurred @ blurred)
-        drop = float(blurred @ (1 - seen)) / max(spread, 1e-9)
-        drop = min(max(drop, 0.0), 1.5)
-        misfit = float(np.sum((seen - 1 + drop * blurred) ** 2))
-        if misfit < best[0]:
-            best = (misfit, float(t), 1 - drop, 1 - drop * blurred)
-    return best[1], best[2], best[3]
+    trials = np.arange(0.02, 0.9 * depth[-1], 0.02)
+    blurred = kernel @ _share(x[:, None], trials, 0.12)
+    best, level, fitted = _fit_003(seen, blurred, 0.0)
+    share = blurred[:, best]
+    levels = {"003": level} | {k: _level_over_bulk(profile[k], share) for k in ("111", "220")}
+    if level > 0.85 or trials[best] < _LEAST_LIMIT_NM:
+        return FingerprintLayer(0.0, "none", levels, np.ones_like(seen))
+    if levels["220"] > max(0.12, levels["111"]):
+        phase = "M3O4"
+    elif levels["111"] > max(0.2, 1.5 * levels["220"]):
+        phase = "LiM2O4"
+    else:
+        phase = "rocksalt" if max(levels["111"], levels["220"]) < 0.12 else "undecided"
+    if phase == "rocksalt":
+        best, levels["003"], fitted = _fit_003(seen, blurred, 1.0)
+    return FingerprintLayer(float(trials[best]), phase, levels, fitted)
 
 
-def spinel_variant(image: np.ndarray, lattice: ImageLattice, cations: CationLattice, layer: SurfaceLayer) -> tuple[str, float, float]:
-    """ "LiM2O4", "M3O4" or "undecided", by the metal on the tetrahedral 8a columns, with that signal and its standard error.
+def _fit_003(seen: np.ndarray, blurred: np.ndarray, growth: float) -> tuple[int, float, np.ndarray]:
+    """Which of the shares (m, trials) explains the 003 over the shared frequencies, its level in the layer, and the fit (m,).
 
-    The signal is the brightness at the two 8a places beside every empty column of the layer, less that at two places as far
-    off the other way, relative to a full column and to the same measure in the bulk.
+    ``growth``: by how much of what the 003 loses the shared frequencies gain.
+    """
+    best = (math.inf, 0, 1.0, seen)
+    drop = np.clip(np.sum(blurred * (1 - seen)[:, None], axis=0) / np.maximum(np.sum(blurred**2, axis=0), 1e-9), 0, 1.5)
+    for trial, least in enumerate(drop):
+        share = blurred[:, trial]
+        for lost in np.linspace(0.3, 1.0, 15) if growth else (least,):
+            fitted = (1 - lost * share) / (1 + growth * lost * share)
+            misfit = float(np.sum((seen - fitted) ** 2))
+            if misfit < best[0]:
+                best = (misfit, trial, 1 - float(lost), fitted)
+    return best[1:]
+
+
+def _level_over_bulk(amplitude: np.ndarray, share: np.ndarray) -> float:
+    """Amplitude that a profile (m,) has where the share is 1, over what it has where that is 0."""
+    design = np.stack([np.ones_like(share), share], axis=1)
+    return float(np.linalg.lstsq(design, amplitude, rcond=None)[0][1])
+
+
+def tetrahedral_brightness(image: np.ndarray, lattice: ImageLattice, cations: CationLattice, columns: Columns) -> np.ndarray:
+    """Brightness (n,) at the two 8a places beside every column, less that at two places as far off the other way, of a full metal column.
+
+    Beside the empty column of an M₃O₄ the 8a columns hold half a metal column; beside that of LiM₂O₄ lithium, which is dark.
     """
     from scipy.ndimage import gaussian_filter, map_coordinates
 
-    columns = layer.columns
     smooth = gaussian_filter(np.asarray(image, dtype=float), 0.03 / lattice.scan()["pixel_size_nm"])
     full = columns.height / np.where(np.abs(columns.brightness) > 1e-9, columns.brightness, 1e-9)
     along = 0.25 * cations.steps.sum(axis=0)
     other_nm = np.array([-1.0, 1.0]) * (along @ lattice.columns.basis_nm)[::-1]
     across = other_nm @ np.linalg.inv(lattice.columns.basis_nm)
+    at = columns.index @ cations.steps
+    values = [map_coordinates(smooth, lattice.to_px(at + side * v).T, order=1, mode="nearest") for v in (along, across) for side in (1, -1)]
+    return (values[0] + values[1] - values[2] - values[3]) / 2 / full
 
-    def signal(rows: np.ndarray) -> np.ndarray:
-        at = columns.index[rows] @ cations.steps
-        values = [
-            map_coordinates(smooth, lattice.to_px(at + side * v).T, order=1, mode="nearest") for v in (along, across) for side in (1, -1)
-        ]
-        return (values[0] + values[1] - values[2] - values[3]) / 2 / full[rows]
 
+def spinel_variant(layer: SurfaceLayer, tetrahedral: np.ndarray) -> tuple[str, float, float]:
+    """ "LiM2O4", "M3O4" or "undecided", by the metal on the 8a columns (`tetrahedral_brightness`), with that signal and its standard error.
+
+    The signal is that beside the empty columns of the layer, less the same measure in the bulk.
+    """
     empty = (layer.role == 3) & (layer.depth_nm < layer.thickness_nm - 0.2) & (layer.depth_nm > 0.15)
     bulk = (layer.role >= 2) & (layer.depth_nm > layer.thickness_nm + 0.4)
     if empty.sum() < 6 or bulk.sum() < 6:
         return "undecided", 0.0, 1.0
-    inner, outer = signal(empty), signal(bulk)
+    inner, outer = tetrahedral[empty], tetrahedral[bulk]
     value = float(np.median(inner) - np.median(outer))
     error = 1.25 * float(np.hypot(inner.std() / math.sqrt(len(inner)), outer.std() / math.sqrt(len(outer))))
     if value - 1.96 * error > 0.12:
         return "M3O4", value, error
     return ("LiM2O4" if value + 1.96 * error < 0.20 else "undecided"), value, error
+
+
+#: Structures that columns are told apart into, with the colour of each.
+REGIONS = {"layered": "#0072B2", "LiM2O4": "#D55E00", "M3O4": "#8C2D04", "rocksalt": "#F0E442", "undecided": "#999999"}
+
+# metal in the columns (i mod 2) + 2 (j mod 2) of each structure; a rocksalt-like one may lack some in the former lithium layer
+_STRUCTURES = [("layered", (1.0, 1.0, 0.0, 0.0))]
+_STRUCTURES += [("rocksalt", (1.0, 1.0, f, f)) for f in np.arange(0.5, 1.01, 0.05)]
+_STRUCTURES += [("spinel", (*metal, *lithium)) for metal in ((1.0, 0.5), (0.5, 1.0)) for lithium in ((0.5, 0.0), (0.0, 0.5))]
+
+
+def column_regions(layer: SurfaceLayer, tetrahedral: np.ndarray, reach_nm: float = 0.45) -> tuple[np.ndarray, np.ndarray]:
+    """The structure about every column: posterior (n, 4) of the first four of `REGIONS`, and the index (n,) of what it is called.
+
+    The brightness of the four kinds of column, averaged with a Gaussian of ``reach_nm``, is compared with that of each structure in each of
+    its origins; levels may be off by 0.12 of a metal column. Which spinel it is says ``tetrahedral`` (n,), the brightness of the 8a columns
+    beside those that are empty in it. "Undecided" where no structure has 0.9, or none fits (χ² > 16 for four levels); −1 outside.
+    """
+    from scipy.spatial import cKDTree
+
+    columns, used = layer.columns, layer.role >= 0
+    base = float(layer.levels[2:, 0].mean())
+    bright = (columns.brightness - base) / (1 - base)
+    variance = columns.noise**2 + 0.06**2
+    lithium = used & ~columns.is_metal
+    bulk_8a = float(np.median(tetrahedral[lithium & (layer.depth_nm > layer.thickness_nm + 0.4)])) if lithium.any() else 0.0
+    scatter_8a = 1.4826 * float(np.median(np.abs(tetrahedral[lithium] - np.median(tetrahedral[lithium]))))
+    rows = np.flatnonzero(used)
+    nm = columns.nm[rows]
+    apart, near = cKDTree(nm).query(nm, k=min(48, len(nm)))
+    weight = np.exp(-0.5 * (apart / reach_nm) ** 2)
+    level, error, t_level, t_error = (np.empty((len(rows), 4)) for _ in range(4))
+    for kind in range(4):
+        w = weight * (columns.kind[rows][near] == kind)
+        total = np.maximum(w.sum(axis=1), 1e-9)
+        level[:, kind] = (w * bright[rows][near]).sum(axis=1) / total
+        error[:, kind] = np.sqrt((w**2 * variance[rows][near]).sum(axis=1)) / total + 1.0 * (total < 0.5)
+        t_level[:, kind] = (w * tetrahedral[rows][near]).sum(axis=1) / total - bulk_8a
+        t_error[:, kind] = scatter_8a * np.sqrt((w**2).sum(axis=1)) / total + 1.0 * (total < 0.5)
+    names = list(REGIONS)[:4]
+    chi2, best = np.full((len(rows), 4), np.inf), np.full((len(rows), 4), np.inf)
+    for name, expected in _STRUCTURES:
+        off = np.sum((level - expected) ** 2 / (error**2 + 0.12**2), axis=1)
+        empty = int(np.argmin(expected))
+        spread = t_error[:, empty] ** 2 + 0.08**2
+        lit = (t_level[:, empty] - 0.36) ** 2 / spread - t_level[:, empty] ** 2 / spread
+        for k in [names.index(name)] if name != "spinel" else (1, 2):
+            score = off + (lit if k == 2 else 0.0)
+            chi2[:, k], best[:, k] = np.where(score < best[:, k], (off, score), (chi2[:, k], best[:, k]))
+    posterior = np.exp(-0.5 * (best - best.min(axis=1, keepdims=True)))
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    winner = posterior.argmax(axis=1)
+    doubt = (posterior.max(axis=1) < 0.9) | (chi2[np.arange(len(rows)), winner] > 16)
+    full, label = np.zeros((len(used), 4)), np.full(len(used), -1)
+    full[rows], label[rows] = posterior, np.where(doubt, 4, winner)
+    return full, label
+
+
+@dataclass(frozen=True)
+class LayerAlong:
+    """The layer's thickness along the surface, in blocks (b,).
+
+    ``way_nm``, ``thickness_nm`` with its standard error ``error_nm``, and ``channel_deg``, the angle between the surface's normal and the
+    (003) planes that lithium moves in (0: channels end at the surface). ``spread_nm`` is the standard deviation of the thickness itself,
+    the errors taken off. ``deeper_along_nm`` is how much thicker the layer is where channels end at the surface than where they run along
+    it, with its standard error; None with a ``reason`` where the surface does not turn enough to tell.
+    """
+
+    way_nm: np.ndarray
+    thickness_nm: np.ndarray
+    error_nm: np.ndarray
+    channel_deg: np.ndarray
+    spread_nm: float | None
+    deeper_along_nm: tuple[float, float] | None
+    reason: str | None
+
+
+def layer_along(layer: SurfaceLayer, cations: CationLattice, block_nm: float = 0.8) -> LayerAlong:
+    """Thickness of a layer in blocks along the surface, with levels and width of the whole, and whether it is deeper along the channels."""
+    way, thickness, error = [], [], []
+    rows = np.flatnonzero(layer.role >= 0)
+    s, d, y, r = layer.way_nm[rows], layer.depth_nm[rows], layer.columns.brightness[rows], layer.role[rows]
+    trials = np.arange(0.0, layer.thickness_nm + 2.0, 0.02)
+    share = _share(d[:, None], trials, layer.width_nm)
+    off = y[:, None] - layer.levels[r, 0][:, None] * (1 - share) - layer.levels[r, 1][:, None] * share
+    scale = max(1.4826 * float(np.median(np.abs(off[:, np.argmin((off**2).sum(axis=0))]))), 0.02)
+    cost = np.minimum((off / scale) ** 2, 9.0)
+    edge_error = 0.4 * math.sqrt(cations.spacing_nm / block_nm) * cations.spacing_nm
+    for low in np.arange(s.min(), s.max() - 0.5 * block_nm, block_nm) if layer.thickness_nm > 0 else ():
+        here = (s >= low) & (s < low + block_nm)
+        total = cost[here].sum(axis=0)
+        best = int(np.argmin(total))
+        deepest = d[here].max() if here.any() else 0.0
+        allowed = trials[total < total[best] + 1]
+        if here.sum() < 12 or not 0 < best < len(trials) - 1 or trials[best] > deepest - 0.4:
+            continue
+        way.append(low + 0.5 * block_nm)
+        thickness.append(float(trials[best]))
+        error.append(math.hypot(0.5 * float(np.ptp(allowed)) + 0.02, edge_error))
+    way, thickness, error = np.array(way), np.array(thickness), np.array(error)
+    channel = cations.steps_nm[0] / np.linalg.norm(cations.steps_nm[0])
+    normals = layer.contour.normals(way) if len(way) else np.zeros((0, 2))
+    angle = np.degrees(np.arccos(np.clip(np.abs(normals @ channel), 0, 1)))
+    if len(way) < 4:
+        return LayerAlong(way, thickness, error, angle, None, None, "the layer is followed over fewer than four blocks of the surface")
+    spread = math.sqrt(max(0.0, float(thickness.var(ddof=1) - np.mean(error**2))))
+    return LayerAlong(way, thickness, error, angle, spread, *_deeper_along(thickness, np.hypot(error, spread), angle))
+
+
+def _deeper_along(thickness: np.ndarray, error: np.ndarray, channel_deg: np.ndarray) -> tuple[tuple[float, float] | None, str | None]:
+    """Slope of the thickness over cos² of the angle to the channels, with its error; or why there is none."""
+    steer = np.cos(np.radians(channel_deg)) ** 2
+    if np.ptp(steer) < 0.15 or len(steer) < 8:
+        low, high = float(channel_deg.min()), float(channel_deg.max())
+        return None, f"the surface's normal keeps to {low:.0f}° to {high:.0f}° from the channels: along and across cannot be compared"
+    design = np.stack([np.ones_like(steer), steer], axis=1) / error[:, None]
+    covariance = np.linalg.inv(design.T @ design)
+    found = covariance @ design.T @ (thickness / error)
+    off = thickness / error - design @ found
+    alike = float(np.clip(np.sum(off[1:] * off[:-1]) / np.sum(off**2), 0.0, 0.9))  # neighbours that vary together count less
+    inflation = max(1.0, float(off @ off) / (len(steer) - 2)) * (1 + alike) / (1 - alike)
+    return (float(found[1]), math.sqrt(float(covariance[1, 1]) * inflation)), None
+
+
+def thickness_at_zero_dose(dose_e_per_A2: np.ndarray, thickness_nm: np.ndarray, error_nm: np.ndarray) -> dict[str, float]:
+    """A straight line through the thicknesses that images of one area show at growing doses, and where it meets dose zero.
+
+    ``error_nm`` are standard errors; where the images scatter more than these allow, that scatter is used.
+
+    Returns
+    -------
+    ``thickness_nm``, ``error_nm`` at dose zero, ``growth_nm_per_1000_e_per_A2`` and ``growth_error``.
+
+    Raises
+    ------
+    ParameterError
+        Fewer than two different doses.
+    """
+    dose, thickness, error = (np.asarray(v, dtype=float) for v in (dose_e_per_A2, thickness_nm, error_nm))
+    if len(np.unique(dose)) < 2:
+        raise ParameterError(f"doses {dose.tolist()}: expected two different ones or more to go back to dose zero")
+    design = np.stack([np.ones_like(dose), dose / 1000], axis=1) / error[:, None]
+    covariance = np.linalg.inv(design.T @ design)
+    found = covariance @ design.T @ (thickness / error)
+    misfit = float(np.sum((thickness / error - design @ found) ** 2)) / max(1, len(dose) - 2)
+    sigma = np.sqrt(np.diag(covariance) * max(1.0, misfit))
+    return {
+        "thickness_nm": float(max(0.0, found[0])),
+        "error_nm": float(sigma[0]),
+        "growth_nm_per_1000_e_per_A2": float(found[1]),
+        "growth_error": float(sigma[1]),
+    }
 
 
 # --------------------------------------------------------------------------------------
