@@ -62,16 +62,16 @@ def content_of(path):
 def sample_files(sample):
     """What each acquisition of a sample brings, its recording and its crystal structures; and the fault of a sample.yaml that has one."""
     try:
-        acquisitions = helpers.load_sample(DATA, sample).acquisitions
+        found = helpers.load_sample(DATA, sample)
     except helpers.WorkbookError as error:
         return {}, str(error)
     files = {}
-    for kind in type(acquisitions).model_fields:
-        acquisition = getattr(acquisitions, kind)
+    for kind in type(found.acquisitions).model_fields:
+        acquisition = getattr(found.acquisitions, kind)
         if acquisition is not None:
             default = {"haadf": helpers.NCM_PHASES, "interface": helpers.INTERFACE_PHASES}.get(kind, ())
             phases = {*(getattr(acquisition, "phases", None) or default), getattr(acquisition, "phase", "layered")}
-            files[kind] = [helpers.samples_folder(DATA) / sample / acquisition.file, *(helpers.phase_file(p, DATA) for p in sorted(phases))]
+            files[kind] = [*found.files(kind).values(), *(helpers.phase_file(p, DATA) for p in sorted(phases))]
     return files, ""
 
 

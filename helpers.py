@@ -3744,6 +3744,14 @@ class ImageLattice:
             self.n_columns,
         )
 
+    def bending_px(self, shape: tuple[int, int]) -> float:
+        """How far (px, rms) the scan of an image of ``shape`` puts places off the straight lattice that fits best."""
+        y, x = (g.ravel() for g in np.meshgrid(*(np.linspace(0, n - 1, 24) for n in shape), indexing="ij"))
+        px = np.stack([y, x], axis=1)
+        design = np.column_stack([np.ones(len(px)), self.to_lattice(px)])
+        off = px - design @ np.linalg.lstsq(design, px, rcond=None)[0]
+        return float(np.sqrt(np.mean(np.sum(off**2, axis=1))))
+
     @property
     def px_per_nm(self) -> np.ndarray:
         """(2, 2): a step in nm in the crystal's plane times this is a step in px."""
@@ -3868,7 +3876,9 @@ def _match_spectrum(
     _, vectors, amplitudes = columns.frequencies()
     strength = np.abs(amplitudes) / np.sum(np.abs(amplitudes))
     clear = spectrum.heights > 6 * spectrum.noise
-    seen, total = spectrum.peaks[clear][:14], float(np.sum(spectrum.heights[clear]))
+    farthest = float(np.linalg.norm(vectors, axis=1).max())
+    heights, far = spectrum.heights[clear], np.linalg.norm(spectrum.peaks[clear], axis=1)
+    seen = spectrum.peaks[clear][:14]
     best, best_map = 0.0, np.zeros((2, 2))
     if len(seen) < 2:
         return best, best_map
@@ -3891,7 +3901,8 @@ def _match_spectrum(
                 stretch = np.linalg.svd(trial, compute_uv=False)
                 level = spectrum.at(vectors @ trial)
                 level = np.where(level > 4 * spectrum.noise, level, 0.0)
-                score = float(np.sum(np.sqrt(strength * level))) / math.sqrt(max(float(level.sum()), total))
+                total = max(float(level.sum()), float(np.sum(heights[far < farthest * math.sqrt(stretch[0] * stretch[1])])))
+                score = float(np.sum(np.sqrt(strength * level))) / math.sqrt(total)
                 score *= math.exp(-0.5 * (math.log(stretch[0] / stretch[1]) / 0.08) ** 2 - 0.25 * abs(math.log(ratio)))
                 if score > best:
                     best, best_map = score, trial
@@ -3907,6 +3918,7 @@ def _polished_map(spectrum: _Spectrum, columns: ProjectedColumns, trial: np.ndar
     _, vectors, _ = columns.frequencies()
     both = np.concatenate([vectors, -vectors])
     strong = spectrum.heights > max(6 * spectrum.noise, 0.08 * spectrum.heights[0])
+    strong &= np.linalg.norm(spectrum.peaks, axis=1) < 1.02 * np.linalg.norm(vectors @ trial, axis=1).max()  # sharp columns have more
     peaks, heights = spectrum.peaks[strong], spectrum.heights[strong]
     for _ in range(3):
         apart = np.linalg.norm(peaks[:, None] - (both @ trial)[None], axis=2)
@@ -4125,12 +4137,13 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
             if len(spectrum.peaks):
                 spectra[(*corner, size)] = spectrum
     tried = [(*_match_spectrum(s, columns, pixel_size_nm, (0.84, 1.19)), place) for place, s in spectra.items()]
-    tried.sort(key=lambda t: -t[0])
-    _check_match(spectra, tried[0][0] if tried else 0.0, columns, pixel_size_nm, factor, name)
+    _check_match(spectra, max((t[0] for t in tried), default=0.0), columns, pixel_size_nm, factor, name)
+    strength = {place: float(np.sum(s.heights[:6])) / place[2] ** 2 for place, s in spectra.items()}
+    strongest = max(strength.values())
+    tried = [t for t in tried if t[0] >= _LEAST_AGREEMENT]
+    tried.sort(key=lambda t: -t[0] * (strength[t[2]] / strongest) ** 0.2)  # a few columns at an edge agree with much
     reason = ""
-    for score, trial, place in tried[:12]:
-        if score < _LEAST_AGREEMENT:
-            break
+    for _, trial, place in tried[:12]:
         trial, explained, strong = _polished_map(spectra[place], columns, trial)
         if explained < 3 or explained < 0.5 * strong:
             reason = reason or _wrong_zone(spectra[place], columns, pixel_size_nm, f"{explained} of {strong} strong spots agree")

@@ -108,20 +108,109 @@ def test_thickness_kind_and_pixel_size_of_simulated_layers(kind, layer_nm, rotat
     if kind == "none":
         assert 0 < layer.upper_limit_nm < 0.3
     if truth["kind"] == "spinel":
-        variant, _, _ = helpers.spinel_variant(image, lattice, CATIONS, layer)
-        assert variant == {"spinel": "LiM2O4", "spinel_m3o4": "M3O4"}[kind]
+        tetrahedral = helpers.tetrahedral_brightness(image, lattice, CATIONS, layer.columns)
+        assert helpers.spinel_variant(layer, tetrahedral)[0] == {"spinel": "LiM2O4", "spinel_m3o4": "M3O4"}[kind]
 
 
-def test_fingerprint_frequencies_agree_with_the_columns():
-    image, truth = helpers.simulate_haadf(np.random.default_rng(8), layer_nm=2.2, kind="spinel", rotation_deg=15)
+@pytest.mark.parametrize(
+    ("kind", "phase", "levels"),
+    [
+        ("spinel", "LiM2O4", {"003": 0.5, "111": 0.5, "220": 0.0}),
+        ("spinel_m3o4", "M3O4", {"003": 0.15, "111": 0.15, "220": 0.3}),
+        ("rocksalt", "rocksalt", {"111": 0.0, "220": 0.0}),
+        ("none", "none", {}),
+    ],
+)
+def test_fingerprint_frequencies_alone_find_depth_and_phase(kind, phase, levels):
+    image, truth = helpers.simulate_haadf(np.random.default_rng(8), layer_nm=2.2, kind=kind, rotation_deg=15)
     lattice, layer = measured(image, 0.0125)
     profile = helpers.fingerprint_profile(helpers.fingerprint_maps(image, lattice, CATIONS), lattice, layer.contour)
-    thickness, level, _ = helpers.fingerprint_thickness(profile)
-    assert thickness == pytest.approx(truth["thickness_nm"], abs=0.2)
-    assert level == pytest.approx(0.5, abs=0.12)  # LiM2O4 keeps half the 003 amplitude
-    deep, shallow = profile["depth_nm"] > 3, profile["depth_nm"] < 1.6
-    assert profile["111"][shallow].mean() > 5 * profile["111"][deep].mean()
-    assert profile["220"][shallow].mean() < 0.2 * profile["111"][shallow].mean()
+    found = helpers.fingerprint_layer(profile)
+    assert found.phase == phase
+    assert found.kind == truth["kind"]
+    assert found.thickness_nm == pytest.approx(truth["thickness_nm"], abs=0.2)
+    for name, level in levels.items():
+        assert found.levels[name] == pytest.approx(level, abs=0.12)
+
+
+@pytest.mark.parametrize("kind", ["spinel", "spinel_m3o4", "rocksalt", "none"])
+def test_structures_about_columns(kind):
+    image, truth = helpers.simulate_haadf(np.random.default_rng(9), layer_nm=2.4, kind=kind, rotation_deg=-40, counts_per_px=20)
+    lattice, layer = measured(image, 0.0125)
+    posterior, region = helpers.column_regions(layer, helpers.tetrahedral_brightness(image, lattice, CATIONS, layer.columns))
+    name = {"spinel": "LiM2O4", "spinel_m3o4": "M3O4", "rocksalt": "rocksalt", "none": "layered"}[kind]
+    names = list(helpers.REGIONS)
+    crystal = region >= 0
+    assert np.array_equal(crystal, layer.role >= 0)
+    assert posterior[crystal].sum(axis=1) == pytest.approx(1)
+    inner = crystal & (layer.depth_nm < truth["thickness_nm"] - 0.5)
+    bulk = crystal & (layer.depth_nm > truth["thickness_nm"] + 0.5)
+    assert np.mean(region[bulk] == names.index("layered")) > 0.97
+    if kind != "none":
+        assert np.mean(region[inner] == names.index(name)) > 0.9
+    assert np.mean(region[crystal] == names.index("undecided")) < 0.1
+
+
+def curved_crystal(
+    radius_nm: float, layer_nm: float, seed: int, deeper_nm: float = 0.0, pixel_nm: float = 0.02, size: int = 640
+) -> np.ndarray:
+    """Counts of a disc of layered columns with a rocksalt rim, thicker by ``deeper_nm`` where (003) planes end at its edge."""
+    rng = np.random.default_rng(seed)
+    steps = CATIONS.steps_nm
+    reach = int(radius_nm / 0.2) + 8
+    index = np.stack(np.meshgrid(*2 * [np.arange(-reach, reach + 1)], indexing="ij"), axis=-1).reshape(-1, 2)
+    nm = index @ steps
+    radius = np.linalg.norm(nm, axis=1)
+    channel = steps[0] / np.linalg.norm(steps[0])
+    along = (nm @ channel / np.maximum(radius, 1e-9)) ** 2
+    depth = radius_nm - radius
+    metal = (index[:, 1] % 2 == 0) | (depth < layer_nm + deeper_nm * along)
+    px = (nm + np.array([0.35, 0.45]) * size * pixel_nm - [0, 0.6 * radius_nm]) / pixel_nm
+    inside = (depth > 0) & metal & np.all((px > -4) & (px < size + 4), axis=1)
+    image = np.full((size, size), 0.02)
+    y, x = np.indices((13, 13)) - 6
+    for p in px[inside]:
+        corner = np.rint(p).astype(int) - 6
+        part = np.exp(-((y + corner[0] - p[0]) ** 2 + (x + corner[1] - p[1]) ** 2) / (2 * (0.055 / pixel_nm) ** 2))
+        low, high = np.maximum(corner, 0), np.minimum(corner + 13, size)
+        if np.all(low < high):
+            image[low[0] : high[0], low[1] : high[1]] += part[
+                low[0] - corner[0] : high[0] - corner[0], low[1] - corner[1] : high[1] - corner[1]
+            ]
+    return rng.poisson(40 * image)
+
+
+@pytest.mark.parametrize("deeper_nm", [0.0, 1.0])
+def test_a_round_particle_has_its_layer_measured_along_normals_and_against_the_channels(deeper_nm):
+    image = curved_crystal(9.0, 1.6, 1, deeper_nm)
+    _, layer = measured(image, 0.02)
+    assert layer.kind == "rocksalt"
+    along = helpers.layer_along(layer, CATIONS)
+    expected = 1.6 + deeper_nm * float(np.mean(np.cos(np.radians(along.channel_deg)) ** 2))
+    assert layer.thickness_nm == pytest.approx(expected, abs=0.15)
+    value, error = along.deeper_along_nm
+    assert error < 0.25
+    assert value == pytest.approx(deeper_nm, abs=3 * error)
+    if deeper_nm:
+        assert value > 3 * error
+
+
+def test_a_straight_surface_tells_no_direction():
+    _, layer = measured(helpers.simulate_haadf(np.random.default_rng(8), layer_nm=1.5, kind="rocksalt")[0], 0.0125)
+    along = helpers.layer_along(layer, CATIONS)
+    assert along.deeper_along_nm is None
+    assert "along and across cannot be compared" in along.reason
+    assert along.spread_nm < 0.15  # the simulated layer follows its edge
+
+
+def test_thickness_goes_back_to_dose_zero():
+    dose = np.array([500.0, 1500.0, 4000.0])
+    found = helpers.thickness_at_zero_dose(dose, 1.2 + 0.1 * dose / 1000, np.full(3, 0.05))
+    assert found["thickness_nm"] == pytest.approx(1.2)
+    assert found["growth_nm_per_1000_e_per_A2"] == pytest.approx(0.1)
+    assert 0.05 / np.sqrt(3) < found["error_nm"] < 0.06
+    with pytest.raises(helpers.ParameterError, match="two different"):
+        helpers.thickness_at_zero_dose([500, 500], [1, 1], [0.1, 0.1])
 
 
 def test_scan_shear_and_pixel_aspect_are_reported():
@@ -250,6 +339,22 @@ def test_no_vacuum_means_no_thickness():
     image, _ = helpers.simulate_haadf(np.random.default_rng(4), (320, 420), layer_nm=1.0, vacuum_share=0.1)
     with pytest.raises(helpers.RecordingError, match="no vacuum"):
         measured(image[:, 170:], 0.0125)
+
+
+def test_a_layer_that_fills_the_image_leaves_no_bulk_to_measure_from():
+    image, _ = helpers.simulate_haadf(np.random.default_rng(4), (320, 320), layer_nm=2.5, kind="spinel", vacuum_share=0.2)
+    with pytest.raises(helpers.WorkbookError, match=r"no layered bulk|does not show layered"):
+        measured(image[:, :200], 0.0125)
+
+
+def test_a_bright_contamination_is_not_taken_for_a_grain():
+    image, truth = helpers.simulate_haadf(np.random.default_rng(14), (512, 512), layer_nm=1.4, kind="rocksalt", vacuum_share=0.4)
+    rng = np.random.default_rng(0)
+    edge = np.argmax(image[:, :400].cumsum(axis=1) > 0.02 * image.sum(axis=1, keepdims=True), axis=1).mean()
+    x = np.arange(image.shape[1])
+    image = image + rng.poisson(7.0 * ((x > edge - 140) & (x < edge + 40)), image.shape)
+    _, layer = measured(image, 0.0125)
+    assert layer.thickness_nm == pytest.approx(truth["thickness_nm"], abs=0.12)
 
 
 def test_another_grain_is_not_taken_for_vacuum():
