@@ -5220,7 +5220,7 @@ INTERFACE_PHASES = ("layered", "rocksalt", "spinel", "llzo", "la2zr2o7", "lanio3
 _MIN_Q, _MAX_Q = 0.12, 0.72  # 1/Å: below lies the slope of the background, above the damping of the microscope
 _STRAIN = 0.006  # share of q by which a spot may move with strain and bending
 _RANDOM_PEAK = 0.06  # share of peaks that no candidate explains
-_MISFIT = 0.45  # share of the amplitudes that the lattices found leave unexplained before a point is ambiguous
+_MISFIT = 0.4  # share of the amplitudes that the lattices found leave unexplained before a point is ambiguous
 
 
 @dataclass(frozen=True)
@@ -5368,8 +5368,11 @@ def spectrum_peaks(
 
 
 @njit(cache=True)
-def _match(q, sigma, predicted, weight, area, matched):
-    """Log likelihood of peak positions over that of random ones; ``matched`` gets the spot of each peak or -1."""
+def _match(q, sigma, predicted, weight, area, excused, matched):
+    """Log likelihood of peak positions over that of random ones; ``matched`` gets the spot of each peak or -1.
+
+    A peak that is ``excused``, because a neighbour explains it, does not count against the pattern.
+    """
     total = 0.0
     for i in range(len(q)):
         best, best_k, var = -1e9, -1, 2 * sigma[i] ** 2
@@ -5383,7 +5386,7 @@ def _match(q, sigma, predicted, weight, area, matched):
         density = _RANDOM_PEAK
         if best_k >= 0:
             density += (1 - _RANDOM_PEAK) * area * math.exp(best) / (math.pi * var)
-        total += math.log(density)
+        total += max(math.log(density), 0.0) if excused[i] else math.log(density)
     return total
 
 
@@ -5430,7 +5433,7 @@ def _fit_turn(q, sigma, predicted, matched):
 
 
 @njit(cache=True)
-def _search(q, sigma, strength, spots, weight, amplitude, offsets, tolerance, scale_sigma, threshold, area):
+def _search(q, sigma, strength, excused, spots, weight, amplitude, offsets, tolerance, scale_sigma, threshold, area):
     """Best score, complex factor and hand of every pattern for one window's peaks."""
     n = len(offsets) - 1
     best = np.full(n, -1e9)
@@ -5450,12 +5453,12 @@ def _search(q, sigma, strength, spots, weight, amplitude, offsets, tolerance, sc
                     turn = q[i] / g[k]
                     if scale_sigma < 0.005:
                         turn /= scale
-                    score = _match(q, 1.5 * sigma, turn * g, w, area, matched)
+                    score = _match(q, 1.5 * sigma, turn * g, w, area, excused, matched)
                     if score < best[t] - 8 or score < 0:
                         continue
                     turn *= _fit_turn(q, sigma, turn * g, matched)
                     predicted = turn * g
-                    score = _match(q, sigma, predicted, w, area, matched)
+                    score = _match(q, sigma, predicted, w, area, excused, matched)
                     lack, cross = _missing(q, strength, predicted, f, matched, threshold)
                     score += lack - 0.5 * ((abs(turn) - 1) / scale_sigma) ** 2
                     if cross > 0.2 and score > best[t]:
@@ -5477,7 +5480,9 @@ class _PatternBank:
         self.log_prior = -np.log(np.array(zones, dtype=float)) - math.log(len(self.phases))
         self.phase_index = np.array([self.phases.index(p.phase) for p in patterns])
 
-    def search(self, q: np.ndarray, sigma: np.ndarray, strength: np.ndarray, tolerance: float, threshold: float) -> tuple:
+    def search(
+        self, q: np.ndarray, sigma: np.ndarray, strength: np.ndarray, tolerance: float, threshold: float, excused: np.ndarray | None = None
+    ) -> tuple:
         """Log posterior (up to a constant; 0 is chance), complex factor and hand of every pattern."""
         if len(q) < 2:
             n = len(self.patterns)
@@ -5485,7 +5490,8 @@ class _PatternBank:
         scale_sigma = 0.02 if tolerance > 0.02 else 0.004
         area = math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2
         arrays = (self.spots, self.weight, self.amplitude, self.offsets)
-        score, turn, hand = _search(q, sigma, strength, *arrays, tolerance, scale_sigma, threshold, area)
+        excused = np.zeros(len(q), dtype=bool) if excused is None else excused
+        score, turn, hand = _search(q, sigma, strength, excused, *arrays, tolerance, scale_sigma, threshold, area)
         return score + self.log_prior, turn, hand
 
     def phase_posterior(self, score: np.ndarray) -> np.ndarray:
@@ -5493,6 +5499,13 @@ class _PatternBank:
         best = np.array([score[self.phase_index == i].max() for i in range(len(self.phases))] + [0.0])
         best = np.exp(best - best.max())
         return best / best.sum()
+
+    def zone_posterior(self, score: np.ndarray) -> dict[str, float]:
+        """Posterior of every phase in every zone axis, those above a thousandth, and of chance as "unknown"; the most probable first."""
+        share = np.exp(np.append(score, 0.0) - max(float(score.max()), 0.0))
+        share /= share.sum()
+        names = [*(f"{p.phase} [{' '.join(map(str, p.zone_axis))}]" for p in self.patterns), "unknown"]
+        return {names[k]: float(share[k]) for k in np.argsort(-share) if share[k] > 1e-3}
 
     def placed(self, index: int, turn: complex, hand: int) -> np.ndarray:
         """The spots of a pattern as they lie in the image's spectrum, complex, 1/Å."""
@@ -5504,7 +5517,8 @@ class _PatternBank:
 class Lattice:
     """A crystal lattice found in an image: its most probable pattern and where its spots are.
 
-    ``posterior`` holds each candidate phase's probability and "unknown"; ``spots`` the placed
+    ``posterior`` holds each candidate phase's probability and "unknown", ``zones`` that of each phase in each zone axis ("llzo [1 1 1]")
+    above a thousandth; ``spots`` the placed
     pattern (complex x + iy, 1/Å), ``measured`` the peaks that it explains (complex; power over
     background in ``strength``), ``index`` the pattern's spot that each is.
     """
@@ -5513,6 +5527,7 @@ class Lattice:
     turn: complex
     spots: np.ndarray
     posterior: dict[str, float]
+    zones: dict[str, float]
     measured: np.ndarray
     strength: np.ndarray
     index: np.ndarray
@@ -5594,7 +5609,8 @@ def _score_placed(window: _Window, spots: np.ndarray, weight: np.ndarray, amplit
     if len(window.q) < 2:
         return -1e9
     matched = np.empty(len(window.q), dtype=np.int64)
-    score = _match(window.q, window.sigma, spots, weight, math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2, matched)
+    nothing_excused = np.zeros(len(window.q), dtype=bool)
+    score = _match(window.q, window.sigma, spots, weight, math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2, nothing_excused, matched)
     if amplitude is not None:
         score += _missing(window.q, window.strength, spots, amplitude, matched, 13.0)[0]
     return score
@@ -5652,8 +5668,8 @@ def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list
     return [proposals[i] for i in accepted], scores[:, accepted]
 
 
-def _identified(spectra: WindowSpectra, chosen: np.ndarray, scale: float, bank: _PatternBank) -> Lattice | None:
-    """The lattice that the mean spectrum of some windows shows."""
+def _identified(spectra: WindowSpectra, chosen: np.ndarray, scale: float, bank: _PatternBank, neighbours: np.ndarray) -> Lattice | None:
+    """The lattice that the mean spectrum of some windows shows; peaks at spots of its ``neighbours`` (complex) need no explanation."""
     n, bin_invA = len(chosen), spectra.bin_invA
     threshold = max(3.0, 13 / math.sqrt(n))
     q, strength = spectrum_peaks(*spectra.mean(chosen), bin_invA, threshold)
@@ -5661,13 +5677,15 @@ def _identified(spectra: WindowSpectra, chosen: np.ndarray, scale: float, bank: 
     if len(q) < 3:
         return None
     sigma = _sigma(q, bin_invA, 0.08, 0.004)
-    score, turn, hand = bank.search(q, sigma, strength, 0.015, threshold)
+    excused = np.min(np.abs(q[:, None] - neighbours), axis=1, initial=1.0) < 3 * sigma
+    score, turn, hand = bank.search(q, sigma, strength, 0.015, threshold, excused)
     best = int(np.argmax(score))
     spots = bank.placed(best, turn[best], hand[best])
     nearest = np.abs(q[:, None] - spots[None, :]).argmin(axis=1)
     explained = np.abs(q - spots[nearest]) < 3.5 * sigma
     posterior = dict(zip([*bank.phases, "unknown"], bank.phase_posterior(score).tolist(), strict=True))
-    return Lattice(bank.patterns[best], turn[best], spots, posterior, q[explained], strength[explained], nearest[explained], n)
+    zones = bank.zone_posterior(score)
+    return Lattice(bank.patterns[best], turn[best], spots, posterior, zones, q[explained], strength[explained], nearest[explained], n)
 
 
 def _strange_peaks(window: _Window, lattices: list[Lattice]) -> bool:
@@ -5679,7 +5697,9 @@ def _strange_peaks(window: _Window, lattices: list[Lattice]) -> bool:
     return bool(np.any(far & (window.strength > 20)))
 
 
-def find_lattices(spectra: WindowSpectra, bank: _PatternBank, scale: float, progress: Any = iter) -> tuple[list[Lattice], np.ndarray]:
+def find_lattices(
+    spectra: WindowSpectra, bank: _PatternBank, scale: float, progress: Any = iter
+) -> tuple[list[Lattice], np.ndarray, list[dict[str, float]]]:
     """The crystal lattices in an image, and for every window which it shows most clearly.
 
     Every window is searched by itself; the lattices that several windows need are then
@@ -5688,7 +5708,7 @@ def find_lattices(spectra: WindowSpectra, bank: _PatternBank, scale: float, prog
     Returns
     -------
     lattices, and per window: its lattice, -1 where nothing is found, -2 where there are peaks
-    that no candidate explains.
+    that no candidate explains; and the posterior of each phase in each zone axis from that window alone.
     """
     windows = _searched_windows(spectra, bank, scale, progress)
     accepted, scores = _accepted_lattices(windows, bank)
@@ -5704,7 +5724,8 @@ def find_lattices(spectra: WindowSpectra, bank: _PatternBank, scale: float, prog
         mine = mine[np.argsort(-margin[mine])][:25]
         if len(mine) < 2:
             continue
-        lattice = _identified(spectra, mine, scale, bank)
+        others = np.concatenate([np.zeros(0, dtype=complex), *(spots for i, (_, spots) in enumerate(accepted) if i != k)])
+        lattice = _identified(spectra, mine, scale, bank, others)
         if lattice is None:
             continue
         same = [
@@ -5717,7 +5738,7 @@ def find_lattices(spectra: WindowSpectra, bank: _PatternBank, scale: float, prog
         owner[winner == k] = same[0] if same else len(lattices) - 1
     strange = np.array([_strange_peaks(w, lattices) for w in windows])
     owner[(owner < 0) & strange] = -2
-    return lattices, owner
+    return lattices, owner, [bank.zone_posterior(w.score) for w in windows]
 
 
 def _lock_in(image: np.ndarray, spots_px: np.ndarray, sigma_px: float, grid: tuple[int, int]) -> np.ndarray:
@@ -5775,29 +5796,43 @@ def _non_negative_shares(amplitudes: np.ndarray, signatures: np.ndarray, weight:
     return shares
 
 
+def _control_spots(spots: np.ndarray, lattices: list[Lattice], reach: float, number: int = 4) -> np.ndarray:
+    """For every spot (n,) frequencies (n, number) as long where no lattice has a spot: what they hold is noise and amorphous matter."""
+    known = np.concatenate([x.spots for x in lattices])
+    turns = np.exp(1j * np.radians(np.arange(4, 177, 4)))
+    trial = spots[:, None] * turns
+    apart = np.min(np.abs(trial[..., None] - np.concatenate([known, -known])), axis=-1)
+    free = np.where(apart > reach, np.random.default_rng(0).random(apart.shape), 2.0 - apart)
+    return np.take_along_axis(trial, np.argsort(free, axis=1)[:, :number], axis=1)
+
+
 def lattice_shares(
     image: np.ndarray, pixel_size_nm: float, spectra: WindowSpectra, lattices: list[Lattice], owner: np.ndarray, kernel_nm: float = 0.55
 ) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """How much of each lattice there is around every point of a grid.
 
-    The amplitude of every spot is measured by lock-in with a Gaussian kernel, and explained as
-    a sum of the lattices' own amplitudes, taken from the windows that each of them owns.
+    The amplitude of every spot is measured by lock-in with a Gaussian kernel, less that of frequencies of the same length
+    where no lattice has a spot, and explained as a sum of the lattices' own amplitudes, taken from the windows that each of them owns.
     Spots that two lattices share therefore count for both, and those of one only decide.
 
     Returns
     -------
     shares (lattices, y, x), 1 inside a lattice; the grid's step in nm; the standard error of
     the shares (lattices,); and the misfit (y, x), the share of the amplitudes, weighted, that
-    the sum does not explain: 0 where all do, 1 where none does, 0 where there is no lattice.
+    the sum does not explain: 0 where all do, 1 where none does, 0 where there is no more than noise.
     """
+    from scipy.ndimage import gaussian_filter
+
     step_px = max(1, round(kernel_nm / 2.5 / pixel_size_nm))
     grid = tuple(max(8, n // step_px) for n in image.shape)
     spots = _common_spots(lattices, 0.02 / kernel_nm)
     sigma_px = kernel_nm / pixel_size_nm
-    amplitudes = _lock_in(image.astype(np.float32), spots * 10 * pixel_size_nm, sigma_px, grid)
-    flat = amplitudes.reshape(len(spots), -1).T.astype(float)
-    floor = np.quantile(flat, 0.05, axis=0)
-    flat = np.sqrt(np.clip(flat**2 - floor**2, 0, None))
+    lock_in = lambda q: _lock_in(image.astype(np.float32), q * 10 * pixel_size_nm, sigma_px, grid)
+    power = lock_in(spots).reshape(len(spots), -1).T.astype(float) ** 2
+    control = lock_in(_control_spots(spots, lattices, 0.5 / (10 * kernel_nm)).ravel()).astype(float) ** 2
+    control = np.median(control.reshape(len(spots), -1, *grid), axis=1) / math.log(2)  # the median of an exponential law
+    noise = np.stack([gaussian_filter(c, 0.55 / (step_px * pixel_size_nm)) for c in control]).reshape(len(spots), -1).T
+    flat = np.sqrt(np.clip(power - noise, 0, None))
     centres = np.clip((spectra.centres / np.array(image.shape) * np.array(grid)).astype(int), 0, np.array(grid) - 1)
     at = centres[:, 0] * grid[1] + centres[:, 1]
     signatures = np.array([np.median(flat[at[owner == v]], axis=0) for v in range(len(lattices))]).T
@@ -5816,7 +5851,8 @@ def lattice_shares(
     covariance = np.linalg.inv((signatures * weight[:, None]).T @ signatures) * variance * weight.mean()
     error = np.sqrt(np.diag(covariance)) + 0.05
     present = np.sqrt((flat**2) @ weight) / np.sqrt(np.median((signatures**2).T @ weight))
-    misfit = np.sqrt((rest**2) @ weight / np.maximum((flat**2) @ weight, 1e-12))
+    unexplained = np.clip((rest**2) @ weight - noise @ weight, 0, None)
+    misfit = np.sqrt(unexplained / np.maximum((flat**2) @ weight, 1e-12))
     misfit = np.where(present > 0.35, misfit, 0.0)
     return shares.T.reshape(len(lattices), *grid), step_px * pixel_size_nm, error, misfit.reshape(grid)
 
@@ -5858,8 +5894,8 @@ def phase_map(
 
     A point belongs to the lattice with the largest share; the probability that it truly is the
     largest comes from the shares' errors, and the phase from the lattice's posterior. What the
-    shares lack of one, less a fifth for thickness, is amorphous, or ambiguous where ``unexplained`` (y, x) tells of spots
-    that no candidate has. Where no phase has 0.9, or the lattices found do not
+    shares lack of 0.6 (a lattice may be as much fainter where it is thin), less a fifth, is amorphous, or
+    ambiguous where ``unexplained`` (y, x) tells of spots that no candidate has. Where no phase has 0.9, or the lattices found do not
     explain the spots (``misfit`` (y, x): some are missing that should be there), it is
     ambiguous.
     """
@@ -5870,7 +5906,7 @@ def phase_map(
     posterior[-1] = 1.0
     lattice = np.full(unexplained.shape, -1)
     if len(lattices):
-        levels = np.concatenate([shares, 0.8 * np.clip(1 - shares.sum(axis=0, keepdims=True), 0, None)])
+        levels = np.concatenate([shares, 0.8 * np.clip(1 - shares.sum(axis=0, keepdims=True) / 0.6, 0, None)])
         sigma = np.append(error, 0.08)
         presence = np.ones_like(levels)
         for v in range(len(levels)):
@@ -5915,7 +5951,7 @@ def layer_width(first: np.ndarray, second: np.ndarray, step_nm: float, rng: np.r
     """Width of what lies between two lattices, from where the share of each falls to half.
 
     Median distance of the two contours, both ways; the interval is a bootstrap of 2 nm blocks
-    along them, and 0.1 nm for the place of the half value.
+    along them, with 0.13 nm for each half value, a quarter of the lock-in's kernel: a lattice that fades at its end is cut off early.
 
     Returns
     -------
@@ -5928,8 +5964,8 @@ def layer_width(first: np.ndarray, second: np.ndarray, step_nm: float, rng: np.r
     values = np.concatenate(blocks)
     draws = [np.median(np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])) for _ in range(400)]
     low, high = np.percentile(draws, [2.5, 97.5])
-    width = float(np.median(values))
-    ci = [max(0.0, width - math.hypot(width - low, 0.1)), width + math.hypot(high - width, 0.1)]
+    width, error = float(np.median(values)), math.sqrt(2) * 0.13
+    ci = [max(0.0, width - math.hypot(width - low, error)), width + math.hypot(high - width, error)]
     return {"width_nm": width, "ci95_nm": ci, "spread_nm": float(values.std())}
 
 
@@ -5960,13 +5996,18 @@ def _phase_between(found: InterfaceMap, sides: tuple[int, int], width_nm: float)
 
 @dataclass(frozen=True)
 class InterfaceResult:
-    """All that `analyse_interface` finds; ``statements`` tell in words what could not be found."""
+    """All that `analyse_interface` finds.
+
+    ``window_posteriors`` are those of every window by itself, of each phase in each zone axis; ``owner`` the lattice that it shows most
+    clearly. ``statements`` tell in words what could not be found.
+    """
 
     calibration: dict[str, Any]
     pixel_size_nm: float
     spectra: WindowSpectra
     lattices: list[Lattice]
     owner: np.ndarray
+    window_posteriors: list[dict[str, float]]
     map: InterfaceMap
     shares: np.ndarray
     sides: tuple[int, int] | None
@@ -6042,7 +6083,7 @@ def analyse_interface(
     spectra = window_spectra(image, pixel_size_nm, window_nm, stride_nm)
     scale = calibrate_on_lattice(spectra, bank)
     true_nm = pixel_size_nm * scale["scale"]
-    lattices, owner = find_lattices(spectra, bank, scale["scale"], progress)
+    lattices, owner, posteriors = find_lattices(spectra, bank, scale["scale"], progress)
     if lattices:
         shares, step_nm, error, misfit = lattice_shares(image, true_nm, spectra, lattices, owner)
     else:
@@ -6061,7 +6102,7 @@ def analyse_interface(
             phase = _phase_between(found, sides, width["width_nm"]) if width["width_nm"] > 0.6 else "none"
             if phase == "none" and np.mean(misfit > _MISFIT) > 0.03:
                 phase = "ambiguous"
-    result = InterfaceResult(scale, true_nm, spectra, lattices, owner, found, shares, sides, phase, width, [])
+    result = InterfaceResult(scale, true_nm, spectra, lattices, owner, posteriors, found, shares, sides, phase, width, [])
     result.statements.extend(_interface_statements(result))
     return result
 
