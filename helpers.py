@@ -3703,6 +3703,7 @@ class ImageLattice:
 
     ``forward`` and ``inverse`` are polynomial coefficients between lattice coordinates (fractional
     in ``columns.basis_nm``) and pixels (y, x); ``matrix`` (2, 2) the mean step in px for a step of the basis.
+    ``other_grain_deg`` is the turn of a second grain of the same structure in the image, None where there is none.
     """
 
     columns: ProjectedColumns
@@ -3716,6 +3717,7 @@ class ImageLattice:
     matrix: np.ndarray
     residual_px: float
     n_columns: int
+    other_grain_deg: float | None = None
 
     def to_px(self, lattice: np.ndarray) -> np.ndarray:
         """Pixels (n, 2) as (y, x) of lattice coordinates (n, 2)."""
@@ -3742,6 +3744,7 @@ class ImageLattice:
             self.matrix * factor,
             self.residual_px * factor,
             self.n_columns,
+            self.other_grain_deg,
         )
 
     def bending_px(self, shape: tuple[int, int]) -> float:
@@ -4142,6 +4145,7 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
     strongest = max(strength.values())
     tried = [t for t in tried if t[0] >= _LEAST_AGREEMENT]
     tried.sort(key=lambda t: -t[0] * (strength[t[2]] / strongest) ** 0.2)  # a few columns at an edge agree with much
+    turned = _other_grain(columns, tried, strength)
     reason = ""
     for _, trial, place in tried[:12]:
         trial, explained, strong = _polished_map(spectra[place], columns, trial)
@@ -4154,9 +4158,28 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
             raise RecordingError(f"{name}: the columns are dark: the contrast is inverted, expected an HAADF image with bright columns")
         fit = _grown_lattice(image, columns, origin, columns.basis_nm @ np.linalg.inv(trial).T)
         if fit is not None:
-            return fit.rescaled(factor)
+            return replace(fit, other_grain_deg=turned).rescaled(factor)
         reason = "the lattice of the spectrum is not there as columns: fewer than 12 stand where it says"
     raise RecordingError(f"{name}: {reason}")
+
+
+def _other_grain(columns: ProjectedColumns, matched: list, strength: dict) -> float | None:
+    """Turn (degrees) against the first of the maps of patches that three others agree on, None where all lie alike.
+
+    A layer of spinel or rocksalt may pass for layered turned by 70.5°, the angle of its own {111}: that is no grain.
+    """
+    if not matched:
+        return None
+    wave = columns.frequencies()[1][0]
+    along = np.array([np.arctan2(*(wave @ trial)) for _, trial, _ in matched])
+    turn = np.degrees(along - along[0]) % 180
+    turn = np.minimum(turn, 180 - turn)
+    clear = np.array([score > 0.8 and strength[place] > 0.3 * strength[matched[0][2]] for score, _, place in matched])
+    other = clear & (turn > 4) & (np.abs(turn - 70.5) > 4.5)
+    if other.sum() < 3:
+        return None
+    middle = float(np.median(turn[other]))
+    return middle if np.sum(np.abs(turn[other] - middle) < 4) >= 3 else None
 
 
 _LEAST_AGREEMENT = 0.7  # of a spectrum with that of the projection; noise and other zones stay below
@@ -4366,9 +4389,15 @@ def _local_level(nm: np.ndarray, values: np.ndarray, weights: np.ndarray, at: np
 def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLattice) -> Columns:
     """Heights of all cation columns of the lattice, relative to the full metal columns around them.
 
-    Raises `RecordingError` where fewer than 30 columns stand in the image.
+    Raises `RecordingError` where fewer than 30 columns stand in the image, or where it holds a second grain.
     """
     from scipy.ndimage import gaussian_filter
+
+    if lattice.other_grain_deg is not None:
+        raise RecordingError(
+            f"several grains: a part of the image shows the same lattice turned by {lattice.other_grain_deg:.0f}°; "
+            "expected one grain and vacuum: crop the image to one grain"
+        )
 
     factor = _binning(lattice.scan()["pixel_size_nm"])
     image, lattice = _binned(image, factor), lattice.rescaled(1 / factor)
@@ -6021,6 +6050,12 @@ def check_lattice_image(image: np.ndarray, pixel_size_nm: float, window_nm: floa
     values = np.asarray(image)
     if not np.all(np.isfinite(values)) or values.std() == 0:
         raise RecordingError(f"{where}.file: all pixels are equal or some are not finite, expected an image with contrast")
+    for end, words in ((values.max(), "highest"), (values.min(), "lowest")):
+        clipped = float(np.mean(values == end))
+        if clipped > 0.02 and abs(float(end) - float(np.median(values))) > 8:
+            raise RecordingError(
+                f"{where}.file: {clipped:.1%} of the pixels sit at the {words} value {end:g}: saturated, expected values inside"
+            )
     nyquist = 1 / (20 * pixel_size_nm)
     if nyquist < 0.45:
         raise SampleError(

@@ -360,8 +360,22 @@ def test_a_bright_contamination_is_not_taken_for_a_grain():
 def test_another_grain_is_not_taken_for_vacuum():
     one, _ = helpers.simulate_haadf(np.random.default_rng(4), (320, 320), kind="none", rotation_deg=10, vacuum_share=-0.5)
     other, _ = helpers.simulate_haadf(np.random.default_rng(5), (320, 320), kind="none", rotation_deg=47, vacuum_share=-0.5)
-    with pytest.raises(helpers.RecordingError, match="another grain"):
+    with pytest.raises(helpers.RecordingError, match="several grains"):
         measured(np.hstack([other[:, :110], one[:, 110:]]), 0.0125)
+    out_of_zone = np.random.default_rng(6).poisson(one.mean(), (320, 110))
+    with pytest.raises(helpers.RecordingError, match="another grain"):
+        measured(np.hstack([out_of_zone, one[:, 110:]]), 0.0125)
+
+
+@pytest.mark.parametrize("side", ["beside", "behind"])
+def test_several_grains_are_said(side):
+    one, _ = helpers.simulate_haadf(np.random.default_rng(4), layer_nm=2, kind="rocksalt", rotation_deg=10, pixel_size_error=0.0)
+    vacuum = 0.22 if side == "beside" else -0.5
+    other, _ = helpers.simulate_haadf(np.random.default_rng(5), kind="none", rotation_deg=57, vacuum_share=vacuum, pixel_size_error=0.0)
+    rows, columns = np.indices(one.shape)
+    image = np.where(rows > 300 if side == "beside" else columns > 330, other, one)
+    with pytest.raises(helpers.RecordingError, match=r"several grains: .* turned by 4\d°"):
+        measured(image, 0.0125)
 
 
 def test_unknown_kind_is_refused():

@@ -79,6 +79,39 @@ def test_no_layer_is_invented_and_each_side_keeps_to_its_own_phase():
     assert max(abs(row["deviation_percent"]) for row in rows) < 2
 
 
+def test_an_amorphous_layer_is_neither_a_lattice_nor_ambiguous():
+    image, truth = helpers.simulate_interface(np.random.default_rng(31), (700, 700), PIXEL_NM, 4.0, "amorphous", counts=80)
+    result = analyse(image)
+    right, ambiguous = compare(result, truth)
+    assert result.interface_phase == "amorphous"
+    assert right > 0.95
+    assert ambiguous < 0.1
+    assert result.width["width_nm"] == pytest.approx(truth["interface_width_nm"], abs=0.4)
+
+
+def test_a_thin_layer_on_the_lattice_of_the_cathode_is_named():
+    image, truth = helpers.simulate_interface(
+        np.random.default_rng(33), (700, 700), PIXEL_NM, 2.4, "rocksalt", counts=100, roughness_nm=0.2
+    )
+    result = analyse(image)
+    assert result.interface_phase == "rocksalt"
+    low, high = result.width["ci95_nm"]
+    assert low <= truth["interface_width_nm"] <= high
+
+
+def test_posteriors_of_windows_and_zone_axes():
+    image, truth = helpers.simulate_interface(np.random.default_rng(32), (500, 700), PIXEL_NM, interface_phase="none", counts=100)
+    result = analyse(image)
+    assert len(result.window_posteriors) == len(result.owner)
+    for posterior in result.window_posteriors:
+        assert 0.9 < sum(posterior.values()) <= 1 + 1e-9
+    named = [max(p, key=p.get) for p in result.window_posteriors]
+    true = np.array(truth["phases"])[truth["phase_map"][tuple(np.rint(result.spectra.centres).astype(int).T)]]
+    right = [n.split()[0] == t for n, t in zip(named, true, strict=True) if n != "unknown"]
+    assert np.mean(right) > 0.9
+    assert set(result.lattices[0].zones) and next(iter(result.lattices[0].zones)).startswith(result.lattices[0].phase)
+
+
 def test_one_phase_alone_has_no_interface():
     image, _ = helpers.simulate_interface(np.random.default_rng(24), (340, 1200), PIXEL_NM, interface_phase="none", counts=60)
     result = analyse(image[:, :400])
@@ -127,6 +160,7 @@ def test_another_scale_is_not_explained_by_force():
         (np.random.default_rng(0).random((400, 400)), 0.5, "got 0.5"),
         (np.random.default_rng(0).random((400, 400)), 0.001, "field of 0.4 × 0.4 nm"),
         (np.full((400, 400), np.nan), 0.02, "not finite"),
+        (np.minimum(np.random.default_rng(0).poisson(100, (400, 400)), 110), 0.02, "saturated"),
     ],
 )
 def test_images_that_hold_no_lattice_are_refused(image, pixel_size_nm, words):
