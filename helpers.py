@@ -4787,7 +4787,7 @@ def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: C
         visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
         if turn < 3:
             contour = surface_contour(columns, cations.spacing_nm, visible) or contour
-    _check_bulk(fit, depth[inside], role[inside])
+    _check_bulk(fit, depth[inside], role[inside], _stands_out(fit, depth[inside], level_of.brightness[inside], role[inside], weights))
     return _layer_from(rng, fit, weights, scale, level_of, contour, way, depth, inside, role, bootstraps)
 
 
@@ -4803,11 +4803,11 @@ def _check_vacuum(columns: Columns, contour: SurfaceContour) -> None:
     )
 
 
-def _check_bulk(fit: _Profile, depth: np.ndarray, role: np.ndarray) -> None:
-    """`RecordingError` where the deepest columns that the image shows are not those of the layered structure."""
+def _check_bulk(fit: _Profile, depth: np.ndarray, role: np.ndarray, has_layer: bool) -> None:
+    """`RecordingError` where the deepest columns that the image shows are not those of the layered structure, or none lie below a layer."""
     deep = int(np.sum((role >= 2) & (depth > fit.thickness + fit.width)))
     bright, dim = float(fit.levels[2, 0]), float(fit.levels[3, 0])
-    if deep < 4 or bright - dim > 0.15 or bright > 0.4:
+    if (has_layer and deep < 4) or bright - dim > 0.15 or bright > 0.4:
         raise RecordingError(
             f"no layered bulk below the surface: lithium columns hold {max(dim, 0.0):.2f} and {max(bright, 0.0):.2f} of a metal column "
             f"in the deepest {deep} that the image shows, expected less than 0.15 in 4 or more; the transformed region fills the image"
