@@ -6008,6 +6008,17 @@ def _sides(lattices: list[Lattice], lattice_map: np.ndarray) -> tuple[int, int] 
     return (present[0], present[1]) if len(present) >= 2 else None
 
 
+def _layer_in_hiding(shares: np.ndarray, sides: tuple[int, int], misfit: np.ndarray, step_nm: float) -> bool:
+    """Whether spots are missing within 0.6 nm of more than half of where two lattices meet: a layer that shares its spots with one of them."""
+    from scipy.ndimage import binary_dilation, distance_transform_edt
+
+    second = shares[sides[1]] > shares[sides[0]]
+    meeting = binary_dilation(second) & ~second
+    if not misfit.any() or not meeting.any():
+        return False
+    return bool(np.mean(distance_transform_edt(~misfit)[meeting] * step_nm < 0.6) > 0.5)
+
+
 def _phase_between(found: InterfaceMap, sides: tuple[int, int], width_nm: float) -> str:
     """The class that holds most of what lies between two lattices."""
     from scipy.ndimage import distance_transform_edt
@@ -6135,7 +6146,7 @@ def analyse_interface(
         width = layer_width(sure[sides[0]], sure[sides[1]], step_nm, rng)
         if width["width_nm"] is not None:
             phase = _phase_between(found, sides, width["width_nm"]) if width["width_nm"] > 0.6 else "none"
-            if phase == "none" and np.mean(misfit > _MISFIT) > 0.03:
+            if phase == "none" and _layer_in_hiding(shares, sides, misfit > _MISFIT, step_nm):
                 phase = "ambiguous"
     result = InterfaceResult(scale, true_nm, spectra, lattices, owner, posteriors, found, shares, sides, phase, width, [])
     result.statements.extend(_interface_statements(result))
