@@ -6009,7 +6009,7 @@ def _sides(lattices: list[Lattice], lattice_map: np.ndarray) -> tuple[int, int] 
 
 
 def _layer_in_hiding(shares: np.ndarray, sides: tuple[int, int], misfit: np.ndarray, step_nm: float) -> bool:
-    """Whether spots are missing within 0.6 nm of more than half of where two lattices meet: a layer that shares its spots with one of them."""
+    """Whether spots are missing within 0.6 nm of more than half of where two lattices meet: a layer shares its spots with one of them."""
     from scipy.ndimage import binary_dilation, distance_transform_edt
 
     second = shares[sides[1]] > shares[sides[0]]
