@@ -4640,8 +4640,8 @@ class SurfaceLayer:
     ``thickness_nm`` is 0 where there is no layer, ``ci95_nm`` its 95 % interval; ``kind`` is "spinel",
     "rocksalt", "none" or "undecided". ``levels`` (4, 2) is the relative brightness in the bulk and in the layer of
     bright and dim metal columns, bright and dim lithium-layer columns; ``width_nm`` the standard deviation of the
-    transition. ``way_nm``, ``depth_nm``, ``role`` (0 to 3, the rows of ``levels``; −1 empty place) and ``share`` (n,)
-    (transformed share, clipped to −0.5 … 1.5, 0 where a column cannot tell) belong to the rows of ``columns``.
+    transition. ``way_nm``, ``depth_nm`` and ``role`` (0 to 3, the rows of ``levels``; −1 empty place), (n,), belong to the rows
+    of ``columns``.
     """
 
     thickness_nm: float
@@ -4657,8 +4657,6 @@ class SurfaceLayer:
     way_nm: np.ndarray
     depth_nm: np.ndarray
     role: np.ndarray
-    share: np.ndarray
-    bootstrap_nm: np.ndarray
 
 
 def _share(depth: np.ndarray, thickness: Any, width: Any) -> np.ndarray:
@@ -4843,15 +4841,6 @@ def _stands_out(fit: _Profile, d: np.ndarray, y: np.ndarray, r: np.ndarray, weig
     return bool(gain > 12 and fit.thickness > _LEAST_LIMIT_NM and min(rise, float(change[2:].mean())) > 0.08)
 
 
-def _transformed_share(fit: _Profile, brightness: np.ndarray, role: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """How far each column (n,) has gone from the bulk's level to the layer's, 0 where these do not differ."""
-    change = fit.levels[:, 1] - fit.levels[:, 0]
-    usable = inside & (np.abs(change) > 0.1)[np.maximum(role, 0)]
-    share = np.zeros(len(brightness))
-    share[usable] = np.clip((brightness[usable] - fit.levels[role[usable], 0]) / change[role[usable]], -0.5, 1.5)
-    return share
-
-
 def _resampled_profiles(
     rng: np.random.Generator, fit: _Profile, weights: np.ndarray, along: np.ndarray, d: np.ndarray, y: np.ndarray, r: np.ndarray,
     draws: int,
@@ -4886,11 +4875,10 @@ def _layer_from(
     """The fitted profile as a layer or as none, with intervals by resampling blocks along the surface."""
     d, y, r = depth[inside], columns.brightness[inside], role[inside]
     seen = (contour, columns, way, depth, np.where(inside, role, -1))
-    share = _transformed_share(fit, columns.brightness, role, inside)
     if not _stands_out(fit, d, y, r, weights):
         limit = max(_upper_limit(d, y, r, weights, scale) + 2 * contour.error_nm, _LEAST_LIMIT_NM)
         nothing = np.column_stack([fit.levels[:, 0]] * 2)
-        return SurfaceLayer(0.0, (0.0, limit), limit, "none", fit.width, nothing, (0.0, 0.0), (0.0, 0.0), *seen, 0 * share, np.zeros(0))
+        return SurfaceLayer(0.0, (0.0, limit), limit, "none", fit.width, nothing, (0.0, 0.0), (0.0, 0.0), *seen)
     fits, count = _resampled_profiles(rng, fit, weights, way[inside], d, y, r, bootstraps)
     found, levels = np.array([f.thickness for f in fits]), np.array([f.levels for f in fits])
     slope = np.gradient(contour.edge(contour.length_nm), contour.length_nm)
@@ -4900,7 +4888,7 @@ def _layer_from(
     ci = (max(0.0, float(fit.thickness - half)), float(fit.thickness + half))
     alternation = (float(_alternation(fit.levels)), float(_alternation(levels).std()))
     lithium = (float(fit.levels[2:, 1].mean()), float(levels[:, 2:, 1].mean(axis=1).std()))
-    return SurfaceLayer(fit.thickness, ci, ci[1], _kind(alternation), fit.width, fit.levels, alternation, lithium, *seen, share, found)
+    return SurfaceLayer(fit.thickness, ci, ci[1], _kind(alternation), fit.width, fit.levels, alternation, lithium, *seen)
 
 
 def _kind(alternation: tuple[float, float]) -> str:
