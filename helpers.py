@@ -5986,6 +5986,24 @@ def layer_width(first: np.ndarray, second: np.ndarray, step_nm: float, rng: np.r
     return {"width_nm": width, "ci95_nm": ci, "spread_nm": float(values.std())}
 
 
+def _width_between(shares: np.ndarray, sides: tuple[int, int], step_nm: float, rng: np.random.Generator) -> dict[str, Any]:
+    """`layer_width` between two of the lattices (lattices, y, x).
+
+    Where a third lies between them their shares are taken of the sum of all: two lattices that share most of their spots both fade
+    where they meet, which leaves a gap that belongs to neither. Half of what that moves the width enters the interval.
+    """
+    plain = layer_width(shares[sides[0]], shares[sides[1]], step_nm, rng)
+    if len(shares) < 3 or plain["width_nm"] is None:
+        return plain
+    total = np.maximum(shares.sum(axis=0), 0.5)
+    width = layer_width(shares[sides[0]] / total, shares[sides[1]] / total, step_nm, rng)
+    if width["width_nm"] is None:
+        return plain
+    moved, middle = 0.5 * (plain["width_nm"] - width["width_nm"]), width["width_nm"]
+    low, high = (middle + math.copysign(math.hypot(end - middle, moved), end - middle) for end in width["ci95_nm"])
+    return width | {"ci95_nm": [max(0.0, low), high]}
+
+
 def _sides(lattices: list[Lattice], lattice_map: np.ndarray) -> tuple[int, int] | None:
     """The lattices on both sides of the interface: layered and LLZO if both are there, else the two largest."""
     area = {v: int(np.sum(lattice_map == v)) for v in range(len(lattices))}
@@ -6131,7 +6149,7 @@ def analyse_interface(
     phase = None
     if sides:
         sure = np.where(misfit > _MISFIT, np.minimum(shares, 0.3), shares)
-        width = layer_width(sure[sides[0]], sure[sides[1]], step_nm, rng)
+        width = _width_between(sure, sides, step_nm, rng)
         if width["width_nm"] is not None:
             phase = _phase_between(found, sides, width["width_nm"]) if width["width_nm"] > 0.6 else "none"
             if phase == "none" and _layer_in_hiding(shares, sides, misfit > _MISFIT, step_nm):
