@@ -4042,9 +4042,8 @@ def _followed_columns(
         weights = np.ones(int(good.sum()))
         moved = places + np.stack([_local_level(places[good], off[:, k], weights, places, 2 * spacing) for k in (0, 1)], axis=1)
         apart, near = tree.query(places, k=min(7, int(good.sum())))
-        found, level_now = _refined_positions(smooth, moved, 0.2 * spacing, 0.4 * spacing)
-        usual = np.median(level[good][near], axis=1)
-        level, before = level_now, good
+        usual, before = np.median(level[good][near], axis=1), good
+        found, level = _refined_positions(smooth, moved, 0.2 * spacing, 0.4 * spacing)
         good = (np.median(apart[:, :3], axis=1) < 2.6 * spacing) & (level > np.maximum(0.35 * usual, 0.12 * height))
         good &= np.linalg.norm(found - moved, axis=1) < 0.2 * spacing
         if np.array_equal(good, before):
@@ -4493,12 +4492,14 @@ class SurfaceContour:
     def curve(self, depth_nm: float | np.ndarray = 0.0, step_nm: float = 0.05) -> np.ndarray:
         """Points (k, 2) in the crystal plane, ``depth_nm`` below the edge (a number or one for each of k ways), from end to end."""
         s = np.arange(self.knots_nm[0], self.knots_nm[-1], step_nm)
-        base, inwards = (np.stack([np.interp(s, self.length_nm, v[:, k]) for k in (0, 1)], axis=1) for v in (self.base_nm, self.inwards))
-        return base + (self.edge(s) + depth_nm)[:, None] * inwards
+        return self._between(self.base_nm, s) + (self.edge(s) + depth_nm)[:, None] * self._between(self.inwards, s)
+
+    def _between(self, vectors: np.ndarray, s: np.ndarray) -> np.ndarray:
+        return np.stack([np.interp(s, self.length_nm, vectors[:, k]) for k in (0, 1)], axis=1)
 
     def normals(self, s: np.ndarray) -> np.ndarray:
         """Unit normals (n, 2) into the crystal at ways ``s`` (n,)."""
-        found = np.stack([np.interp(s, self.length_nm, self.inwards[:, k]) for k in (0, 1)], axis=1)
+        found = self._between(self.inwards, s)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
@@ -4785,7 +4786,6 @@ def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: C
         visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
         if turn < 3:
             contour = surface_contour(columns, cations.spacing_nm, visible) or contour
-    _check_bulk(fit, depth[inside], role[inside], _stands_out(fit, depth[inside], level_of.brightness[inside], role[inside], weights))
     return _layer_from(rng, fit, weights, scale, level_of, contour, way, depth, inside, role, bootstraps)
 
 
@@ -4875,7 +4875,9 @@ def _layer_from(
     """The fitted profile as a layer or as none, with intervals by resampling blocks along the surface."""
     d, y, r = depth[inside], columns.brightness[inside], role[inside]
     seen = (contour, columns, way, depth, np.where(inside, role, -1))
-    if not _stands_out(fit, d, y, r, weights):
+    has_layer = _stands_out(fit, d, y, r, weights)
+    _check_bulk(fit, d, r, has_layer)
+    if not has_layer:
         limit = max(_upper_limit(d, y, r, weights, scale) + 2 * contour.error_nm, _LEAST_LIMIT_NM)
         nothing = np.column_stack([fit.levels[:, 0]] * 2)
         return SurfaceLayer(0.0, (0.0, limit), limit, "none", fit.width, nothing, (0.0, 0.0), (0.0, 0.0), *seen)
@@ -5181,16 +5183,21 @@ def layer_along(layer: SurfaceLayer, cations: CationLattice, block_nm: float = 0
     return LayerAlong(way, thickness, error, angle, spread, *_deeper_along(thickness, np.hypot(error, spread), angle))
 
 
+def _weighted_line(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Offset and slope (2,) of a straight line through y ± error (n,), their covariance (2, 2), and what is left in errors (n,)."""
+    design = np.stack([np.ones_like(x), x], axis=1) / error[:, None]
+    covariance = np.linalg.inv(design.T @ design)
+    found = covariance @ design.T @ (y / error)
+    return found, covariance, y / error - design @ found
+
+
 def _deeper_along(thickness: np.ndarray, error: np.ndarray, channel_deg: np.ndarray) -> tuple[tuple[float, float] | None, str | None]:
     """Slope of the thickness over cos² of the angle to the channels, with its error; or why there is none."""
     steer = np.cos(np.radians(channel_deg)) ** 2
     if np.ptp(steer) < 0.15 or len(steer) < 8:
         low, high = float(channel_deg.min()), float(channel_deg.max())
         return None, f"the surface's normal keeps to {low:.0f}° to {high:.0f}° from the channels: along and across cannot be compared"
-    design = np.stack([np.ones_like(steer), steer], axis=1) / error[:, None]
-    covariance = np.linalg.inv(design.T @ design)
-    found = covariance @ design.T @ (thickness / error)
-    off = thickness / error - design @ found
+    found, covariance, off = _weighted_line(steer, thickness, error)
     alike = float(np.clip(np.sum(off[1:] * off[:-1]) / np.sum(off**2), 0.0, 0.9))  # neighbours that vary together count less
     inflation = max(1.0, float(off @ off) / (len(steer) - 2)) * (1 + alike) / (1 - alike)
     return (float(found[1]), math.sqrt(float(covariance[1, 1]) * inflation)), None
@@ -5213,10 +5220,8 @@ def thickness_at_zero_dose(dose_e_per_A2: np.ndarray, thickness_nm: np.ndarray, 
     dose, thickness, error = (np.asarray(v, dtype=float) for v in (dose_e_per_A2, thickness_nm, error_nm))
     if len(np.unique(dose)) < 2:
         raise ParameterError(f"doses {dose.tolist()}: expected two different ones or more to go back to dose zero")
-    design = np.stack([np.ones_like(dose), dose / 1000], axis=1) / error[:, None]
-    covariance = np.linalg.inv(design.T @ design)
-    found = covariance @ design.T @ (thickness / error)
-    misfit = float(np.sum((thickness / error - design @ found) ** 2)) / max(1, len(dose) - 2)
+    found, covariance, off = _weighted_line(dose / 1000, thickness, error)
+    misfit = float(np.sum(off**2)) / max(1, len(dose) - 2)
     sigma = np.sqrt(np.diag(covariance) * max(1.0, misfit))
     return {
         "thickness_nm": float(max(0.0, found[0])),
@@ -5848,7 +5853,7 @@ def lattice_shares(
     power = lock_in(spots).reshape(len(spots), -1).T.astype(float) ** 2
     control = lock_in(_control_spots(spots, lattices, 0.5 / (10 * kernel_nm)).ravel()).astype(float) ** 2
     control = np.median(control.reshape(len(spots), -1, *grid), axis=1) / math.log(2)  # the median of an exponential law
-    noise = np.stack([gaussian_filter(c, 0.55 / (step_px * pixel_size_nm)) for c in control]).reshape(len(spots), -1).T
+    noise = np.stack([gaussian_filter(c, kernel_nm / (step_px * pixel_size_nm)) for c in control]).reshape(len(spots), -1).T
     flat = np.sqrt(np.clip(power - noise, 0, None))
     centres = np.clip((spectra.centres / np.array(image.shape) * np.array(grid)).astype(int), 0, np.array(grid) - 1)
     at = centres[:, 0] * grid[1] + centres[:, 1]
@@ -6015,7 +6020,7 @@ def _sides(lattices: list[Lattice], lattice_map: np.ndarray) -> tuple[int, int] 
 
 
 def _layer_in_hiding(shares: np.ndarray, sides: tuple[int, int], misfit: np.ndarray, step_nm: float) -> bool:
-    """Whether spots are missing within 0.6 nm of more than half of where two lattices meet: a layer shares its spots with one of them."""
+    """Whether spots are missing within 0.6 nm of most of where two lattices meet: a layer that has no spots but those of one of them."""
     from scipy.ndimage import binary_dilation, distance_transform_edt
 
     second = shares[sides[1]] > shares[sides[0]]
