@@ -89,6 +89,8 @@ lock: $(READY)
 lint: $(READY)
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-# The project's own results, figures and pages; never the data, nor the figures that are tracked
+# The project's own results, figures and pages; never the data, what was chosen by hand, nor the figures that are tracked
 clean:
-	@rm -rf results && git clean -qfdX figures
+	@if [ -d results ]; then find results -not -type d -not -name manual.yaml -delete && find results -type d -empty -delete; fi
+	@if [ -d results ]; then find results -name manual.yaml -exec echo "kept, chosen by hand:" {} \;; fi
+	@git clean -qfdX figures

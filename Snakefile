@@ -94,6 +94,15 @@ def write_parameters(step, sample):
     return path
 
 
+def chosen_by_hand(folder, step):
+    """What manual.yaml holds for a step, or what is wrong with it."""
+    try:
+        choice = helpers.hand_choices(folder).get(step)
+    except helpers.ResultError as error:
+        return str(error)
+    return choice.model_dump_json() if choice else ""
+
+
 def forget_lost_results(folder):
     """Remove the mark of a step where a result that it lists is gone, or was written by someone else since."""
     for done in Path(folder, ".done").glob("*"):
@@ -161,6 +170,7 @@ if STAGE == "comparison":
             label=f"all samples  {helpers.COMPARISON}",
             folder=".",
             number=helpers.COMPARISON[:2],
+            by_hand=chosen_by_hand(RESULTS, helpers.COMPARISON),
             samples=[f"{sample}: {FAILED[sample] or 'ok'}" for sample in SAMPLES],
         threads: workflow.cores
         shell:
@@ -200,6 +210,7 @@ else:
                 label=f"{{sample}}  {step}",
                 folder="{sample}",
                 number=step[:2],
+                by_hand=lambda wc: chosen_by_hand(Path(RESULTS, wc.sample), step),
                 # what times alone do not tell: a file that was replaced by an older one, or is gone
                 content=lambda wc: [FILES[wc.sample][1], *(str(content_of(p)) for p in read_by(step, wc.sample))],
             priority: 1 if GRAPH[step][0] == "ped" else 0  # the longest chain first

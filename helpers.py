@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import datetime
 import difflib
 import functools
 import hashlib
@@ -633,6 +634,82 @@ def _figures_root(figures_dir: str | Path) -> Path:
     return Path(figures_dir) if str(figures_dir) else PROJECT_ROOT / "figures"
 
 
+def with_candidates(ped: Ped, candidates: list[str]) -> Ped:
+    """The acquisition with those of its candidate phases alone that were chosen; all of them where none was."""
+    unknown = [phase for phase in candidates if phase not in ped.phases]
+    if unknown:
+        raise ParameterError(f"candidate_phases: got {unknown[0]!r}, expected some of sample.yaml's {', '.join(ped.phases)}")
+    return ped.model_copy(update={"phases": [phase for phase in ped.phases if phase in candidates]}) if candidates else ped
+
+
+#: The file of a results folder that keeps what was chosen by hand.
+MANUAL = "manual.yaml"
+
+
+class HandChoice(_Strict):
+    """Parameters of one step chosen by hand: their values, the reason, the date, and the files that they were chosen on (name: sha256)."""
+
+    parameters: dict[str, Any]
+    reason: Annotated[str, Field(min_length=3)]
+    date: str
+    made_on: dict[str, str] = {}
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def hand_choices(results: str | Path) -> dict[str, HandChoice]:
+    """What ``manual.yaml`` in a results folder holds, by step; empty where there is none. `ResultError` for a fault in it."""
+    path = Path(results, MANUAL)
+    if not path.is_file():
+        return {}
+    where = f"{path.parent.name}/{MANUAL}"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ResultError(f"{where}: not YAML ({_one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise ResultError(f"{where}: got {type(content).__name__}, expected steps with their parameters, reason and date")
+    choices = {}
+    for step, entry in content.items():
+        if step not in (*STEPS, COMPARISON):
+            raise ResultError(f"{where}: unknown step {step}, expected one of {', '.join((*STEPS, COMPARISON))}")
+        try:
+            choices[step] = HandChoice.model_validate(entry)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the entry'}: {e['msg']}" for e in error.errors())
+            raise ResultError(f"{where}: {step}: {faults}") from None
+    return choices
+
+
+def save_hand_choice(results: str | Path, step: str, choice: HandChoice | None) -> Path:
+    """Write one step's choice into ``manual.yaml``, or take it out (None); what other steps have there stays."""
+    choices = {name: entry.model_dump() for name, entry in hand_choices(results).items() if name != step}
+    if choice is not None:
+        choices[step] = choice.model_dump()
+    head = "# Chosen by hand. A run uses these in place of the parameters' defaults, and says so.\n"
+    return write_atomically(
+        Path(results, MANUAL), head + yaml.safe_dump(dict(sorted(choices.items())), allow_unicode=True, sort_keys=False)
+    )
+
+
+def _check_made_on(choice: HandChoice, step: str, sample: Sample | None) -> None:
+    """`ResultError` where a file that a choice was made on is another one now: what was drawn on one image does not fit the next."""
+    for name, sha256 in choice.made_on.items():
+        path = (sample.folder if sample else PROJECT_ROOT) / name
+        if not path.exists() or file_sha256(path) != sha256:
+            raise ResultError(
+                f"{sample.id if sample else 'results'}/{MANUAL}: {step}: made on {name} with sha256 {sha256[:16]}…, which is another file "
+                f"now or gone; expected the same: choose again, or take the entry {step} out"
+            )
+
+
+def _today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
+
+
 @dataclass
 class Step:
     """One notebook at work on one sample: where it reads, where it writes, what it was told."""
@@ -645,6 +722,7 @@ class Step:
     data_dir: str
     started: float = field(default_factory=time.monotonic)
     sample: Sample | None = None
+    by_hand: HandChoice | None = None
 
     def previous(self, step: str) -> dict:
         """The result of an earlier step for this sample; ends this one too if that had no acquisition."""
@@ -660,6 +738,29 @@ class Step:
             self.not_acquired(f"{self.sample_id} has no {kind} acquisition in its sample.yaml")
         return found
 
+    def hand_choice_in_words(self) -> str:
+        """Which parameters were chosen by hand and why, and which of these this run did not use."""
+        used = {name: value for name, value in self.by_hand.parameters.items() if self.parameters[name] == value}
+        told = ", ".join(f"{name} = {value}" for name, value in used.items())
+        because = f"{self.by_hand.reason} ({MANUAL}, {self.by_hand.date})"
+        unused = ", ".join(name for name in self.by_hand.parameters if name not in used)
+        sentences = [f"Chosen by hand: {told}. Reason: {because}."] if used else []
+        sentences += [f"Chosen by hand but not used, because the run was told otherwise: {unused}."] if unused else []
+        return " ".join(sentences)
+
+    def choose_by_hand(self, parameters: dict[str, Any], reason: str, made_on: list[Path] | None = None) -> Path:
+        """Keep parameters as chosen by hand (`save_hand_choice`), together with the hashes of the files they were chosen on."""
+        known = notebook_parameters(PROJECT_ROOT / "notebooks" / f"{self.name}.ipynb")
+        check_parameters(self.name, parameters, known)
+        hashes = {self._short(path): file_sha256(path) for path in made_on or []}
+        self.by_hand = HandChoice(parameters=plain(parameters), reason=reason, date=_today(), made_on=hashes)
+        return save_hand_choice(self.results, self.name, self.by_hand)
+
+    def forget_hand_choice(self) -> None:
+        """Take this step's entry out of manual.yaml."""
+        self.by_hand = None
+        save_hand_choice(self.results, self.name, None)
+
     def not_acquired(self, reason: str) -> None:
         """Write ``status: not_acquired``, say so on the page, and end the notebook without an error."""
         self.save({}, status="not_acquired", reason=reason)
@@ -672,6 +773,8 @@ class Step:
         content = {"status": status, "sample": self.sample_id, **more, **numbers}
         content["inputs"] = {self._short(p): file_sha256(p) for p in inputs or []}
         content["parameters"] = {k: v for k, v in self.parameters.items() if not k.endswith("_dir")}
+        if self.by_hand:
+            content["by_hand"] = {"statement": self.hand_choice_in_words(), **self.by_hand.model_dump()}
         content["versions"] = software_versions()
         text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.results / f"{self.name}.json", text + "\n")
@@ -717,29 +820,42 @@ def begin(step: str, namespace: dict) -> Step:
     """Start a notebook: collect its parameters, load its sample, refuse parameters it does not know.
 
     ``namespace`` is the notebook's ``globals()`` after its parameters cell (and the cell that
-    papermill injects behind it). Raises `ParameterError` for an injected name that the
-    parameters cell does not have, `SampleError` for a fault in the sample.
+    papermill injects behind it). What was chosen by hand (`HandChoice`) takes the place of a parameter that was left
+    at its default, in ``namespace`` too, and is said. Raises `ParameterError` for an injected name that the
+    parameters cell does not have, `SampleError` for a fault in the sample, `ResultError` for one in manual.yaml.
     """
     known = notebook_parameters(PROJECT_ROOT / "notebooks" / f"{step}.ipynb")
+    given = set()
     for source in namespace.get("In", []):
         if source.startswith("# Parameters\n"):
-            check_parameters(step, _assigned_names(source), known)
+            given |= set(_assigned_names(source))
+            check_parameters(step, given, known)
+    given |= {name for name, default in known.items() if namespace[name] != default}
+    sample_id = namespace.get("sample_id", "") if "sample_id" in known else ""
+    results = _results_root(namespace["results_dir"]) / sample_id
+    sample = load_sample(namespace["data_dir"], sample_id) if sample_id else None
+    by_hand = hand_choices(results).get(step)
+    if by_hand:
+        check_parameters(f"{sample_id or 'results'}/{MANUAL}: {step}", by_hand.parameters, known)
+        _check_made_on(by_hand, step, sample)
+        namespace.update({name: value for name, value in by_hand.parameters.items() if name not in given})
     parameters = {name: namespace[name] for name in known}
     for name, default in known.items():
         came = parameters[name]
-        if isinstance(default, str) != isinstance(came, str) and default is not None:
+        if default is not None and any(isinstance(default, kind) != isinstance(came, kind) for kind in (str, list)):
             raise ParameterError(f"{step}: parameter {name}: got {came!r}, expected {type(default).__name__} like {default!r}")
-    sample_id = parameters.get("sample_id", "")
     run = Step(
         name=step,
         sample_id=sample_id,
         parameters=parameters,
-        results=_results_root(parameters["results_dir"]) / sample_id,
+        results=results,
         figures=_figures_root(parameters["figures_dir"]) / sample_id,
         data_dir=parameters["data_dir"],
+        sample=sample,
+        by_hand=by_hand,
     )
-    if sample_id:
-        run.sample = load_sample(parameters["data_dir"], sample_id)
+    if by_hand:
+        print(run.hand_choice_in_words())
     return run
 
 
@@ -3087,9 +3203,12 @@ def _position_sigma(joint: _Joint, information: np.ndarray) -> tuple[np.ndarray,
 
 
 def _register_counts(
-    counts: np.ndarray, members: np.ndarray, reach: np.ndarray
+    counts: np.ndarray, members: np.ndarray, reach: np.ndarray, take_in: frozenset[int] = frozenset()
 ) -> tuple[_Joint, dict[int, str], np.ndarray, float, np.ndarray] | None:
-    """Joint solution without foreign frames, those, contrasts, signal-to-noise and information; None where nothing shows."""
+    """Joint solution without foreign frames, those, contrasts, signal-to-noise and information; None where nothing shows.
+
+    Frames in ``take_in`` are not foreign whatever they show.
+    """
     foreign: dict[int, str] = {}
     for _ in range(3):
         alone = _Canvas(counts[members], np.zeros(2))
@@ -3098,7 +3217,7 @@ def _register_counts(
             return None
         joint, information = _solve(counts, members, reach)
         weak, contrast, snr = _weak_frames(joint)
-        weak |= _lost_frames(joint, reach)
+        weak = {i: why for i, why in (weak | _lost_frames(joint, reach)).items() if i not in take_in}
         if not weak or len(members) - len(weak) < 2:
             break
         foreign |= weak
@@ -3106,23 +3225,42 @@ def _register_counts(
     return joint, foreign, contrast, snr, information
 
 
-def register_stack(frames: np.ndarray, *, max_shift_px: float | None = None, name: str = "the stack") -> DriftSolution:
+def register_stack(
+    frames: np.ndarray,
+    *,
+    max_shift_px: float | None = None,
+    leave_out: Iterable[int] = (),
+    take_in: Iterable[int] = (),
+    name: str = "the stack",
+) -> DriftSolution:
     """Joint registration of a low-dose stack of frames (n, y, x) of counts; see `DriftSolution`.
 
     Where single frames do not show their lattice, 2, 4, then 8 neighbours are summed and share
     a shift; where that fails too, the solution says so and has no shifts. ``max_shift_px`` is
-    the largest shift from the first frame (if not given the side of the frame, of frames over 512 px 0.6 of it). Raises
-    `RecordingError` for arrays that cannot be counts (NaN, negative, all blank).
+    the largest shift from the first frame (if not given the side of the frame, of frames over 512 px 0.6 of it).
+    Frames in ``leave_out`` are not used, those in ``take_in`` are although they look foreign. Raises
+    `RecordingError` for arrays that cannot be counts (NaN, negative, all blank), `ParameterError` for frames that are not there
+    or hold nothing.
     """
     from scipy import fft
 
+    frames = check_stack(frames, name)
+    leave_out, take_in = frozenset(leave_out), frozenset(take_in)
+    if not leave_out | take_in <= set(range(len(frames))):
+        strange = sorted((leave_out | take_in) - set(range(len(frames))), key=str)[0]
+        raise ParameterError(f"{name}: frame {strange} by hand: expected whole numbers from 0 to {len(frames) - 1}")
+    if leave_out & take_in:
+        raise ParameterError(f"{name}: frame {min(leave_out & take_in)} is both left out and taken in by hand, expected one of these")
+    empty = [i for i in sorted(take_in) if not frames[i].any()]
+    if empty:
+        raise ParameterError(f"{name}: frame {empty[0]} taken in by hand holds no counts: there is nothing in it to register")
     with fft.set_workers(numba.get_num_threads()):
-        return _register(check_stack(frames, name), max_shift_px)
+        return _register(frames, max_shift_px, leave_out, take_in)
 
 
-def _register(frames: np.ndarray, max_shift_px: float | None) -> DriftSolution:
+def _register(frames: np.ndarray, max_shift_px: float | None, leave_out: frozenset[int], take_in: frozenset[int]) -> DriftSolution:
     per_unit, note = counts_per_unit(frames)
-    left_out = unusable_frames(frames)
+    left_out = {i: why for i, why in unusable_frames(frames).items() if i not in take_in} | dict.fromkeys(sorted(leave_out), "by hand")
     members = np.array([i for i in range(len(frames)) if i not in left_out])
     notes = (note,) if note else ()
     if len(members) < 2:
@@ -3135,7 +3273,7 @@ def _register(frames: np.ndarray, max_shift_px: float | None) -> DriftSolution:
         if size > 1 and len(groups) < 4:
             break
         summed = counts if size == 1 else np.stack([counts[g].sum(axis=0, dtype=np.float32) for g in groups])
-        found = _register_counts(summed, members if size == 1 else np.arange(len(groups)), reach)
+        found = _register_counts(summed, members, reach, take_in) if size == 1 else _register_counts(summed, np.arange(len(groups)), reach)
         if found is not None and found[3] >= _LEAST_SNR:
             n_jumps, n_steps = len(found[0].jumps), len(found[0].members) - 1
             if n_jumps > 3 and n_jumps > 0.25 * n_steps:
@@ -4581,6 +4719,37 @@ def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | N
     return SurfaceContour(*base, _faces_vacuum(columns, *base), *_edge_curve(s[inside], u[inside], occupied[inside], spacing_nm))
 
 
+def drawn_contour(columns: Columns, points_nm: np.ndarray, spacing_nm: float) -> SurfaceContour:
+    """The edge of the crystal as drawn by hand through points (k, 2) of the crystal plane, one after the other.
+
+    A cubic spline by chord length; the side with more occupied places is inside, and all of it counts as facing vacuum. A hand
+    sets points to a quarter of a column spacing. `ParameterError` for fewer than three points, or a line shorter than 1 nm.
+    """
+    from scipy.interpolate import CubicSpline
+
+    points = np.asarray(points_nm, dtype=float)
+    if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 3:
+        raise ParameterError(f"surface drawn by hand: got points of shape {points.shape}, expected three or more of two coordinates")
+    chords = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    if chords.min() <= 0 or chords.sum() < 1.0:
+        raise ParameterError(f"surface drawn by hand: {chords.sum():.2f} nm long, expected 1 nm or more with no point twice")
+    way = np.append(0.0, np.cumsum(chords))
+    line = CubicSpline(way, points)(np.arange(0.0, way[-1], 0.02))
+    tangent = np.gradient(line, axis=0)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    inwards = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
+    length = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    metal = columns.is_metal
+    s, u = _beside(line, inwards, length, columns.nm[metal])
+    near = (s > 0) & (s < length[-1]) & (np.abs(u) < 2.0)
+    occupied = columns.present[metal][near]
+    inner, outer = (occupied[side].mean() if side.any() else 0.0 for side in (u[near] > 0, u[near] < 0))
+    inwards = inwards if inner >= outer else -inwards
+    knots = np.linspace(0.0, length[-1], 4)
+    error = 0.25 * spacing_nm / math.sqrt(len(points))
+    return SurfaceContour(line, inwards, length, np.ones(len(line), bool), knots, np.zeros(4), error)
+
+
 def _faces_vacuum(columns: Columns, base: np.ndarray, inwards: np.ndarray, length: np.ndarray) -> np.ndarray:
     """For every point of a base line (m,), whether the image gets dark within 3 nm outside it; true where nothing is seen outside.
 
@@ -4752,7 +4921,9 @@ def _robust_weights(depth: np.ndarray, y: np.ndarray, role: np.ndarray, fit: _Pr
     return np.minimum(1.0, 2.5 * scale / np.maximum(off, 1e-9)), scale
 
 
-def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: CationLattice, *, bootstraps: int = 300) -> SurfaceLayer:
+def measure_surface_layer(
+    rng: np.random.Generator, columns: Columns, cations: CationLattice, *, bootstraps: int = 300, drawn_nm: np.ndarray | None = None
+) -> SurfaceLayer:
     """Thickness and kind of the transformed layer of a layered oxide, from the brightness of its cation columns.
 
     The edge of the crystal is the curve that parts occupied from empty places of the lattice, so
@@ -4760,14 +4931,19 @@ def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: C
     columns against depth follows one share 0.5 erfc((depth − thickness)/(√2 width)). A layer is reported
     where it explains the columns better than none does (F ≥ 12 a level) and fills lithium
     columns by more than 0.08 of a metal column. The interval comes from resampling blocks along the surface, with the
-    edge's own error added.
+    edge's own error added. With ``drawn_nm`` the edge is the line by hand through these points (`drawn_contour`).
 
     Raises `RecordingError` where the image holds no vacuum, so that there is no surface to measure from.
     """
-    contour = surface_contour(columns, cations.spacing_nm)
-    if contour is None:
-        raise RecordingError("the image shows no vacuum: every place of the lattice holds a column, there is no surface to measure from")
-    _check_vacuum(columns, contour)
+    if drawn_nm is not None:
+        contour = drawn_contour(columns, drawn_nm, cations.spacing_nm)
+    else:
+        contour = surface_contour(columns, cations.spacing_nm)
+        if contour is None:
+            raise RecordingError(
+                "the image shows no vacuum: every place of the lattice holds a column, there is no surface to measure from"
+            )
+        _check_vacuum(columns, contour)
     level_of, fit = columns, None
     old_level = columns.height / np.where(columns.brightness == 0, 1.0, columns.brightness)
     for turn in range(4):
@@ -4784,7 +4960,7 @@ def measure_surface_layer(rng: np.random.Generator, columns: Columns, cations: C
         level_of = replace(columns, brightness=columns.height / level, noise=columns.noise * old_level / level)
         lithium_seen = (fit.levels[2:, 1] > 0.35)[np.maximum(role - 2, 0)] & (role >= 2)
         visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
-        if turn < 3:
+        if turn < 3 and drawn_nm is None:
             contour = surface_contour(columns, cations.spacing_nm, visible) or contour
     return _layer_from(rng, fit, weights, scale, level_of, contour, way, depth, inside, role, bootstraps)
 
@@ -9813,15 +9989,22 @@ def condition_name(temperature_C: float | None) -> str:
     return "pressed only" if temperature_C is None else f"{temperature_C:g} °C"
 
 
-def collect_samples(data_dir: str | Path, results: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def collect_samples(
+    data_dir: str | Path, results: Path, leave_out: Iterable[str] = ()
+) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
     """What the comparison needs of every sample, in order of sintering, and why others are missing.
 
     A sample whose last run failed, which has no fraction yet or one of an older version, or whose scan is that of a sample
-    before it, is missing, with its reason; one without a PED scan stays, with a fraction of None.
+    before it, is missing, with its reason, and so is one in ``leave_out``; one without a PED scan stays, with a fraction of None.
+    `ParameterError` where a sample in ``leave_out`` is not there.
     """
     samples: list[dict[str, Any]] = []
-    missing = {}
-    for name in list_samples(data_dir):
+    names = list_samples(data_dir)
+    unknown = [name for name in leave_out if name not in names]
+    if unknown:
+        raise ParameterError(f"leave_out: no sample {unknown[0]!r}, expected some of {', '.join(names)}")
+    missing = dict.fromkeys(leave_out, "left out by hand")
+    for name in (n for n in names if n not in missing):
         failed = failed_step(results, name)
         if failed:
             missing[name] = f"{failed[0]} failed: {failed[1]}"
@@ -9854,6 +10037,7 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
         "detection_limit": fraction.get("detection_limit"),
         "raw": fraction.get("rocksalt_fraction_raw"),
         "doses": {},
+        "by_hand": _choices_behind(results / sample.id),
     }
     for phase in ("rocksalt", "spinel"):
         row |= _fraction_of(fraction, phase, f"{sample.id}/07_rocksalt_fraction.json")
@@ -9871,6 +10055,12 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
             row |= {key: local.get(key) for key in keys}
             row["doses"] |= {f"{step}_{key}": local[key] for key in keys if "dose" in key and local.get(key) is not None}
     return row
+
+
+def _choices_behind(folder: Path) -> dict[str, str]:
+    """What was chosen by hand for the results in a sample's folder, in words, by step."""
+    said = {path.stem: json.loads(path.read_text(encoding="utf-8")).get("by_hand") for path in sorted(folder.glob("0[2-7]_*.json"))}
+    return {step: choice["statement"] for step, choice in said.items() if choice}
 
 
 def _fraction_of(result: dict[str, Any], phase: str, where: str) -> dict[str, Any]:
@@ -9902,6 +10092,7 @@ def comparability(samples: list[dict[str, Any]], most_dose_ratio: float = 1.5) -
         if len(doses) > 1 and max(doses.values()) > most_dose_ratio * min(doses.values()):
             each = ", ".join(f"{k} {v:.4g} e/Å²" for k, v in doses.items())
             said.append(f"The doses of the {name} differ ({each}), and the beam itself makes spinel and rocksalt.")
+    said += [f"{s['sample']}, {step}: {words}" for s in samples for step, words in s.get("by_hand", {}).items()]
     if len(samples) > 1 and len({condition_name(s["temperature_C"]) for s in samples}) == len(samples):
         said.append(
             "There is one lamella for each condition, so these numbers compare lamellae: they cannot tell the part of the temperature from "
