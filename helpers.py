@@ -19,11 +19,13 @@ Conventions, used everywhere and not repeated in every docstring:
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import datetime
 import difflib
 import functools
 import hashlib
+import html
 import inspect
 import io
 import itertools
@@ -36,6 +38,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 import zipfile
@@ -44,7 +47,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numba
 import numpy as np
@@ -803,7 +806,7 @@ class Step:
     def progress(self, items: Any, label: str, total: int | None = None) -> Any:
         """Iterate with a bar in JupyterLab and plain lines, one for each tenth, in batch runs."""
         total = total if total is not None else len(items)
-        if "JPY_SESSION_NAME" in os.environ:
+        if in_jupyterlab():
             from tqdm.auto import tqdm
 
             yield from tqdm(items, total=total, desc=label)
@@ -7490,6 +7493,21 @@ def _best_of(candidates, value, n, operators, rotation, result):
             result[1] = value[c]
 
 
+@numba.njit(cache=True)
+def _voting_spots(spots, votes_cast, centre, camera, radius, turn, weights):
+    """Radius (1/Å), turn (of a full one) and weight of the surest spots that may vote, into the arrays; returns how many."""
+    voting = 0
+    for k in range(len(spots)):
+        if voting < _VOTING_SPOTS and votes_cast[k]:
+            y, x = spots[k, 0] - centre[0], spots[k, 1] - centre[1]
+            gx = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y
+            gy = camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
+            radius[voting], turn[voting] = math.hypot(gx, gy), (math.atan2(gy, gx) / (2 * math.pi)) % 1.0
+            weights[voting] = math.sqrt(math.sqrt(spots[k, 4]))
+            voting += 1
+    return voting
+
+
 @numba.njit(cache=True, parallel=True)
 def _search_templates(
     table, number, background, centre, votes_cast, coarse, refs, camera, tilt, n_fine, candidates_each, rotation, result, threads
@@ -7506,15 +7524,7 @@ def _search_templates(
                 rotation[i] = np.eye(3)
                 continue
             view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
-            voting = 0
-            for k in range(number[i]):
-                if voting < _VOTING_SPOTS and votes_cast[i, k]:
-                    y, x = view.spots[k, 0] - centre[i, 0], view.spots[k, 1] - centre[i, 1]
-                    gx = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y
-                    gy = camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
-                    radius[voting], turn[voting] = math.hypot(gx, gy), (math.atan2(gy, gx) / (2 * math.pi)) % 1.0
-                    weights[voting] = math.sqrt(math.sqrt(view.spots[k, 4]))
-                    voting += 1
+            voting = _voting_spots(view.spots, votes_cast[i], centre[i], camera, radius, turn, weights)
             _vote(weights, radius[:voting], turn[:voting], coarse, _RADIAL_TOLERANCE + camera.place_strain, votes)
             n = _most_votes(votes, height, templates, bins)
             for c in range(n):
@@ -7563,6 +7573,91 @@ def search_phase(
             0.4 * step, n_fine, n_coarse, rotation, result, numba.get_num_threads(),
         )  # fmt: skip
     return rotation, result[:, 0], result[:, 1]
+
+
+@numba.njit(cache=True)
+def _zone_evidence(table, number, background, centre, coarse, refs, camera, evidence):
+    """Evidence of every template at the in-plane angle that has the most votes, for one pattern."""
+    work = _room(camera, len(refs.g))
+    view, diffracted = _view(table, number, background, centre, camera, work)
+    radius, turn, weights = np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS, np.float32)
+    voting = _voting_spots(view.spots, view.spots[:, 4] > 0, centre, camera, radius, turn, weights)
+    votes = np.zeros((len(coarse.frames), _ANGLE_BINS + 1), np.uint16)
+    _vote(weights, radius[:voting], turn[:voting], coarse, _RADIAL_TOLERANCE + camera.place_strain, votes)
+    turned = np.empty((3, 3))
+    for t in range(len(coarse.frames)):
+        votes[t, 0] += votes[t, _ANGLE_BINS]
+        _turned(coarse.frames[t], 2, -2 * math.pi * np.argmax(votes[t, :_ANGLE_BINS]) / _ANGLE_BINS, turned)
+        near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
+        evidence[t] = _spun(turned, near, len(near), refs, camera, view, diffracted)
+
+
+def zone_axis_landscape(spots: Spots, calibration: Calibration, bank: TemplateBank) -> tuple[np.ndarray, np.ndarray]:
+    """What one phase scores in every zone axis of its bank for one pattern (the first of ``spots``), without any refinement.
+
+    Returns directions of the beam (m, 3), unit vectors in the crystal's Cartesian frame, and the evidence (m,) in nats at the
+    in-plane angle for which the spots vote.
+    """
+    evidence = np.zeros(len(bank.frames))
+    if len(bank.spot_radius) and spots.number[0]:
+        first = (spots.table[0], spots.number[0], spots.background[0], spots.centre_px[0])
+        _zone_evidence(*first, bank.coarse, bank.reflections, _camera(calibration), evidence)
+    return bank.frames[:, :, 2], evidence
+
+
+def nearest_zone_axis(crystal: Crystal, direction: np.ndarray, max_index: int = 5) -> tuple[tuple[int, int, int], float]:
+    """The direction [uvw] of low indices nearest to one of the crystal's Cartesian frame (3,), and the angle (deg) to it.
+
+    A higher index is taken only where it is nearer by 1° for each. The beam's direction is ``rotation[:, 2]``.
+
+    >>> nearest_zone_axis(read_crystal(phase_file("rocksalt")), np.array([0.0, 1.0, 1.02]))[0]
+    (0, 1, 1)
+    """
+    uvw = np.array([v for v in product(range(-max_index, max_index + 1), repeat=3) if math.gcd(*v) == 1])
+    axes = uvw @ crystal.lattice
+    angle = np.degrees(np.arccos(np.clip(axes @ direction / np.linalg.norm(axes, axis=1) / np.linalg.norm(direction), -1, 1)))
+    best = int(np.argmin(angle + np.abs(uvw).sum(axis=1)))
+    return tuple(int(i) for i in uvw[best]), float(angle[best])
+
+
+@dataclass(frozen=True)
+class SpotComparison:
+    """Spots of one pattern against those that a crystal predicts: ``predicted_px`` (n, 2), ``seen`` and ``missing`` (n,) of these, and
+    ``extra_px`` (m, 2), the measured ones that it does not predict. Neither seen nor missing are those too faint to be expected."""
+
+    predicted_px: np.ndarray
+    seen: np.ndarray
+    missing: np.ndarray
+    extra_px: np.ndarray
+
+
+def compare_spots(
+    spots: Spots, calibration: Calibration, bank: TemplateBank, rotation: np.ndarray, *, least_nats: float = 6.0
+) -> SpotComparison:
+    """Which predicted spots of a crystal are in a pattern (the first of ``spots``), and which measured ones it does not explain.
+
+    A spot counts as measured above ``least_nats`` against background; one that is predicted is missing where the counts expected of
+    it, with the matched spots for a scale, would stand out by as much.
+    """
+    from scipy.spatial import cKDTree
+
+    camera, centre = _camera(calibration), spots.centre_px[0]
+    table = spots.table[0, : spots.number[0]].astype(float)
+    measured = table[table[:, 4] >= least_nats]
+    places, strength, _ = predicted_spots(bank, rotation, centre, calibration, min_relative_intensity=1e-3)
+    if not len(places) or not len(measured):
+        nothing = np.zeros(len(places), bool)
+        return SpotComparison(places, nothing, nothing, measured[:, :2])
+    apart, nearest = cKDTree(measured[:, :2]).query(places)
+    seen = apart <= camera.match
+    net = np.bincount(nearest[seen], minlength=len(measured)) > 0
+    scale = float(np.sum(measured[net, 2] - measured[net, 3])) / max(float(strength[seen].sum()), 1e-12)
+    mean = scale * strength
+    radius = np.minimum(np.linalg.norm(places - centre, axis=1).astype(int), spots.background.shape[1] - 1)
+    below = spots.background[0, radius] * camera.full + 0.02
+    bright = (mean + below) * np.log((mean + below) / below) - mean > least_nats
+    good = camera.pixels[tuple(np.rint(places).astype(int).T)] > 0.5
+    return SpotComparison(places, seen, bright & ~seen & good, measured[cKDTree(places).query(measured[:, :2])[0] > camera.match, :2])
 
 
 def predicted_spots(
@@ -9229,12 +9324,19 @@ def map_scan(
     ``thresholds`` go to `decide_phases`, ``options`` to `index_scan`. A pattern without a discriminating spot is not decided.
     """
     found, spots = index_scan(patterns, calibration, banks, **options)
+    return read_maps(found, spots, calibration, banks, thresholds), found, spots
+
+
+def read_maps(
+    found: Indexing, spots: Spots, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float] | None = None
+) -> dict[str, np.ndarray]:
+    """The maps of `map_scan` from what was found; other thresholds need no other search."""
     correlation = correlation_map(spots, calibration, banks, found)
     maps = decide_phases(found, correlation, **(thresholds or {}))
     telling = discriminating_spots(spots, calibration, banks, maps["phase_id"], found.rotation)
     decided = maps["decided"] & (telling > 0) if len(banks) > 1 else maps["decided"]
     maps |= {"correlation": correlation, "discriminating_spots": telling, "decided": decided, "support": found.support}
-    return maps | {"diffuse": diffuse_counts(spots, calibration).reshape(correlation.shape)}, found, spots
+    return maps | {"diffuse": diffuse_counts(spots, calibration).reshape(correlation.shape)}
 
 
 def diffuse_counts(spots: Spots, calibration: Calibration) -> np.ndarray:
@@ -10186,6 +10288,1257 @@ def compare_conditions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> d
         increase = float(t.cdf(change / error, freedom))
         differences.append({"from": a, "to": b, "difference": change, **interval, "probability_of_increase": increase})
     return {"conditions": conditions, "between_lamellae_sd": math.sqrt(max(between, 0.0)), "differences": differences}
+
+
+# --------------------------------------------------------------------------------------
+# Explore: widgets for JupyterLab. They show and ask; all that is computed comes from the functions above.
+# --------------------------------------------------------------------------------------
+
+
+def in_jupyterlab() -> bool:
+    """Whether this kernel belongs to a notebook that someone has open in JupyterLab; batch runs skip what is made for hands."""
+    return "JPY_SESSION_NAME" in os.environ
+
+
+class _CancelledError(Exception):
+    """The user wants no more of a computation."""
+
+
+class _Work:
+    """One long computation at a time beside the widgets: a bar, a button that cancels it, and a message where it fails.
+
+    What is started later takes the place of what runs: that goes on to its next step, and its result is dropped.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        import ipywidgets
+
+        self.say = say
+        self.bar = ipywidgets.FloatProgress(min=0, max=1, description="", layout={"width": "16em"})
+        self.cancel_button = ipywidgets.Button(description="Cancel", tooltip="Stop this computation", layout={"width": "6em"})
+        self.cancel_button.on_click(lambda _: self.cancel())
+        self.box = ipywidgets.HBox([self.bar, self.cancel_button], layout={"visibility": "hidden"})
+        self._current = 0
+        self._back: Callable[[], None] = lambda: None
+        self.thread: threading.Thread | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.box.layout.visibility == "visible"
+
+    def cancel(self) -> None:
+        """Drop what runs, and go back to what was before."""
+        if self.running:
+            self._end()
+            self._back()
+            self.say("Cancelled; nothing has changed.")
+
+    def _end(self) -> None:
+        self._current += 1
+        self.box.layout.visibility = "hidden"
+
+    def start(self, label: str, compute: Callable[[Callable], Any], done: Callable[[Any], None], back: Callable[[], None]) -> None:
+        """Run ``compute(progress)`` beside, ``progress`` wrapping what it loops over, then ``done(result)``; ``back()`` where it is cancelled
+        or fails."""
+        if not self.running:
+            self._back = back
+        self._current += 1
+        number = self._current
+        self.bar.description, self.bar.value = label, 0.0
+        self.box.layout.visibility = "visible"
+
+        def progress(items: Any, total: int | None = None) -> Iterator:
+            items = list(items) if total is None else items
+            for k, item in enumerate(items):
+                self._go_on(number, k / max(total or len(items), 1))
+                yield item
+            self._go_on(number, 1.0)
+
+        def work() -> None:
+            try:
+                result = compute(progress)
+                self._go_on(number, 1.0)
+                done(result)
+            except _CancelledError:
+                return
+            except WorkbookError as error:
+                if number == self._current:
+                    self._back()
+                    self.say(f"{type(error).__name__}: {error}")
+            finally:
+                if number == self._current:
+                    self._end()
+
+        self.thread = threading.Thread(target=work, daemon=True)
+        self.thread.start()
+
+    def _go_on(self, number: int, share: float) -> None:
+        if number != self._current:
+            raise _CancelledError
+        self.bar.value = share
+
+
+class _Explorer:
+    """A figure that answers mouse and keys, controls under it, a line that says what is shown, and a box to keep what was chosen.
+
+    ``widget`` is all of it. Clicks, moves and keys reach ``on_click``, ``on_move``, ``on_key``; what a user keeps are the parameters
+    of ``choice()``, made on the files ``made_on``.
+    """
+
+    made_on: tuple[Path, ...] = ()
+
+    def __init__(self, run: Step, size_in: tuple[float, float], axes: Any, help_text: str):
+        import ipywidgets
+        from ipympl.backend_nbagg import Canvas, FigureManager
+        from matplotlib.figure import Figure
+
+        self.run = run
+        self.figure = Figure(figsize=size_in, dpi=90, layout="constrained")
+        self.canvas = Canvas(self.figure)
+        self.manager = FigureManager(self.canvas, 0)
+        for part in ("toolbar_visible", "header_visible", "footer_visible", "resizable"):
+            setattr(self.canvas, part, False)
+        self.canvas.add_class("explorer-canvas")
+        self.axes = self.figure.subplot_mosaic(**axes)
+        self.lock = threading.RLock()
+        self._silent: list[Any] = []
+        self.status = ipywidgets.HTML()
+        self.status.add_class("explorer-status")
+        self.message = ipywidgets.HTML()
+        self.message.add_class("explorer-message")
+        self.work = _Work(self.say)
+        self.help = ipywidgets.HTML(f"<small>{help_text}</small>")
+        for event, handler in (("button_press_event", "on_click"), ("motion_notify_event", "on_move"), ("key_press_event", "on_key"),
+                               ("button_release_event", "on_release")):  # fmt: skip
+            self.canvas.mpl_connect(event, functools.partial(self._handle, handler))
+        note = " (simulated data)" if run.sample is not None and run.sample.simulated else ""
+        self.figure.suptitle((run.sample.label if run.sample else "all samples") + note, fontsize=10)
+
+    def _handle(self, name: str, event: Any) -> None:
+        with self.lock:
+            getattr(self, name)(event)
+
+    def on_click(self, event: Any) -> None:
+        """A mouse button goes down."""
+
+    def on_move(self, event: Any) -> None:
+        """The mouse moves."""
+
+    def on_release(self, event: Any) -> None:
+        """A mouse button goes up."""
+
+    def on_key(self, event: Any) -> None:
+        """A key goes down while the figure has the focus."""
+
+    def choice(self) -> dict[str, Any]:
+        """The parameters that a user would keep."""
+        return {}
+
+    def say(self, text: str) -> None:
+        """Show a sentence under the controls."""
+        self.message.value = html.escape(text)
+
+    def observe(self, control: Any, change: Callable[[], None]) -> None:
+        """Call ``change`` whenever the value of a control does, unless it is set `silently`."""
+
+        def handler(_: Any) -> None:
+            if control not in self._silent:
+                with self.lock:
+                    change()
+
+        control.observe(handler, "value")
+
+    @contextlib.contextmanager
+    def silently(self, control: Any) -> Iterator[None]:
+        """Set a control to what holds without acting on it."""
+        self._silent.append(control)
+        yield
+        self._silent.remove(control)
+
+    def button(self, label: str, act: Callable[[], None], tooltip: str = "") -> Any:
+        """A button that calls ``act``."""
+        import ipywidgets
+
+        button = ipywidgets.Button(description=label, tooltip=tooltip or label, layout={"width": "auto"})
+
+        def handler(_: Any) -> None:
+            with self.lock:
+                act()
+
+        button.on_click(handler)
+        return button
+
+    def keeping(self) -> Any:
+        """The box in which a user keeps a choice with its reason, or forgets it."""
+        import ipywidgets
+
+        self.reason = ipywidgets.Text(placeholder="reason, kept with the choice", description="Why", layout={"width": "30em"})
+        keep = self.button("Keep for batch runs", self.keep, "Write this choice to manual.yaml; runs use it and say so")
+        forget = self.button("Forget", self.forget, "Take this step's entry out of manual.yaml")
+        if self.run.by_hand:
+            self.say(self.run.hand_choice_in_words())
+        return ipywidgets.HBox([self.reason, keep, forget])
+
+    def keep(self) -> None:
+        """Write the choice to manual.yaml."""
+        if len(self.reason.value.strip()) < 3:
+            self.say("Not kept: say why first, in a few words. A choice without a reason is of no use to the next reader.")
+            return
+        chosen = {name: value for name, value in self.choice().items() if value is not None}
+        path = self.run.choose_by_hand(chosen, self.reason.value.strip(), list(self.made_on))
+        told = ", ".join(f"{name} = {value}" for name, value in chosen.items())
+        self.say(f"Kept in {path.parent.name}/{path.name}: {told}. Runs use it from now on and say so; run the notebook again to see it.")
+
+    def forget(self) -> None:
+        """Take the choice out of manual.yaml."""
+        self.run.forget_hand_choice()
+        self.say("Forgotten: runs use the parameters' defaults again.")
+
+    def arrange(self, *rows: Any) -> None:
+        """Put the widget together and draw for the first time; the axes then stay where they are."""
+        import ipywidgets
+
+        self.canvas.draw()
+        self.figure.set_layout_engine("none")
+        self.widget = ipywidgets.VBox([self.canvas, self.status, *rows, self.work.box, self.message, self.help])
+        self.widget.add_class("explorer")
+
+    def draw(self) -> None:
+        self.canvas.draw_idle()
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+
+        display(self.widget)
+
+
+def _table_html(head: Iterable[str], rows: Iterable[Iterable[Any]], caption: str = "") -> str:
+    """A small table; all texts are escaped."""
+    row = lambda cells, tag: (
+        "<tr>" + "".join(f'<{tag} style="padding:0 .8em 0 0;text-align:left">{html.escape(str(c))}</{tag}>' for c in cells)
+    )
+    told = f"<caption style='text-align:left'>{html.escape(caption)}</caption>" if caption else ""
+    return f"<table>{told}<thead>{row(head, 'th')}</tr></thead><tbody>{''.join(row(r, 'td') + '</tr>' for r in rows)}</tbody></table>"
+
+
+class DriftExplorer(_Explorer):
+    """A stack frame by frame, with the drift and without; frames left out or taken in, with trajectory, average and FRC following.
+
+    ``frames`` (n, y, x) and its ``solution`` as `register_stack` gives them; ``given`` its options.
+    """
+
+    def __init__(self, run: Step, frames: np.ndarray, solution: DriftSolution, pixel_nm: float, path: Path, **given: Any):
+        import ipywidgets
+
+        super().__init__(
+            run, (11, 6.4), {"mosaic": [["recorded", "undone", "average"], ["path", "path", "frc"]], "height_ratios": [1.25, 1]},
+            "Click on the trajectory, or use ← and → on the figure, to choose a frame; space leaves it out or takes it in.",
+        )  # fmt: skip
+        self.frames, self.pixel_nm, self.made_on, self.given = frames, pixel_nm, (path,), given
+        self.solution, self.half = solution, None
+        self.leave_out, self.take_in = set(given.pop("leave_out", ())), set(given.pop("take_in", ()))
+        self.frame = ipywidgets.IntSlider(0, 0, len(frames) - 1, description="frame", layout={"width": "30em"})
+        self.neighbours = ipywidgets.IntSlider(
+            3, 1, 15, step=2, description="summed", tooltip="neighbours added up, so that something shows"
+        )
+        self.use = ipywidgets.ToggleButton(description="use this frame", value=bool(solution.used[0]), layout={"width": "auto"})
+        self.observe(self.frame, self.show_frame)
+        self.observe(self.neighbours, self.show_frame)
+        self.observe(self.use, self.toggle)
+        self.show_solution()
+        self.show_frame()
+        self.arrange(ipywidgets.HBox([self.frame, self.neighbours, self.use]), self.keeping())
+
+    def choice(self) -> dict[str, Any]:
+        return {"leave_out": sorted(self.leave_out), "take_in": sorted(self.take_in)}
+
+    def show_frame(self) -> None:
+        """The chosen frame, summed with its neighbours, as recorded and with the drift undone."""
+        k, reach = self.frame.value, self.neighbours.value // 2
+        near = [i for i in range(max(0, k - reach), min(len(self.frames), k + reach + 1)) if self.solution.used[i] or i == k]
+        whole = -np.round(self.solution.shift_px).astype(int)
+        pictures = (("recorded", np.zeros_like(whole)), ("undone", whole - whole[k]))
+        for name, moved in pictures:
+            image = sum(np.roll(self.frames[i].astype(float), moved[i], axis=(0, 1)) for i in near) / len(near)
+            low, high = np.percentile(image, [1, 99.7])
+            ax = self.axes[name]
+            ax.clear()
+            ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.set_title(f"frames {near[0]} to {near[-1]}, {'as recorded' if name == 'recorded' else 'drift undone'}", fontsize=9)
+        self.mark.set_xdata([k, k])
+        used = bool(self.solution.used[k])
+        with self.silently(self.use):
+            self.use.value, self.use.icon = used, "check" if used else "times"
+            self.use.description = "frame is used" if used else "frame is left out"
+        shift, sigma = self.solution.shift_px[k], self.solution.sigma_px[k]
+        state = (
+            f"moved by y {shift[0]:.2f}, x {shift[1]:.2f} px ± {sigma:.3f} px" if used else f"left out: {self.solution.left_out.get(k, '')}"
+        )
+        state += f"; {self.frames[k].mean():.3g} counts a pixel"
+        resolution = self.half and self.half["resolution_px"]
+        told = f"; resolution of the average {resolution * self.pixel_nm:.3f} nm" if resolution else ""
+        self.status.value = html.escape(f"Frame {k}: {state}. {self.solution.used.sum()} frames used{told}.")
+        self.draw()
+
+    def show_solution(self) -> None:
+        """Trajectory, average and ring correlation."""
+        ax, used = self.axes["path"], self.solution.used
+        ax.clear()
+        index = np.arange(len(used))
+        for axis, (name, colour, marker) in enumerate((("y", "#0072B2", "o"), ("x", "#D55E00", "s"))):
+            shown = np.where(used, self.solution.shift_px[:, axis], np.nan)
+            ax.errorbar(index, shown, self.solution.sigma_px, fmt=marker + "-", ms=3.5, lw=0.8, color=colour, label=name)
+        out = np.flatnonzero(~used)
+        ax.plot(out, np.zeros(len(out)), "x", color="0.4", label="left out")
+        self.mark = ax.axvline(self.frame.value, color="k", lw=1)
+        ax.set(xlabel="frame", ylabel="shift (px)")
+        ax.legend(fontsize=8, ncols=3)
+        average, _ = covered_average(*sum_frames(self.frames, self.solution.shift_px, used)[:2])
+        ax = self.axes["average"]
+        ax.clear()
+        low, high = np.percentile(average, [1, 99.7])
+        ax.imshow(average, cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
+        bar_nm = _nice_length(0.3 * average.shape[1] * self.pixel_nm)
+        _scale_bar(ax, bar_nm / self.pixel_nm, f"{bar_nm:g} nm")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_title(f"average of {used.sum()} frames", fontsize=9)
+        ax = self.axes["frc"]
+        ax.clear()
+        ax.set(xlabel="spatial frequency (1/nm)", ylabel="ring correlation", ylim=(-0.3, 1.05))
+        if self.half and "correlation" in self.half:
+            ax.plot(self.half["frequency"] / self.pixel_nm, self.half["correlation"], color="#0072B2", lw=1, label="even against odd")
+            ax.plot(self.half["frequency"] / self.pixel_nm, self.half["threshold"], color="0.3", ls="--", lw=1, label="threshold")
+            ax.legend(fontsize=8)
+        else:
+            ax.text(
+                0.5, 0.5, "measured when frames\nare left out or taken in", transform=ax.transAxes, ha="center", va="center", fontsize=8
+            )
+
+    def toggle(self) -> None:
+        """Leave the chosen frame out or take it in, and register again beside."""
+        k = self.frame.value
+        before = (self.solution, self.half, set(self.leave_out), set(self.take_in))
+        if k in self.leave_out or k in self.take_in:
+            self.leave_out.discard(k)
+            self.take_in.discard(k)
+        elif self.solution.used[k]:
+            self.leave_out.add(k)
+        else:
+            self.take_in.add(k)
+        if k in self.leave_out:  # the average without it, at once; where the others then lie follows
+            used = self.solution.used & (np.arange(len(self.frames)) != k)
+            self.solution = replace(self.solution, used=used, left_out=self.solution.left_out | {k: "by hand"})
+            self.show_solution()
+        self.show_frame()
+        self.measure(before)
+
+    def measure(self, before: tuple) -> None:
+        """Register and correlate the halves with the frames that are chosen now."""
+        chosen = self.choice()
+
+        def back() -> None:
+            with self.lock:
+                self.solution, self.half, self.leave_out, self.take_in = before
+                self.show_solution()
+                self.show_frame()
+
+        def compute(progress: Callable) -> tuple[DriftSolution, dict]:
+            steps = iter(progress(range(2)))
+            next(steps)
+            solution = register_stack(self.frames, **self.given, **chosen)
+            next(steps)
+            return solution, half_average_resolution(self.frames, solution)
+
+        self.work.start("registering", compute, self._measured, back)
+
+    def _measured(self, result: tuple[DriftSolution, dict]) -> None:
+        with self.lock:
+            self.solution, self.half = result
+            self.show_solution()
+            self.show_frame()
+            self.say(
+                f"Registered again: left out by hand {sorted(self.leave_out) or 'none'}, taken in by hand {sorted(self.take_in) or 'none'}."
+            )
+
+    def on_click(self, event: Any) -> None:
+        if event.inaxes is self.axes["path"] and event.xdata is not None:
+            self.frame.value = int(np.clip(round(event.xdata), 0, len(self.frames) - 1))
+
+    def on_key(self, event: Any) -> None:
+        step = {"left": -1, "right": 1}.get(event.key)
+        if step:
+            self.frame.value = int(np.clip(self.frame.value + step, 0, len(self.frames) - 1))
+        elif event.key == " ":
+            self.toggle()
+
+
+_PAPER = {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 1}
+
+
+def _nice_length(most: float) -> float:
+    """The longest of 1, 2, 5 times a power of ten that is at most ``most``.
+
+    >>> _nice_length(0.7), _nice_length(34.0)
+    (0.5, 20.0)
+    """
+    unit = 10.0 ** math.floor(math.log10(most))
+    return max(float(f"{n * unit:.6g}") for n in (1, 2, 5) if n * unit <= most * 1.0001)
+
+
+def _scale_bar(ax: Any, length_px: float, text: str) -> None:
+    """A bar of a length with its text, in the lower left corner of an image."""
+    bottom, left = max(ax.get_ylim()), min(ax.get_xlim())
+    height, width = abs(np.diff(ax.get_ylim())[0]), abs(np.diff(ax.get_xlim())[0])
+    for colour, thickness in (("k", 5), ("w", 3)):
+        ax.plot([left + 0.05 * width, left + 0.05 * width + length_px], [bottom - 0.06 * height] * 2, color=colour, lw=thickness)
+    box = {"facecolor": "k", "alpha": 0.5, "lw": 0, "pad": 1.5}
+    ax.text(left + 0.05 * width, bottom - 0.1 * height, text, color="w", fontsize=8, va="bottom", bbox=box)
+
+
+class SurfaceExplorer(_Explorer):
+    """An HAADF image: hover a column for its fit and occupancy; move the surface by hand and see the thickness follow.
+
+    ``layer`` is None where no surface was found: then a line can be drawn all the same. ``remeasure(points_nm)`` measures the layer
+    with a drawn surface.
+    """
+
+    def __init__(
+        self, run: Step, image: np.ndarray, lattice: ImageLattice, columns: Columns, layer: SurfaceLayer | None,
+        structure: np.ndarray | None, path: Path, remeasure: Callable[[np.ndarray], SurfaceLayer],
+    ):  # fmt: skip
+        import ipywidgets
+
+        super().__init__(
+            run, (11, 5.6), {"mosaic": [["image", "near"], ["image", "profile"]], "width_ratios": [1.6, 1]},
+            "Hover a column, or step through them with the slider. To move the surface: switch it on, then drag a point, or choose one and "
+            "press ↑ and ↓ (0.05 nm out and in along the normal) on the figure.",
+        )  # fmt: skip
+        self.image, self.lattice, self.columns, self.layer = np.asarray(image, float), lattice, columns, layer
+        self.structure, self.made_on, self.remeasure = structure, (path,), remeasure
+        self.found, self.dragged = layer, None
+        spacing = float(np.linalg.norm(lattice.matrix, axis=1).min()) * 0.5
+        metal = columns.present & columns.is_metal
+        self.reach = max(4, round(1.6 * spacing))
+        self.sigma = column_width(self.image, columns.px[metal], spacing)
+        self.points = self._points_along(layer) if layer is not None else self._straight_points()
+        self.column = ipywidgets.IntSlider(0, 0, len(columns.px) - 1, description="column", layout={"width": "26em"})
+        self.moving = ipywidgets.ToggleButton(description="move the surface", layout={"width": "auto"})
+        self.point = ipywidgets.IntSlider(0, 0, len(self.points) - 1, description="point", layout={"width": "16em"})
+        back = self.button("as it was found", self.reset, "Undo all that was moved")
+        self.observe(self.column, self.show_column)
+        self.observe(self.moving, self.show_surface)
+        self.observe(self.point, self.show_surface)
+        self._draw_image()
+        self.show_surface()
+        self.show_column()
+        self.arrange(ipywidgets.HBox([self.column, self.moving, self.point, back]), self.keeping())
+
+    def choice(self) -> dict[str, Any]:
+        return {"surface_px": np.round(self.points, 2).tolist()} if self.layer is not self.found else {"surface_px": []}
+
+    def _to_nm(self, px: np.ndarray) -> np.ndarray:
+        return self.lattice.to_lattice(px) @ self.lattice.columns.basis_nm
+
+    def _to_px(self, nm: np.ndarray) -> np.ndarray:
+        return self.lattice.to_px(nm @ np.linalg.inv(self.lattice.columns.basis_nm))
+
+    def _points_along(self, layer: SurfaceLayer, spacing_nm: float = 0.8) -> np.ndarray:
+        """Points of the surface that was found, (k, 2) px, to be moved."""
+        curve = layer.contour.curve()
+        count = max(4, round(len(curve) * 0.05 / spacing_nm))
+        return self._to_px(curve[np.linspace(0, len(curve) - 1, count).astype(int)])
+
+    def _straight_points(self) -> np.ndarray:
+        """A line down the middle of the image, where no surface was found."""
+        ny, nx = self.image.shape
+        return np.stack([np.linspace(0.1 * ny, 0.9 * ny, 6), np.full(6, 0.5 * nx)], axis=1)
+
+    def _draw_image(self) -> None:
+        ax, c = self.axes["image"], self.columns
+        low, high = np.percentile(self.image, [1, 99.7])
+        ax.imshow(self.image, cmap="gray", vmin=low, vmax=high * 1.3)
+        size = 22 * min(1.0, 30 / math.sqrt(len(c.px)))
+        for metal, marker in ((True, "o"), (False, "^")):
+            here = (c.is_metal == metal) & (c.present | ~c.is_metal)
+            ax.scatter(c.px[here, 1], c.px[here, 0], c=np.clip(c.brightness[here], 0, 1.1), s=size, marker=marker, vmin=0, vmax=1.1)
+        (self.edge,) = ax.plot([], [], color="#56B4E9", lw=1.8)
+        (self.depth,) = ax.plot([], [], color="#E69F00", lw=1.8, ls="--")
+        (self.handles,) = ax.plot([], [], "D", mfc="w", mec="#0072B2", ms=7)
+        (self.handle,) = ax.plot([], [], "D", mfc="#E69F00", mec="k", ms=9)
+        (self.here,) = ax.plot([], [], "s", mfc="none", mec="#D55E00", ms=13, mew=1.8)
+        pixel_nm = self.lattice.scan()["pixel_size_nm"]
+        ax.set(xlim=(-0.5, self.image.shape[1] - 0.5), ylim=(self.image.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
+        _scale_bar(
+            ax, _nice_length(0.3 * self.image.shape[1] * pixel_nm) / pixel_nm, f"{_nice_length(0.3 * self.image.shape[1] * pixel_nm):g} nm"
+        )
+        ax.set_title("metal ●, lithium layer ▲, colour: brightness / full metal column", fontsize=9)
+
+    def show_column(self) -> None:
+        """The surroundings of the chosen column, a cut through it with its fit, and what it holds."""
+        k, c = self.column.value, self.columns
+        y, x = c.px[k]
+        self.here.set_data([x], [y])
+        rows, cols = (
+            np.clip(np.arange(round(v) - self.reach, round(v) + self.reach + 1), 0, n - 1)
+            for v, n in zip((y, x), self.image.shape, strict=True)
+        )
+        near = np.flatnonzero(np.all(np.abs(c.px - c.px[k]) < 2 * self.reach, axis=1))
+        part = self.image[np.ix_(rows, cols)]
+        ax = self.axes["near"]
+        ax.clear()
+        ax.imshow(part, cmap="gray", extent=(cols[0] - 0.5, cols[-1] + 0.5, rows[-1] + 0.5, rows[0] - 0.5))
+        ax.plot([cols[0], cols[-1]], [round(y)] * 2, color="#D55E00", lw=0.8)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"column {k} and the cut below", fontsize=9)
+        model = c.background[k] + sum(
+            c.height[i] * np.exp(-((cols - c.px[i, 1]) ** 2 + (round(y) - c.px[i, 0]) ** 2) / (2 * self.sigma**2)) for i in near
+        )
+        ax = self.axes["profile"]
+        ax.clear()
+        pixel_nm = self.lattice.scan()["pixel_size_nm"]
+        ax.plot((cols - x) * pixel_nm, self.image[round(y), cols], "o", ms=3, color="0.4", label="counts")
+        ax.plot((cols - x) * pixel_nm, model, color="#0072B2", label="fit")
+        ax.axvline(0, color="#D55E00", lw=0.8)
+        ax.set(xlabel="along x (nm)", ylabel="counts")
+        ax.legend(fontsize=8)
+        kind = "metal layer" if c.is_metal[k] else "lithium layer"
+        told = f"Column {k}, {kind}: {c.brightness[k]:.2f} ± {c.noise[k]:.2f} of a full metal column, "
+        told += f"{c.height[k]:.3g} counts over {c.background[k]:.3g}"
+        told += "" if c.present[k] or not c.is_metal[k] else ", an empty place"
+        if self.layer is not None:
+            told += f"; {self.layer.contour.depth(c.nm[k : k + 1])[0]:.2f} nm below the edge"
+        if self.structure is not None and self.structure[k] >= 0:
+            told += f"; structure about it: {list(REGIONS)[self.structure[k]]}"
+        self.column_told = told
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.layer is None:
+            layer = "No surface was found; switch on “move the surface” to draw one."
+        else:
+            by = "as found" if self.layer is self.found else "with the surface by hand"
+            low, high = self.layer.ci95_nm
+            layer = f"Layer {by}: {self.layer.kind}, {self.layer.thickness_nm:.2f} nm (95 %: {low:.2f} to {high:.2f} nm)."
+        if self.layer is not self.found and self.found is not None:
+            layer += f" As found: {self.found.thickness_nm:.2f} nm."
+        self.status.value = f"{html.escape(self.column_told)}.<br><b>{html.escape(layer)}</b>"
+        self.draw()
+
+    def show_surface(self) -> None:
+        """The edge, the depth of the layer, and the points while they can be moved."""
+        if self.layer is not None:
+            for line, depth in ((self.edge, 0.0), (self.depth, self.layer.thickness_nm)):
+                px = self._to_px(self.layer.contour.curve(depth))
+                line.set_data(px[:, 1], px[:, 0])
+        moving = self.moving.value
+        chosen = self.points[[self.point.value]]
+        self.handles.set_data(*(self.points.T[::-1] if moving else ([], [])))
+        self.handle.set_data(*(chosen.T[::-1] if moving else ([], [])))
+        self.draw()
+
+    def move(self, px: np.ndarray) -> None:
+        """Put the chosen point to a place (y, x) px."""
+        self.points[self.point.value] = np.clip(px, 0, np.array(self.image.shape) - 1)
+        self.show_surface()
+
+    def measure(self) -> None:
+        """The layer below the surface as it is drawn now."""
+        points = self._to_nm(self.points)
+
+        def done(layer: SurfaceLayer) -> None:
+            with self.lock:
+                self.layer = layer
+                self.show_surface()
+                self.show_column()
+                self.say("")
+
+        compute = lambda progress: next(self.remeasure(points) for _ in progress(range(1)))
+        self.work.start("measuring", compute, done, self.reset)
+
+    def reset(self) -> None:
+        """Back to the surface that was found."""
+        self.layer = self.found
+        self.points = self._points_along(self.found) if self.found is not None else self._straight_points()
+        self.show_surface()
+        self.show_column()
+
+    def on_click(self, event: Any) -> None:
+        if event.inaxes is self.axes["image"] and self.moving.value:
+            apart = np.linalg.norm(self.points - [event.ydata, event.xdata], axis=1)
+            if apart.min() < 0.06 * max(self.image.shape):
+                self.point.value = self.dragged = int(np.argmin(apart))
+
+    def on_move(self, event: Any) -> None:
+        if event.inaxes is not self.axes["image"]:
+            return
+        if self.dragged is not None:
+            self.move(np.array([event.ydata, event.xdata]))
+        elif not self.moving.value:
+            apart = np.linalg.norm(self.columns.px - [event.ydata, event.xdata], axis=1)
+            if apart.min() < self.reach:
+                self.column.value = int(np.argmin(apart))
+
+    def on_release(self, event: Any) -> None:
+        if self.dragged is not None:
+            self.dragged = None
+            self.measure()
+
+    def on_key(self, event: Any) -> None:
+        step = {"up": -0.05, "down": 0.05}.get(event.key)
+        turn = {"left": -1, "right": 1}.get(event.key)
+        if turn:
+            slider = self.point if self.moving.value else self.column
+            slider.value = int(np.clip(slider.value + turn, slider.min, slider.max))
+        elif step and self.moving.value:
+            nm = self._to_nm(self.points)
+            contour = self.layer.contour if self.layer is not None else drawn_contour(self.columns, nm, 0.24)
+            way, _, _ = contour.places(nm[[self.point.value]])
+            self.move(self._to_px(nm[[self.point.value]] + step * contour.normals(way))[0])
+            self.measure()
+
+
+class InterfaceExplorer(_Explorer):
+    """A bright-field image: drag the window, see its spectrum and what it could be; choose candidates and have it analysed again.
+
+    ``analyse(phases, progress)`` is the analysis with other candidates.
+    """
+
+    def __init__(self, run: Step, image: np.ndarray, result: InterfaceResult, phases: list[str], analyse: Callable[..., InterfaceResult]):
+        import ipywidgets
+
+        super().__init__(
+            run, (11, 5.2), {"mosaic": [["image", "spectrum"]], "width_ratios": [1, 1]},
+            "Click or drag in the image, or move the window with the arrow keys on the figure.",
+        )  # fmt: skip
+        self.image, self.result, self.analyse = image, result, analyse
+        self.window = int(np.argmin(np.linalg.norm(result.spectra.centres - np.array(image.shape) / 2, axis=1)))
+        self.table = ipywidgets.HTML()
+        self.table.add_class("explorer-table")
+        self.candidates = ipywidgets.SelectMultiple(options=phases, value=phases, rows=len(phases), description="candidates")
+        again = self.button("analyse again", self.measure, "Search the image for the chosen candidates alone")
+        self._draw_image()
+        self.show_window()
+        self.arrange(ipywidgets.HBox([self.table, ipywidgets.VBox([self.candidates, again])]), self.keeping())
+
+    def choice(self) -> dict[str, Any]:
+        chosen = list(self.candidates.value)
+        return {"candidate_phases": [] if len(chosen) == len(self.candidates.options) else chosen}
+
+    def _draw_image(self) -> None:
+        from matplotlib.patches import Rectangle
+
+        ax = self.axes["image"]
+        ax.clear()
+        low, high = np.percentile(self.image, [1, 99])
+        ax.imshow(self.image, cmap="gray", vmin=low, vmax=high)
+        found, (ny, nx) = self.result.map, self.image.shape
+        places = [np.linspace(-0.5, n - 0.5, 2 * m + 1)[1::2] for n, m in zip((ny, nx), found.label.shape, strict=True)]
+        for k in range(int(found.label.max(initial=-1)) + 1):
+            if (found.label == k).any() and not (found.label == k).all():
+                ax.contour(places[1], places[0], (found.label == k).astype(float), levels=[0.5], colors="#56B4E9", linewidths=1)
+        size = self.result.spectra.size
+        self.square = ax.add_patch(Rectangle((0, 0), size, size, fill=False, ec="#E69F00", lw=2))
+        length = _nice_length(0.3 * nx * self.result.pixel_size_nm)
+        ax.set(xticks=[], yticks=[])
+        _scale_bar(ax, length / self.result.pixel_size_nm, f"{length:g} nm")
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found.area_fractions().items() if share > 0.004)
+        ax.set_title(shares, fontsize=9)
+
+    def show_window(self) -> None:
+        """The window, its spectrum with the spots of the lattice that it shows, and the candidates."""
+        result, k = self.result, self.window
+        origin = result.spectra.origins[k]
+        self.square.set_xy((origin[1] - 0.5, origin[0] - 0.5))
+        power, snr = result.spectra.mean([k])
+        bin_invA = result.spectra.bin_invA / result.calibration["scale"]
+        reach = (len(power) // 2 + 0.5) * bin_invA
+        ax = self.axes["spectrum"]
+        ax.clear()
+        ax.imshow(np.log10(np.maximum(snr, 0.5)), cmap="gray", extent=(-reach, reach, reach, -reach))
+        owner = int(result.owner[k])
+        if owner >= 0:
+            lattice = result.lattices[owner]
+            spots = lattice.spots[lattice.pattern.amplitude > 0.2]
+            ax.plot(
+                spots.real, spots.imag, "o", mfc="none", mec="#56B4E9", ms=10, label=f"{lattice.phase} {list(lattice.pattern.zone_axis)}"
+            )
+            ax.legend(fontsize=8, loc="upper right")
+        ax.set(xlim=(-0.75, 0.75), ylim=(0.75, -0.75), xlabel="1/Å", ylabel="1/Å")
+        ax.set_title("spectrum of the window", fontsize=9)
+        shown = {-1: "no lattice", -2: "spots that no candidate explains"}.get(owner) or f"lattice of {result.lattices[owner].phase}"
+        centre = result.spectra.centres[k] * result.pixel_size_nm
+        self.status.value = html.escape(f"Window at y {centre[0]:.2f}, x {centre[1]:.2f} nm: {shown}.")
+        likely = sorted(result.window_posteriors[k].items(), key=lambda item: -item[1])[:5]
+        rows = [(name, f"{probability:.3f}") for name, probability in likely]
+        self.table.value = _table_html(("phase and zone axis", "posterior"), rows, "This window by itself")
+        self.draw()
+
+    def go_to(self, centre_px: np.ndarray) -> None:
+        """To the window nearest to a place (y, x) px."""
+        self.window = int(np.argmin(np.linalg.norm(self.result.spectra.centres - centre_px, axis=1)))
+        self.show_window()
+
+    def measure(self) -> None:
+        """Analyse the image for the chosen candidates alone."""
+        phases = list(self.candidates.value)
+        if not phases:
+            self.say("Choose one candidate at least.")
+            return
+
+        def done(result: InterfaceResult) -> None:
+            with self.lock:
+                self.result = result
+                self._draw_image()
+                self.show_window()
+                self.say(
+                    f"With {', '.join(phases)}: at the interface {result.interface_phase or 'not determined'}. "
+                    + "; ".join(result.statements)
+                )
+
+        self.work.start("windows", lambda progress: self.analyse(phases, progress), done, self._draw_image)
+
+    def on_click(self, event: Any) -> None:
+        if event.inaxes is self.axes["image"]:
+            self.go_to(np.array([event.ydata, event.xdata]))
+
+    def on_move(self, event: Any) -> None:
+        if event.inaxes is self.axes["image"] and event.button == 1:
+            self.on_click(event)
+
+    def on_key(self, event: Any) -> None:
+        step = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}.get(event.key)
+        if step:
+            origins, here = self.result.spectra.origins, self.result.spectra.origins[self.window]
+            axis, sign = (0, step[0]) if step[0] else (1, step[1])
+            ahead = (origins[:, axis] - here[axis]) * sign > 0
+            same = origins[:, 1 - axis] == here[1 - axis]
+            if (ahead & same).any():
+                candidates = np.flatnonzero(ahead & same)
+                self.window = int(candidates[np.argmin(np.abs(origins[candidates, axis] - here[axis]))])
+                self.show_window()
+
+
+class PedExplorer(_Explorer):
+    """A scan of diffraction patterns: pick one in a map and see every phase's spots on it, scores, and the landscape of orientations.
+
+    ``patterns`` (ny, nx, ky, kx), numpy or dask, with their ``calibration`` and ``banks``. With what `map_scan` found (``maps``, ``found``,
+    ``spots``) its maps can be shown and a region of them read with other thresholds or candidates; without, each pattern is matched
+    when it is picked. ``options`` go to `index_scan`, ``thresholds`` to `decide_phases`.
+    """
+
+    LANDSCAPE = "phase found"
+
+    def __init__(
+        self, run: Step, patterns: Any, calibration: Calibration, banks: list[TemplateBank], step_nm: float, *,
+        layers: dict[str, np.ndarray] | None = None, mapped: tuple[dict[str, np.ndarray], Indexing, Spots] | None = None,
+        thresholds: dict[str, float] | None = None, options: dict[str, Any] | None = None,
+    ):  # fmt: skip
+        import ipywidgets
+
+        super().__init__(
+            run, (12.5, 4.8),
+            {"mosaic": [["map", "pattern", "triangle"], ["bar", ".", "."]], "width_ratios": [1.1, 1.1, 0.9], "height_ratios": [24, 1]},
+            "Click in the map, or move with the arrow keys on the figure. Circles: predicted spots of each phase; × missing ones, □ "
+            "measured ones that the phase found does not predict. For a region: switch on “draw a region” and drag, or set the two ranges.",
+        )  # fmt: skip
+        self.patterns, self.calibration, self.banks, self.step_nm = patterns, calibration, banks, step_nm
+        self.mapped, self.layers, self.region = mapped, layers or {}, None
+        self.options, self.thresholds = dict(options or {}), dict(thresholds or {})
+        self.colours = phase_colours([bank.crystal.name for bank in banks])
+        self.shape = patterns.shape[:2]
+        self.corner = None
+        self.regional: tuple[dict[str, np.ndarray], Indexing, Spots] | None = None
+        self._controls()
+        self._draw_map()
+        self.pick(self.shape[0] // 2, self.shape[1] // 2)
+        self.arrange(
+            ipywidgets.HBox([self.layer, self.row, self.column]),
+            ipywidgets.HBox([self.table, ipywidgets.VBox([self.shown, self.of_landscape])]),
+            ipywidgets.HBox([self.drawing, self.rows, self.columns, self.whole]),
+            ipywidgets.HBox([self.candidates, ipywidgets.VBox([self.least_support, self.least_margin, self.again])]),
+            *([self.keeping()] if mapped else []),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The candidate phases."""
+        return [bank.crystal.name for bank in self.banks]
+
+    def _controls(self) -> None:
+        import ipywidgets
+
+        ny, nx = self.shape
+        if self.mapped:
+            found = ("phase", "score", "orientation (IPF)", "phase margin", "orientation margin", "correlation")
+            self.layers = dict.fromkeys(found) | self.layers
+        self.layer = ipywidgets.Dropdown(options=list(self.layers), description="map")
+        self.row = ipywidgets.IntSlider(ny // 2, 0, ny - 1, description="row y")
+        self.column = ipywidgets.IntSlider(nx // 2, 0, nx - 1, description="column x")
+        self.shown = ipywidgets.SelectMultiple(options=self.names, value=self.names, rows=len(self.names), description="spots of")
+        self.of_landscape = ipywidgets.Dropdown(options=[self.LANDSCAPE, *self.names], description="triangle")
+        self.table = ipywidgets.HTML()
+        self.table.add_class("explorer-table")
+        self.drawing = ipywidgets.ToggleButton(description="draw a region", layout={"width": "auto"})
+        self.rows = ipywidgets.IntRangeSlider(value=(0, ny - 1), min=0, max=ny - 1, description="rows")
+        self.columns = ipywidgets.IntRangeSlider(value=(0, nx - 1), min=0, max=nx - 1, description="columns")
+        self.whole = self.button("no region", self.clear_region)
+        self.candidates = ipywidgets.SelectMultiple(options=self.names, value=self.names, rows=len(self.names), description="candidates")
+        self.least_support = ipywidgets.FloatSlider(
+            self.thresholds.get("least_support", 2.0), min=0, max=30, step=0.5, description="least nats"
+        )
+        self.least_margin = ipywidgets.FloatSlider(self.thresholds.get("least_margin", 3.0), min=0, max=30, step=0.5, description="margin")
+        self.least_support.tooltip = "evidence above chance (nats) that a pattern needs to be indexed"
+        self.least_margin.tooltip = "margin (nats) to the next phase that a pattern needs to be decided"
+        self.again = self.button("match the whole scan again", self.match_whole, "With the chosen candidates")
+        self.observe(self.layer, self._draw_map)
+        for control in (self.row, self.column):
+            self.observe(control, self.show_pattern)
+        for control in (self.shown, self.of_landscape):
+            self.observe(control, self.show_pattern)
+        for control in (self.rows, self.columns):
+            self.observe(control, self._region_moved)
+        for control in (self.candidates, self.least_support, self.least_margin):
+            self.observe(control, self._choice_changed)
+
+    def choice(self) -> dict[str, Any]:
+        chosen = list(self.candidates.value)
+        return {
+            "candidate_phases": [] if len(chosen) == len(self.names) else chosen,
+            "least_support_nats": self.least_support.value,
+            "least_margin_nats": self.least_margin.value,
+        }
+
+    def _chosen(self) -> tuple[list[TemplateBank], dict[str, float]]:
+        banks = [bank for bank in self.banks if bank.crystal.name in self.candidates.value]
+        return banks, {"least_support": self.least_support.value, "least_margin": self.least_margin.value}
+
+    @property
+    def as_mapped(self) -> bool:
+        """Whether candidates and thresholds are those of the map."""
+        same = all(self.thresholds.get(k, v) == v for k, v in self._chosen()[1].items())
+        return self.mapped is not None and same and len(self.candidates.value) == len(self.names)
+
+    # --- the map ---
+
+    def _values(self, name: str) -> tuple[np.ndarray, dict[str, Any], str]:
+        """What a layer shows: an image, how to draw it, and its unit."""
+        if self.layers.get(name) is not None:
+            return self.layers[name], {"cmap": "viridis"}, name
+        maps, found, _ = self.mapped
+        phase_id = maps["phase_id"]
+        if name == "phase":
+            return self._phase_image(phase_id), {}, ""
+        if name == "orientation (IPF)":
+            image = np.ones((*self.shape, 3))
+            for k, bank in enumerate(self.banks):
+                inside = phase_id == k
+                image[inside] = ipf_colours(maps["rotation"], inside, bank.crystal)[inside]
+            return image, {}, ""
+        if name == "score":
+            score = np.take_along_axis(found.evidence, np.maximum(phase_id, 0)[None], axis=0)[0]
+            return np.where(phase_id >= 0, score, np.nan), {"cmap": "viridis"}, "evidence of the phase found (nats)"
+        if name == "correlation":
+            return maps["correlation"], {"cmap": "gray", "vmin": 0, "vmax": 1}, "correlation coefficient"
+        values = np.where(phase_id >= 0, maps[name.replace(" ", "_")], np.nan)
+        return values, {"cmap": "viridis", "vmin": 0, "vmax": 30}, f"{name} (nats)"
+
+    def _phase_image(self, phase_id: np.ndarray) -> np.ndarray:
+        from matplotlib.colors import to_rgb
+
+        image = np.ones((*phase_id.shape, 3))
+        for k, name in enumerate(self.names):
+            image[phase_id == k] = to_rgb(self.colours[name])
+        return image
+
+    def _draw_map(self) -> None:
+        ax = self.axes["map"]
+        ax.clear()
+        bar = self.axes["bar"]
+        bar.clear()
+        image, style, label = self._values(self.layer.value)
+        shown = ax.imshow(image, interpolation="nearest", **style)
+        bar.set_visible(bool(label))
+        if label:
+            self.figure.colorbar(shown, cax=bar, label=label, orientation="horizontal")
+        if self.layer.value == "phase":
+            from matplotlib.patches import Patch
+
+            handles = [Patch(fc=self.colours[p], ec="k", label=p) for p in self.names]
+            ax.legend(handles=handles, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, frameon=False)
+            if self.regional is not None:
+                rows, cols = self.region
+                extent = (cols.start - 0.5, cols.stop - 0.5, rows.stop - 0.5, rows.start - 0.5)
+                ax.imshow(self._phase_image(self._renumbered()), extent=extent, interpolation="nearest")
+                ax.set(xlim=(-0.5, self.shape[1] - 0.5), ylim=(self.shape[0] - 0.5, -0.5))
+        ax.set(xticks=[], yticks=[])
+        if self.shape[1] > 1:
+            length = _nice_length(0.35 * self.shape[1] * self.step_nm)
+            _scale_bar(ax, length / self.step_nm, f"{length:g} nm")
+        ax.set_title(self.layer.value, fontsize=9)
+        (self.cross,) = ax.plot([self.column.value], [self.row.value], "+", color="k", ms=16, mew=3)
+        (self.cross_in,) = ax.plot([self.column.value], [self.row.value], "+", color="w", ms=14, mew=1.2)
+        (self.frame,) = ax.plot([], [], color="#D55E00", lw=2)
+        self._draw_frame()
+        self.draw()
+
+    def _renumbered(self) -> np.ndarray:
+        """Phases of the region, numbered as in the map."""
+        chosen = [self.names.index(bank.crystal.name) for bank in self._chosen()[0]]
+        return np.append(chosen, -1)[self.regional[0]["phase_id"]]
+
+    def _draw_frame(self) -> None:
+        if self.region is None:
+            self.frame.set_data([], [])
+            return
+        (top, bottom), (left, right) = ((part.start - 0.5, part.stop - 0.5) for part in self.region)
+        self.frame.set_data([left, right, right, left, left], [top, top, bottom, bottom, top])
+
+    # --- one pattern ---
+
+    def pick(self, y: int, x: int) -> None:
+        """Choose the pattern at (y, x)."""
+        y, x = (int(np.clip(v, 0, n - 1)) for v, n in zip((y, x), self.shape, strict=True))
+        moved = (self.row.value, self.column.value) != (y, x)
+        self.row.value, self.column.value = y, x
+        if not moved:
+            self.show_pattern()
+
+    def _part(self, rows: slice, cols: slice) -> tuple[Any, Calibration]:
+        return self.patterns[rows, cols], replace(self.calibration, centre_px=self.calibration.centre_px[rows, cols])
+
+    def _pattern_as_matched(self, y: int, x: int) -> tuple[list[TemplateBank], dict[str, Any]]:
+        """The banks, and for every one of them what one pattern gives: of the map, of the region read again, or matched now."""
+        rows, cols = slice(y, y + 1), slice(x, x + 1)
+        source, banks = (self.mapped, self.banks) if self.as_mapped else (None, self._chosen()[0])
+        if (
+            source is None
+            and self.regional is not None
+            and self.region[0].start <= y < self.region[0].stop
+            and self.region[1].start <= x < self.region[1].stop
+        ):
+            source = self.regional
+            y, x = y - self.region[0].start, x - self.region[1].start
+        if source is None:
+            patterns, calibration = self._part(rows, cols)
+            source = map_scan(patterns, calibration, banks, self._chosen()[1], **self.options)
+            y = x = 0
+        maps, found, spots = source
+        flat = y * maps["phase_id"].shape[1] + x
+        return banks, {
+            "phase": int(maps["phase_id"][y, x]),
+            "decided": bool(maps["decided"][y, x]),
+            "margin": float(maps["phase_margin"][y, x]),
+            "orientation_margin": float(maps["orientation_margin"][y, x]),
+            "correlation": float(maps["correlation"][y, x]),
+            "evidence": found.evidence[:, y, x],
+            "support": found.support[:, y, x],
+            "rotation": [maps["rotation"][y, x] if k == maps["phase_id"][y, x] else r for k, r in enumerate(found.rotation[:, y, x])],
+            "spots": spots[flat : flat + 1],
+        }
+
+    def show_pattern(self) -> None:
+        """The chosen pattern with its spots, the table of the phases and the triangle."""
+        y, x = self.row.value, self.column.value
+        banks, one = self._pattern_as_matched(y, x)
+        names = [bank.crystal.name for bank in banks]
+        best = names[one["phase"]] if one["phase"] >= 0 else "not indexed"
+        image = patterns_at(self.patterns, np.array([y * self.shape[1] + x]))[0]
+        self._draw_image(image, f"pattern y {y}, x {x}: {best}")
+        compared = [
+            compare_spots(one["spots"], self.calibration, bank, np.asarray(r, float))
+            for bank, r in zip(banks, one["rotation"], strict=True)
+        ]
+        ax = self.axes["pattern"]
+        lead = one["phase"] if one["phase"] >= 0 else int(np.argmax(one["support"]))
+        for k, (name, spots) in enumerate(zip(names, compared, strict=True)):
+            if name not in self.shown.value:
+                continue
+            colour, size = self.colours[name], 7 + 2.6 * k
+            shown = spots.predicted_px[spots.seen]
+            ax.plot(shown[:, 1], shown[:, 0], "o", mfc="none", mec="k", ms=size, mew=2.2)
+            ax.plot(shown[:, 1], shown[:, 0], "o", mfc="none", mec=colour, ms=size, mew=1.3, label=name)
+            if k == lead:
+                lost = spots.predicted_px[spots.missing]
+                ax.plot(lost[:, 1], lost[:, 0], "x", color="#B00000", ms=7, mew=1.6, label="missing")
+        extra = compared[lead].extra_px
+        ax.plot(extra[:, 1], extra[:, 0], "s", mfc="none", mec="0.25", ms=8, label="extra")
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, frameon=False)
+        for cross in (self.cross, self.cross_in):
+            cross.set_data([x], [y])
+        zones = [nearest_zone_axis(bank.crystal, r[:, 2]) for bank, r in zip(banks, one["rotation"], strict=True)]
+        rows = [
+            (
+                name, f"{one['evidence'][k]:.1f}", f"{one['support'][k]:+.1f}", int(c.seen.sum()), int(c.missing.sum()), len(c.extra_px),
+                f"[{' '.join(map(str, zones[k][0]))}] + {zones[k][1]:.1f}°",
+            )
+            for k, (name, c) in enumerate(zip(names, compared, strict=True))
+        ]  # fmt: skip
+        head = ("phase", "score (nats)", "above chance", "seen", "missing", "extra", "beam along")
+        self.table.value = _table_html(head, rows)
+        decided = "decided" if one["decided"] else "not decided"
+        told = f"y {y}, x {x} ({y * self.step_nm:.4g}, {x * self.step_nm:.4g} nm): {best}, {decided}; margin to the next phase "
+        told += (
+            f"{one['margin']:.1f} nats, to the next orientation {one['orientation_margin']:.1f} nats; correlation {one['correlation']:.2f}."
+        )
+        self.status.value = html.escape(told) + self._region_told()
+        wanted = self.of_landscape.value
+        shown_bank = banks[names.index(wanted)] if wanted in names else banks[lead]
+        self._draw_triangle(shown_bank, one["spots"], np.asarray(one["rotation"][names.index(shown_bank.crystal.name)], float))
+        self.draw()
+
+    def _draw_image(self, image: np.ndarray, title: str) -> None:
+        ax = self.axes["pattern"]
+        ax.clear()
+        values = np.sqrt(np.maximum(image - self.calibration.offset, 0))
+        ax.imshow(values, cmap="gray_r", vmin=0, vmax=max(float(np.percentile(values, 99.8)), 1.0))
+        ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
+        _scale_bar(ax, 0.5 / self.calibration.scale_invA_per_px, "0.5 1/Å")
+        ax.set_title(title, fontsize=9)
+
+    def _draw_triangle(self, bank: TemplateBank, spots: Spots, rotation: np.ndarray) -> None:
+        """The evidence of all zone axes of one phase, on the triangle of its Laue group (stereographic)."""
+        from orix.vector import Vector3d
+
+        group = bank.crystal.orix_phase().point_group.laue
+        zones, evidence = zone_axis_landscape(spots, self.calibration, bank)
+        project = lambda v: v[:, :2].T / (1 + v[:, 2])
+        inside = lambda v: project(Vector3d(v).in_fundamental_sector(group).data)
+        ax = self.axes["triangle"]
+        ax.clear()
+        ax.tripcolor(*inside(zones), np.maximum(evidence, 0), shading="gouraud", cmap="viridis", rasterized=True)
+        ax.plot(*project(group.fundamental_sector.edges.data), color="k", lw=1)
+        ax.plot(*inside(rotation[None, :, 2]), "*", mfc="#D55E00", mec="w", ms=14)
+        for corner in group.fundamental_sector.vertices.unit.data:
+            uvw, _ = nearest_zone_axis(bank.crystal, corner, 2)
+            ax.annotate(f"[{' '.join(map(str, uvw))}]", project(corner[None])[:, 0], fontsize=8, ha="center", va="center", bbox=_PAPER)
+        ax.set(aspect="equal", xticks=[], yticks=[])
+        ax.set_axis_off()
+        most = evidence.max(initial=0)
+        ax.set_title(f"{bank.crystal.name}: score of each beam direction,\n0 (dark) to {most:.0f} nats; ★ refined best", fontsize=9)
+
+    # --- a region ---
+
+    def _region_moved(self) -> None:
+        region = tuple(slice(low, high + 1) for low, high in (self.rows.value, self.columns.value))
+        if region != self.region:
+            self.set_region(*region)
+
+    def set_region(self, rows: slice, cols: slice) -> None:
+        """Choose a box of patterns: its mean pattern, its fractions, and its matching with the present choices."""
+        self.region, self.regional = (rows, cols), None
+        for slider, part in ((self.rows, rows), (self.columns, cols)):
+            with self.silently(slider):
+                slider.value = (part.start, part.stop - 1)
+        self._mean_of_region()
+        self._draw_frame()
+        if self.as_mapped:
+            self._draw_map()
+            self._tell_region()
+        else:
+            self._choice_changed()
+
+    def clear_region(self) -> None:
+        """No region any more."""
+        self.region = self.regional = None
+        self._draw_map()
+        self.show_pattern()
+
+    def _mean_of_region(self) -> None:
+        part = self.patterns[self.region]
+        mean = np.asarray(part.mean(axis=(0, 1)))
+        self._draw_image(mean, f"mean of {part.shape[0] * part.shape[1]} patterns")
+        self.draw()
+
+    def _region_told(self) -> str:
+        """The fractions of the region, of the map and as read now, in HTML."""
+        if self.region is None or self.mapped is None:
+            return ""
+        told = []
+        readings = [("map", self.mapped[0]["phase_id"][self.region])]
+        readings += [("with these choices", self._renumbered())] if self.regional is not None else []
+        for name, phase_id in readings:
+            shares = ", ".join(f"{p} {(phase_id == k).mean():.1%}" for k, p in enumerate(self.names) if (phase_id == k).any())
+            ncm = np.isin(phase_id, [k for k, p in enumerate(self.names) if p in NCM_PHASES])
+            rocksalt = ncm & np.isin(phase_id, [k for k, p in enumerate(self.names) if p == "rocksalt"])
+            share = f"; rocksalt {rocksalt.sum() / ncm.sum():.1%} of {ncm.sum()} NCM patterns (counted, not corrected)" if ncm.any() else ""
+            told.append(f"Region of {phase_id.size} patterns, {name}: {shares or 'nothing indexed'}{share}.")
+        return "<br>" + "<br>".join(html.escape(t) for t in told)
+
+    def _tell_region(self) -> None:
+        self.status.value = self.status.value.split("<br>")[0] + self._region_told()
+
+    def _choice_changed(self) -> None:
+        """Match the region again with the chosen candidates and thresholds; without a region, the pattern alone."""
+        if not self.candidates.value:
+            self.say("Choose one candidate at least.")
+            return
+        if self.region is None:
+            self.show_pattern()
+            return
+        banks, thresholds = self._chosen()
+        patterns, calibration = self._part(*self.region)
+        previous = self.regional
+        if previous is not None and previous[1].names == [bank.crystal.name for bank in banks]:  # other thresholds need no other search
+            _, found, spots = previous
+            self._matched((read_maps(found, spots, calibration, banks, thresholds), found, spots))
+            return
+        self._start_matching(patterns, calibration, banks, thresholds)
+
+    def match_whole(self) -> None:
+        """Match the whole scan with the present choices."""
+        rows, cols = (slice(0, n) for n in self.shape)
+        self.region, self.regional = (rows, cols), None
+        self._draw_frame()
+        banks, thresholds = self._chosen()
+        self._start_matching(*self._part(rows, cols), banks, thresholds)
+
+    def _start_matching(self, patterns: Any, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float]) -> None:
+        started = time.monotonic()
+
+        def compute(progress: Callable) -> tuple:
+            return map_scan(patterns, calibration, banks, thresholds, **self.options, progress=progress)
+
+        def done(result: tuple) -> None:
+            with self.lock:
+                self._matched(result)
+                n = result[0]["phase_id"].size
+                self.say(f"{n} patterns matched again in {time.monotonic() - started:.1f} s.")
+
+        self.work.start("matching", compute, done, self._draw_map)
+
+    def _matched(self, result: tuple) -> None:
+        self.regional = result
+        self._draw_map()
+        self._tell_region()
+
+    # --- mouse and keys ---
+
+    def on_click(self, event: Any) -> None:
+        if event.inaxes is not self.axes["map"]:
+            return
+        y, x = round(event.ydata), round(event.xdata)
+        if self.drawing.value:
+            self.corner = (y, x)
+        else:
+            self.pick(y, x)
+
+    def on_move(self, event: Any) -> None:
+        if self.corner is not None and event.inaxes is self.axes["map"]:
+            self.region = self._box(event)
+            self._draw_frame()
+            self.draw()
+
+    def _box(self, event: Any) -> tuple[slice, slice]:
+        low_high = (sorted((c, round(v))) for c, v in zip(self.corner, (event.ydata, event.xdata), strict=True))
+        return tuple(slice(max(0, low), min(n, high + 1)) for (low, high), n in zip(low_high, self.shape, strict=True))
+
+    def on_release(self, event: Any) -> None:
+        if self.corner is None:
+            return
+        rows, cols = self._box(event) if event.inaxes is self.axes["map"] else self.region or (slice(0, 1), slice(0, 1))
+        self.corner = None
+        self.drawing.value = False
+        self.set_region(rows, cols)
+
+    def on_key(self, event: Any) -> None:
+        step = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}.get(event.key)
+        if step:
+            self.pick(self.row.value + step[0], self.column.value + step[1])
+
+
+class ComparisonExplorer(_Explorer):
+    """The samples side by side: choose the phase, the kind of interval and the samples; click one for what its fraction rests on.
+
+    ``samples`` as `collect_samples` gives them, those with a fraction.
+    """
+
+    INTERVALS: ClassVar = {"the scanned areas": "fraction_quantiles", "the lamellae": "elsewhere_quantiles"}
+
+    def __init__(self, run: Step, samples: list[dict[str, Any]]):
+        import ipywidgets
+
+        super().__init__(
+            run, (9.5, 4), {"mosaic": [["fractions", "change"]], "width_ratios": [1.2, 1]},
+            "Click a sample, or step through them with ← and → on the figure; space leaves the chosen one out or takes it in.",
+        )  # fmt: skip
+        self.samples, self.picked = samples, 0
+        names = [s["sample"] for s in samples]
+        self.phase = ipywidgets.ToggleButtons(options=["rocksalt", "spinel"], description="phase")
+        self.interval = ipywidgets.ToggleButtons(options=list(self.INTERVALS), description="interval of")
+        self.compared = ipywidgets.SelectMultiple(options=names, value=names, rows=min(len(names), 6), description="compared")
+        self.table = ipywidgets.HTML()
+        self.table.add_class("explorer-table")
+        for control in (self.phase, self.interval, self.compared):
+            self.observe(control, self.show)
+        self.show()
+        self.arrange(ipywidgets.HBox([self.phase, self.interval]), ipywidgets.HBox([self.compared, self.table]), self.keeping())
+
+    def choice(self) -> dict[str, Any]:
+        already = self.run.parameters["leave_out"]
+        return {"leave_out": [*already, *(s["sample"] for s in self.samples if s["sample"] not in self.compared.value)]}
+
+    def _quantiles(self, sample: dict[str, Any]) -> np.ndarray | None:
+        return sample[f"{self.phase.value}_{self.INTERVALS[self.interval.value]}"]
+
+    def show(self) -> None:
+        """Fractions and differences of the samples that are compared."""
+        phase, prefix = self.phase.value, "elsewhere_" if "elsewhere" in self.INTERVALS[self.interval.value] else ""
+        kept = [s for s in self.samples if s["sample"] in self.compared.value and s[f"{phase}_fraction"] is not None]
+        ax = self.axes["fractions"]
+        ax.clear()
+        for k, s in enumerate(self.samples):
+            value, quantiles = s[f"{phase}_fraction"], self._quantiles(s)
+            if value is None or quantiles is None:
+                continue
+            low, high = np.interp([2.5, 97.5], np.arange(101), quantiles)
+            faint = s not in kept
+            colour = "0.7" if faint else "k"
+            ax.plot([k, k], [low, high], color=colour, lw=2, ls=":" if faint else "-")
+            ax.plot(k, value, "o", ms=12 if k == self.picked else 8, mfc="w" if faint else PHASE_COLOURS[phase], mec=colour)
+        ax.set_xticks(range(len(self.samples)), [s["sample"] for s in self.samples], rotation=20)
+        ax.set(xlim=(-0.6, len(self.samples) - 0.4), ylim=(0, None), ylabel=f"{phase} share of the NCM area")
+        ax.set_title(f"95 % intervals of {self.interval.value}", fontsize=9)
+        pairs = [p for p in compare_fractions(kept, phase) if f"{prefix}ci95_low" in p]
+        ax = self.axes["change"]
+        ax.clear()
+        for k, pair in enumerate(pairs[:30]):
+            ax.plot([pair[f"{prefix}ci95_low"], pair[f"{prefix}ci95_high"]], [k, k], color="k", lw=2)
+            ax.plot(pair["difference"], k, "D", mfc="w", mec="k")
+        ax.axvline(0, color="0.5", lw=0.8)
+        ax.set_yticks(range(len(pairs[:30])), [f"{p['from']} → {p['to']}" for p in pairs[:30]], fontsize=8)
+        ax.set(ylim=(len(pairs[:30]) - 0.5, -0.5), xlabel="change of the share")
+        rows = [
+            (p["from"], p["to"], f"{p['difference']:+.3f}", f"{p[f'{prefix}ci95_low']:+.3f} to {p[f'{prefix}ci95_high']:+.3f}",
+             f"{p[f'{prefix}probability_of_increase']:.3f}") for p in pairs[:30]
+        ]  # fmt: skip
+        self.table.value = _table_html(("from", "to", "change", "95 %", "P(increase)"), rows)
+        s = self.samples[self.picked]
+        grains = f"{s['n_patterns_ncm']} NCM patterns in {s['n_grains']} grains, raw share {s[f'{phase}_fraction_raw']:.3f}"
+        limit = f"detection limit {s[f'{phase}_detection_limit']:.3f}"
+        verdict = "detected" if s[f"{phase}_detected"] else "not detected"
+        shown = f"{phase} {s[f'{phase}_fraction']:.3f}, {verdict}" if s[f"{phase}_fraction"] is not None else f"no {phase} fraction"
+        self.status.value = html.escape(f"{s['sample']} ({s['label']}): {shown}; {grains}; {limit}.")
+        self.draw()
+
+    def pick(self, k: int) -> None:
+        """Choose a sample by its place."""
+        self.picked = int(np.clip(k, 0, len(self.samples) - 1))
+        self.show()
+
+    def on_click(self, event: Any) -> None:
+        if event.inaxes is self.axes["fractions"]:
+            self.pick(round(event.xdata))
+
+    def on_key(self, event: Any) -> None:
+        step = {"left": -1, "right": 1}.get(event.key)
+        if step:
+            self.pick(self.picked + step)
+        elif event.key == " ":
+            name, compared = self.samples[self.picked]["sample"], set(self.compared.value)
+            self.compared.value = [s["sample"] for s in self.samples if s["sample"] in compared ^ {name}]
 
 
 # --------------------------------------------------------------------------------------
