@@ -3254,6 +3254,8 @@ def register_stack(
         raise ParameterError(f"{name}: frame {strange} by hand: expected whole numbers from 0 to {len(frames) - 1}")
     if leave_out & take_in:
         raise ParameterError(f"{name}: frame {min(leave_out & take_in)} is both left out and taken in by hand, expected one of these")
+    if leave_out and len(frames) - len(leave_out) < 2:
+        raise ParameterError(f"{name}: {len(leave_out)} of {len(frames)} frames left out by hand, expected two at least to be left")
     empty = [i for i in sorted(take_in) if not frames[i].any()]
     if empty:
         raise ParameterError(f"{name}: frame {empty[0]} taken in by hand holds no counts: there is nothing in it to register")
@@ -10338,8 +10340,7 @@ class _Work:
         self.box.layout.visibility = "hidden"
 
     def start(self, label: str, compute: Callable[[Callable], Any], done: Callable[[Any], None], back: Callable[[], None]) -> None:
-        """Run ``compute(progress)`` beside, ``progress`` wrapping what it loops over, then ``done(result)``; ``back()`` where it is cancelled
-        or fails."""
+        """Run ``compute(progress)`` beside, ``progress`` wrapping what it loops over, then ``done(result)``; ``back()`` where not."""
         if not self.running:
             self._back = back
         self._current += 1
@@ -10411,8 +10412,8 @@ class _Explorer:
         for event, handler in (("button_press_event", "on_click"), ("motion_notify_event", "on_move"), ("key_press_event", "on_key"),
                                ("button_release_event", "on_release")):  # fmt: skip
             self.canvas.mpl_connect(event, functools.partial(self._handle, handler))
-        note = " (simulated data)" if run.sample is not None and run.sample.simulated else ""
-        self.figure.suptitle((run.sample.label if run.sample else "all samples") + note, fontsize=10)
+        if run.sample is not None:
+            self.figure.suptitle(run.sample.title, fontsize=10)
 
     def _handle(self, name: str, event: Any) -> None:
         with self.lock:
@@ -10630,8 +10631,9 @@ class DriftExplorer(_Explorer):
             self.take_in.add(k)
         if k in self.leave_out:  # the average without it, at once; where the others then lie follows
             used = self.solution.used & (np.arange(len(self.frames)) != k)
-            self.solution = replace(self.solution, used=used, left_out=self.solution.left_out | {k: "by hand"})
-            self.show_solution()
+            if used.any():
+                self.solution = replace(self.solution, used=used, left_out=self.solution.left_out | {k: "by hand"})
+                self.show_solution()
         self.show_frame()
         self.measure(before)
 
@@ -10761,8 +10763,9 @@ class SurfaceExplorer(_Explorer):
         low, high = np.percentile(self.image, [1, 99.7])
         ax.imshow(self.image, cmap="gray", vmin=low, vmax=high * 1.3)
         size = 22 * min(1.0, 30 / math.sqrt(len(c.px)))
+        crystal = self.layer.role >= 0 if self.layer is not None else c.present
         for metal, marker in ((True, "o"), (False, "^")):
-            here = (c.is_metal == metal) & (c.present | ~c.is_metal)
+            here = (c.is_metal == metal) & crystal
             ax.scatter(c.px[here, 1], c.px[here, 0], c=np.clip(c.brightness[here], 0, 1.1), s=size, marker=marker, vmin=0, vmax=1.1)
         (self.edge,) = ax.plot([], [], color="#56B4E9", lw=1.8)
         (self.depth,) = ax.plot([], [], color="#E69F00", lw=1.8, ls="--")
@@ -11465,6 +11468,8 @@ class ComparisonExplorer(_Explorer):
             "Click a sample, or step through them with ← and → on the figure; space leaves the chosen one out or takes it in.",
         )  # fmt: skip
         self.samples, self.picked = samples, 0
+        simulated = " (simulated data)" if any(s["simulated"] for s in samples) else ""
+        self.figure.suptitle(f"all samples{simulated}", fontsize=10)
         names = [s["sample"] for s in samples]
         self.phase = ipywidgets.ToggleButtons(options=["rocksalt", "spinel"], description="phase")
         self.interval = ipywidgets.ToggleButtons(options=list(self.INTERVALS), description="interval of")
