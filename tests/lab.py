@@ -43,7 +43,6 @@ SETTINGS = {
 DISABLED = [
     "@jupyterlab/apputils-extension:announcements",
     "@jupyterlab/extensionmanager-extension",
-    "@jupyterlab/lsp-extension",
     "@jupyterlab/terminal-extension",
 ]
 
