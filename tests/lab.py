@@ -18,14 +18,15 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 import psutil
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
-from playwright.sync_api import TimeoutError as BrowserTimeout
 
 import helpers
+
+if TYPE_CHECKING:  # pytest imports this file for its doctests where playwright may be missing
+    from playwright.sync_api import Browser, Locator, Page
 
 ROOT = helpers.PROJECT_ROOT
 WAIT_S = 20.0
@@ -84,7 +85,7 @@ def lab_environment(folder: Path) -> dict[str, str]:
     }
     own = {name: str(folder / sub) for name, sub in own.items()}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return kept | own | {"PYTHONPATH": path, "JUPYTER_NO_CONFIG": "", "JUPYTER_PREFER_ENV_PATH": "1"}
+    return kept | own | {"PYTHONPATH": path}
 
 
 def write_configuration(folder: Path) -> None:
@@ -134,7 +135,10 @@ class LabServer:
                 command, cwd=self.root, env=lab_environment(self.folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         try:
-            self.url = wait_for(self._answers, f"the server; its log:\n{self.log.read_text()[-3000:]}", 60)
+            self.url = wait_for(self._answers, "jupyter lab to answer", 60)
+        except LabError as error:
+            self.__exit__()
+            raise LabError(f"{error}; its log ends with:\n{self.log.read_text()[-3000:]}") from None
         except BaseException:
             self.__exit__()
             raise
@@ -143,7 +147,7 @@ class LabServer:
     def _answers(self) -> str:
         """The server's address once it answers there; the file in which it says its port comes first."""
         if self.process.poll() is not None:
-            raise LabError(f"jupyter lab ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+            raise LabError(f"jupyter lab ended with {self.process.returncode}")
         for path in (self.folder / "runtime").glob("jpserver-*.json"):
             with contextlib.suppress(OSError, ValueError):
                 url = json.loads(path.read_text())["url"]
@@ -167,8 +171,10 @@ class LabServer:
 
 
 @contextlib.contextmanager
-def open_browser() -> Iterator[Browser]:
+def open_browser() -> Iterator["Browser"]:
     """Chromium without a window; the only host that it can reach is this machine."""
+    from playwright.sync_api import sync_playwright
+
     args = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-proxy-server"]
     args.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     with sync_playwright() as playwright:
@@ -271,7 +277,7 @@ def plain_text(text: str) -> str:
 class Lab:
     """JupyterLab's page. ``console`` holds the errors that it wrote, ``foreign`` the addresses outside the server that it asked for."""
 
-    def __init__(self, browser: Browser, server: LabServer, scale: float = 1):
+    def __init__(self, browser: "Browser", server: LabServer, scale: float = 1):
         self.server = server
         self.context = browser.new_context(viewport=VIEWPORT, device_scale_factor=scale, reduced_motion="reduce")
         self.page: Page = self.context.new_page()
@@ -374,7 +380,7 @@ class Lab:
 
     # --- pictures ---
 
-    def screenshot(self, path: Path, target: Locator | None = None) -> Path:
+    def screenshot(self, path: Path, target: "Locator | None" = None) -> Path:
         """A picture of the whole notebook, or of one element of it, however high; ``Lab(scale=2)`` gives twice the pixels."""
         target = target or self.page.locator(".jp-Notebook .jp-WindowedPanel-inner, .jp-Notebook").last
         height = target.evaluate("e => Math.max(e.getBoundingClientRect().height, e.scrollHeight)")
@@ -408,12 +414,12 @@ class Cell:
         except LabError as error:
             raise LabError(f"{error}; cell {self.number} says: {self.text!r}") from None
 
-    def control(self, description: str) -> Locator:
+    def control(self, description: str) -> "Locator":
         """The widget that has this description beside it."""
-        label = self.lab.page.locator(".widget-label", has_text=re.compile(f"^\\s*{re.escape(description)}\\s*$"))
-        return self.output.locator(".jupyter-widgets:not(.widget-label)", has=label).last
+        label = self.output.locator(".widget-label", has_text=re.compile(f"^\\s*{re.escape(description)}\\s*$"))
+        return label.first.locator("xpath=..")
 
-    def slider(self, description: str) -> Locator:
+    def slider(self, description: str) -> "Locator":
         """The handle of a slider, which takes the arrow keys."""
         return self.control(description).locator("[role=slider]").first
 
@@ -434,7 +440,13 @@ class Cell:
         """An option of a dropdown or of a list."""
         self.control(description).locator("select").select_option(label=option)
 
-    def button(self, text: str) -> Locator:
+    def focus(self, description: str) -> "Locator":
+        """Give a control the keyboard, as the Tab key does; for ``lab.page.keyboard.press``."""
+        part = self.control(description).locator("select, input, button, [role=slider]").first
+        part.focus()
+        return part
+
+    def button(self, text: str) -> "Locator":
         """A button, or one of toggle buttons."""
         return self.output.locator("button", has_text=re.compile(f"^\\s*{re.escape(text)}\\s*$")).first
 
@@ -534,11 +546,3 @@ class Plot:
     def screenshot(self, path: Path) -> Path:
         """A picture of the canvas alone."""
         return self.lab.screenshot(path, self.locator)
-
-
-def wait_gone(locator: Locator, timeout: float = WAIT_S) -> None:
-    """Wait until nothing of the page matches."""
-    try:
-        locator.first.wait_for(state="detached", timeout=timeout * 1000)
-    except BrowserTimeout:
-        raise LabError(f"waited {timeout:.0f} s for {locator} to go") from None
