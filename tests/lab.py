@@ -124,6 +124,7 @@ class LabServer:
             "ServerApp.allow_root": True,
             "ServerApp.open_browser": False,
             "IdentityProvider.token": self.token,
+            "LanguageServerManager.autodetect": False,  # it asks npm, which writes to the home folder
             "LabApp.extension_manager": "readonly",
             "LabApp.news_url": None,
             "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
