@@ -1449,11 +1449,11 @@ def _projected_phase(
 
 
 def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], length_px: float) -> np.ndarray:
-    """Gaussian noise of unit variance, smooth over a length."""
+    """Gaussian noise of mean zero and unit variance, smooth over a length."""
     from scipy.ndimage import gaussian_filter
 
     noise = gaussian_filter(rng.standard_normal(shape), length_px, mode="wrap")
-    return noise / noise.std()
+    return (noise - noise.mean()) / noise.std()  # where the field is no longer than the length, the mean would be many deviations
 
 
 def _interface_regions(
@@ -10298,8 +10298,11 @@ def compare_conditions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> d
 
 
 def in_jupyterlab() -> bool:
-    """Whether this kernel belongs to a notebook that someone has open in JupyterLab; batch runs skip what is made for hands."""
-    return "JPY_SESSION_NAME" in os.environ
+    """Whether someone runs this cell in JupyterLab, which names the cell to the kernel; batch runs skip what is made for hands."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return shell is not None and "cellId" in getattr(shell, "get_parent", dict)().get("metadata", {})
 
 
 class _CancelledError(Exception):
@@ -10374,9 +10377,21 @@ class _Work:
         self.thread.start()
 
     def _go_on(self, number: int, share: float) -> None:
+        self.bar.value = share
+        time.sleep(0.02)  # compiled code holds the interpreter: only here can the button for cancelling be heard
         if number != self._current:
             raise _CancelledError
-        self.bar.value = share
+
+
+#: JupyterLab takes arrows and letters for commands of its own before a control that has the focus sees them, unless that very element
+#: says otherwise; sliders have no name that a screen reader could tell.
+_CONTROLS_KEEP_KEYS = """window.explorersKeepKeys ||= (document.addEventListener("focusin", event => {
+  const control = event.target.closest(".explorer .jupyter-widgets");
+  if (!control) return;
+  event.target.setAttribute("data-lm-suppress-shortcuts", "");
+  const label = control.querySelector(".widget-label");
+  if (label && !event.target.id) event.target.setAttribute("aria-label", label.textContent);
+}, true), true);"""
 
 
 class _Explorer:
@@ -10408,7 +10423,7 @@ class _Explorer:
         self.message = ipywidgets.HTML()
         self.message.add_class("explorer-message")
         self.work = _Work(self.say)
-        self.help = ipywidgets.HTML(f"<small>{help_text}</small>")
+        self.help = ipywidgets.HTML(f"<small>{help_text} Tab leaves the figure.</small>")
         for event, handler in (("button_press_event", "on_click"), ("motion_notify_event", "on_move"), ("key_press_event", "on_key"),
                                ("button_release_event", "on_release")):  # fmt: skip
             self.canvas.mpl_connect(event, functools.partial(self._handle, handler))
@@ -10416,6 +10431,9 @@ class _Explorer:
             self.figure.suptitle(run.sample.title, fontsize=10)
 
     def _handle(self, name: str, event: Any) -> None:
+        if name == "on_key" and event.key in ("tab", "escape"):  # the canvas takes every key: without this it would not let go of the focus
+            self.first.focus()
+            return
         with self.lock:
             getattr(self, name)(event)
 
@@ -10501,6 +10519,7 @@ class _Explorer:
 
         self.canvas.draw()
         self.figure.set_layout_engine("none")
+        self.first = rows[0].children[0]
         self.widget = ipywidgets.VBox([self.canvas, self.status, *rows, self.work.box, self.message, self.help])
         self.widget.add_class("explorer")
 
@@ -10508,9 +10527,9 @@ class _Explorer:
         self.canvas.draw_idle()
 
     def _ipython_display_(self) -> None:
-        from IPython.display import display
+        from IPython.display import Javascript, display
 
-        display(self.widget)
+        display(Javascript(_CONTROLS_KEEP_KEYS), self.widget)
 
 
 def _table_html(head: Iterable[str], rows: Iterable[Iterable[Any]], caption: str = "") -> str:
