@@ -21,7 +21,7 @@ DEMO_MARK = data/samples/.unfinished
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock
 
-.PHONY: setup run demo test lab share validation lock lint clean
+.PHONY: setup run demo test lab share screenshots validation lock lint clean
 
 setup: $(READY)
 
@@ -67,6 +67,10 @@ lab: $(READY)
 
 share: $(READY)
 	@$(BIN)/python -c 'import os, helpers; print("to share:", helpers.share_pages(os.environ["RESULTS"]))'
+
+# The pictures of the explorers, taken in JupyterLab from the demo samples after `make run`
+screenshots: $(READY)
+	@$(BIN)/python tests/screenshots.py
 
 # Notebook 09: accuracy against truth, and speed
 validation: $(READY)

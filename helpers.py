@@ -10409,7 +10409,7 @@ class _Explorer:
         from matplotlib.figure import Figure
 
         self.run = run
-        self.figure = Figure(figsize=size_in, dpi=90, layout="constrained")
+        self.figure = Figure(figsize=size_in, dpi=80, layout="constrained")
         self.canvas = Canvas(self.figure)
         self.manager = FigureManager(self.canvas, 0)
         for part in ("toolbar_visible", "header_visible", "footer_visible", "resizable"):
@@ -10517,7 +10517,7 @@ class _Explorer:
         """Put the widget together and draw for the first time; the axes then stay where they are."""
         import ipywidgets
 
-        self.canvas.draw()
+        self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
         self.first = rows[0].children[0]
         self.widget = ipywidgets.VBox([self.canvas, self.status, *rows, self.work.box, self.message, self.help])
@@ -10544,10 +10544,12 @@ def _table_html(head: Iterable[str], rows: Iterable[Iterable[Any]], caption: str
 class DriftExplorer(_Explorer):
     """A stack frame by frame, with the drift and without; frames left out or taken in, with trajectory, average and FRC following.
 
-    ``frames`` (n, y, x) and its ``solution`` as `register_stack` gives them; ``given`` its options.
+    ``frames`` (n, y, x) and its ``solution`` as `register_stack` gives them, ``half`` as `half_average_resolution`; ``given`` its options.
     """
 
-    def __init__(self, run: Step, frames: np.ndarray, solution: DriftSolution, pixel_nm: float, path: Path, **given: Any):
+    def __init__(
+        self, run: Step, frames: np.ndarray, solution: DriftSolution, pixel_nm: float, path: Path, half: dict | None = None, **given: Any
+    ):  # fmt: skip
         import ipywidgets
 
         super().__init__(
@@ -10555,7 +10557,7 @@ class DriftExplorer(_Explorer):
             "Click on the trajectory, or use ← and → on the figure, to choose a frame; space leaves it out or takes it in.",
         )  # fmt: skip
         self.frames, self.pixel_nm, self.made_on, self.given = frames, pixel_nm, (path,), given
-        self.solution, self.half = solution, None
+        self.solution, self.half = solution, half
         self.leave_out, self.take_in = set(given.pop("leave_out", ())), set(given.pop("take_in", ()))
         self.frame = ipywidgets.IntSlider(0, 0, len(frames) - 1, description="frame", layout={"width": "30em"})
         self.neighbours = ipywidgets.IntSlider(
@@ -11061,7 +11063,7 @@ class PedExplorer(_Explorer):
         import ipywidgets
 
         super().__init__(
-            run, (12.5, 4.8),
+            run, (11.8, 4.8),
             {"mosaic": [["map", "pattern", "triangle"], ["bar", ".", "."]], "width_ratios": [1.1, 1.1, 0.9], "height_ratios": [24, 1]},
             "Click in the map, or move with the arrow keys on the figure. Circles: predicted spots of each phase; × missing ones, □ "
             "measured ones that the phase found does not predict. For a region: switch on “draw a region” and drag, or set the two ranges.",
@@ -11108,12 +11110,12 @@ class PedExplorer(_Explorer):
         self.columns = ipywidgets.IntRangeSlider(value=(0, nx - 1), min=0, max=nx - 1, description="columns")
         self.whole = self.button("no region", self.clear_region)
         self.candidates = ipywidgets.SelectMultiple(options=self.names, value=self.names, rows=len(self.names), description="candidates")
-        self.least_support = ipywidgets.FloatSlider(
-            self.thresholds.get("least_support", 2.0), min=0, max=30, step=0.5, description="least nats"
+        low, margin = self.thresholds.get("least_support", 2.0), self.thresholds.get("least_margin", 3.0)
+        style = {"min": 0, "max": 30, "step": 0.5, "style": {"description_width": "9em"}, "layout": {"width": "24em"}}
+        self.least_support = ipywidgets.FloatSlider(low, description="least score (nats)", tooltip="above chance, to be indexed", **style)
+        self.least_margin = ipywidgets.FloatSlider(
+            margin, description="least margin (nats)", tooltip="to the next phase, to be decided", **style
         )
-        self.least_margin = ipywidgets.FloatSlider(self.thresholds.get("least_margin", 3.0), min=0, max=30, step=0.5, description="margin")
-        self.least_support.tooltip = "evidence above chance (nats) that a pattern needs to be indexed"
-        self.least_margin.tooltip = "margin (nats) to the next phase that a pattern needs to be decided"
         self.again = self.button("match the whole scan again", self.match_whole, "With the chosen candidates")
         self.observe(self.layer, self._draw_map)
         for control in (self.row, self.column):
@@ -11129,8 +11131,8 @@ class PedExplorer(_Explorer):
         chosen = list(self.candidates.value)
         return {
             "candidate_phases": [] if len(chosen) == len(self.names) else chosen,
-            "least_support_nats": self.least_support.value,
-            "least_margin_nats": self.least_margin.value,
+            "least_support_nats": round(self.least_support.value, 6),
+            "least_margin_nats": round(self.least_margin.value, 6),
         }
 
     def _chosen(self) -> tuple[list[TemplateBank], dict[str, float]]:
@@ -11533,7 +11535,7 @@ class ComparisonExplorer(_Explorer):
             ax.plot(pair["difference"], k, "D", mfc="w", mec="k")
         ax.axvline(0, color="0.5", lw=0.8)
         ax.set_yticks(range(len(pairs[:30])), [f"{p['from']} → {p['to']}" for p in pairs[:30]], fontsize=8)
-        ax.set(ylim=(len(pairs[:30]) - 0.5, -0.5), xlabel="change of the share")
+        ax.set(ylim=(max(len(pairs[:30]), 1) - 0.5, -0.5), xlabel="change of the share")
         rows = [
             (p["from"], p["to"], f"{p['difference']:+.3f}", f"{p[f'{prefix}ci95_low']:+.3f} to {p[f'{prefix}ci95_high']:+.3f}",
              f"{p[f'{prefix}probability_of_increase']:.3f}") for p in pairs[:30]

@@ -1,6 +1,7 @@
 """The notebooks in JupyterLab itself, in a real browser: they open, run, and answer to the mouse and the keyboard."""
 
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -218,9 +219,10 @@ def test_an_error_in_a_cell_is_told(server, browser):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict:
+def folders(tmp_path_factory, server) -> dict:
     """A tiny sample, and folders of its own for what the notebooks write."""
     folder = tmp_path_factory.mktemp("lab_sample")
+    shutil.copytree(helpers.PROJECT_ROOT / "figures" / "readme", server.root / "figures" / "readme")
     tiny_sample(folder / "data" / "tiny")
     return {f"{name}_dir": str(folder / name) for name in ("data", "results", "figures")}
 
@@ -337,7 +339,7 @@ def use_ped(cell, folders):
     cell.control("candidates").locator("select").select_option(label=["layered", "rocksalt", "llzo"])
     cell.wait_for_text("20 patterns matched again", 60)
     cell.wait_for_text("with these choices:")
-    cell.move_slider("margin", 4)
+    cell.move_slider("least margin (nats)", 4)
     kept = keep(cell, folders, "06_ped_matching")
     assert kept == {"candidate_phases": ["layered", "rocksalt", "llzo"], "least_support_nats": 2.0, "least_margin_nats": 5.0}
     cell.press_button("no region")
