@@ -10418,6 +10418,7 @@ class _Explorer:
         self.axes = self.figure.subplot_mosaic(**axes)
         self.lock = threading.RLock()
         self._silent: list[Any] = []
+        self._render, self.canvas.draw = self.canvas.draw, self._draw_alone
         self.status = ipywidgets.HTML()
         self.status.add_class("explorer-status")
         self.message = ipywidgets.HTML()
@@ -10429,6 +10430,11 @@ class _Explorer:
             self.canvas.mpl_connect(event, functools.partial(self._handle, handler))
         if run.sample is not None:
             self.figure.suptitle(run.sample.title, fontsize=10)
+
+    def _draw_alone(self) -> None:
+        """Draw while no computation that ends beside changes the figure; a drawing that fails would be the canvas's last."""
+        with self.lock:
+            self._render()
 
     def _handle(self, name: str, event: Any) -> None:
         if name == "on_key" and event.key in ("tab", "escape"):  # the canvas takes every key: without this it would not let go of the focus

@@ -541,7 +541,11 @@ class Plot:
     def wait_redrawn(self, before: str, timeout: float = WAIT_S) -> str:
         """Wait until the pixels are other than they were; the new ones."""
         what = f"canvas {self.index} of cell {self.cell.number} to be drawn anew"
-        self.lab.wait(lambda: self.picture() != before, what, timeout)
+        try:
+            self.lab.wait(lambda: self.picture() != before, what, timeout)
+        except LabError as error:
+            log = self.lab.server.log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            raise LabError(f"{error}; the cell says {self.cell.text!r}; the server's log ends with:\n{log}") from None
         return self.picture()
 
     def screenshot(self, path: Path) -> Path:

@@ -251,24 +251,24 @@ def keep(cell, folders, step: str, sample: str = "tiny") -> dict:
 def use_drift(cell, folders):
     plot = cell.plot()
     before = plot.picture()
-    plot.click(3.1, 0.5, axes=3)
-    cell.wait_for_text("Frame 3:")
+    plot.click(2.1, 0.5, axes=3)
+    cell.wait_for_text("Frame 2:")
     before = plot.wait_redrawn(before)
     plot.press("ArrowRight")
-    cell.wait_for_text("Frame 4:")
+    cell.wait_for_text("Frame 3:")
     cell.move_slider("frame", 1)
-    cell.wait_for_text("Frame 5: moved by")
+    cell.wait_for_text("Frame 4: moved by")
     cell.press_button("frame is used")
-    cell.wait_for_text("Frame 5: left out")
-    cell.wait_for_text("left out by hand [5]", 90)
+    cell.wait_for_text("Frame 4: left out")
+    cell.wait_for_text("left out by hand [4]", 90)
     cell.wait_for_text("resolution of the average")
     plot.wait_redrawn(before)
-    assert keep(cell, folders, "02_cryo_stem_drift") == {"leave_out": [5], "take_in": []}
+    assert keep(cell, folders, "02_cryo_stem_drift") == {"leave_out": [4], "take_in": []}
     plot.press(" ")
     cell.wait_for_text("registering")
     cell.press_button("Cancel")
     cell.wait_for_text("Cancelled; nothing has changed")
-    cell.wait_for_text("Frame 5: left out")
+    cell.wait_for_text("Frame 4: left out")
 
 
 def use_surface(cell, folders):
@@ -331,7 +331,7 @@ def use_ped(cell, folders):
     for layer in ("score", "orientation (IPF)", "phase margin", "phase"):
         cell.choose("map", layer)
         before = plot.wait_redrawn(before)
-    cell.choose("triangle", "rocksalt")
+    cell.choose("triangle", "llzo")
     before = plot.wait_redrawn(before)
     cell.press_button("draw a region")
     plot.drag((1, 1), (5, 4), axes=0)
