@@ -10879,7 +10879,8 @@ def _safe_html(text: str) -> str:
     tags = "h1 h2 h3 h4 h5 h6 p br hr div span section ul ol li dl dt dd table caption thead tbody tfoot tr th td"
     tags += " a abbr b blockquote code del em figure i img kbd pre small strong sub summary sup details"
     protocols = ["http", "https", "data"]
-    return bleach.clean(text, tags=tags.split(), attributes=allowed, protocols=protocols, strip=True, strip_comments=True)
+    safe = bleach.clean(text, tags=tags.split(), attributes=allowed, protocols=protocols, strip=True, strip_comments=True)
+    return re.sub(r"<th\b[^>]*>(?:\s|&nbsp;)*</th>", "<td></td>", safe)  # a header that says nothing is none
 
 
 _PAGE_TEMPLATES = PROJECT_ROOT / "notebooks" / "templates"
@@ -10929,6 +10930,14 @@ def _shown_card(card: dict, results: Path, hidden: list[tuple[str, str]]) -> dic
     return card | {"image": image, "rows": rows, "fault": _without_paths(card["fault"], hidden)}
 
 
+def _map_legend(cards: list[dict]) -> list[dict]:
+    """Name and colour of every phase in the maps of the cards, and of what was not indexed."""
+    colours: dict[str, str] = {}
+    for card in cards:
+        colours |= phase_colours(card["matched"]["phases"]) if card["map"] else {}
+    return [{"name": k, "colour": v} for k, v in {**colours, "not indexed": NOT_INDEXED_COLOUR}.items()] if colours else []
+
+
 def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], results: Path, data_dir: str | Path, exporter: Any) -> str:
     """One page as HTML."""
     import nbformat
@@ -10951,6 +10960,7 @@ def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], results:
         "navigation": page.navigation,
         "provenance": _dated(page.provenance, notebook, hidden),
         "cards": [_shown_card(card, results, hidden) for card in page.cards],
+        "legend": _map_legend(page.cards),
         "more": page.more,
     }
     if page.maps:

@@ -91,7 +91,7 @@
       pen.drawImage(small, 0, 0, base.width, base.height);
       if (layer === "phase") drawUndecided(pen);
       drawBoundaries(pen);
-      drawScaleBar(pen, base.width, base.height, data.step_nm / wide, "nm", [1, 2, 5]);
+      drawScaleBar(pen, base.width, base.height, data.step_nm / wide, "nm");
     }
 
     function drawUndecided(pen) {
@@ -128,11 +128,11 @@
     }
 
     /** A bar of a round length, at most a quarter of the width, on a light ground in the lower left. */
-    function drawScaleBar(pen, width, height, perPixel, unit, leading) {
+    function drawScaleBar(pen, width, height, perPixel, unit) {
       const most = (width / 4) * perPixel;
       const power = 10 ** Math.floor(Math.log10(most));
-      const length = Math.max(...leading.filter((k) => k * power <= most)) * power;
-      const size = Math.max(11, Math.round(width / 40));
+      const length = [5, 2, 1].find((k) => k * power <= most) * power;
+      const size = Math.max(11, Math.round(width / 32));
       const text = `${Number(length.toPrecision(2))} ${unit}`;
       pen.font = `${size}px system-ui, sans-serif`;
       const long = length / perPixel;
@@ -291,10 +291,10 @@
       pen.fillRect(0, 0, pattern.width, pattern.height);
       pen.globalCompositeOperation = "source-over";
       if (withSpots.checked && data.patterns.spots) drawSpots(pen, number, row, column);
-      drawScaleBar(pen, pattern.width, pattern.height, perPixel / enlarged, "Å⁻¹", [1, 2, 5]);
+      drawScaleBar(pen, pattern.width, pattern.height, perPixel / enlarged, "Å⁻¹");
       const where = `column ${column}, row ${row}`;
       const near = row === Math.floor(wanted / nx) * data.stride && column === (wanted % nx) * data.stride ? "" : ", the nearest that is kept";
-      patternText.textContent = `Pattern of ${where}${near}: square root of the counts, dark is bright.`;
+      patternText.textContent = `Pattern of ${where}${near}: square root of the counts, dark where there are many.`;
       pattern.setAttribute("aria-label", `Diffraction pattern of ${where}`);
     }
 
