@@ -10098,19 +10098,19 @@ class _Hashes:
             write_atomically(self._path, json.dumps(self._used, indent=0))
 
 
-def _input_path(name: str, sample: Sample, folder: Path, data_dir: str | Path) -> Path | None:
+def _input_path(name: str, folder: Path, data_dir: str | Path) -> Path | None:
     """The file that a result's ``inputs`` call ``name``; None where it is gone. ``folder`` is the sample's results folder."""
     crystals = [phases / Path(name).name for phases in _phase_folders(data_dir)] if name.endswith(".cif") else []
-    candidates = (sample.folder / name, folder / name, PROJECT_ROOT / name, *crystals)
+    candidates = (samples_folder(data_dir) / folder.name / name, folder / name, PROJECT_ROOT / name, *crystals)
     return next((path for path in candidates if path.exists()), None)
 
 
-def _inputs_now(result: dict, sample: Sample, folder: Path, data_dir: str | Path, step: str, hashes: _Hashes) -> list[dict]:
+def _inputs_now(result: dict, folder: Path, data_dir: str | Path, step: str, hashes: _Hashes) -> list[dict]:
     """Every input of a result: ``name``, ``sha256`` as it was read, and ``state``, how the file is now ("" where it is the same)."""
     written_ns = (folder / f"{step}.json").stat().st_mtime_ns if result else 0
     found = []
     for name, sha256 in result.get("inputs", {}).items():
-        path, state = _input_path(name, sample, folder, data_dir), ""
+        path, state = _input_path(name, folder, data_dir), ""
         if path is None:
             state = "no longer here"
         else:
@@ -10323,7 +10323,7 @@ def _sample_pages(results: Path, data_dir: str | Path, sample_id: str, hashes: _
     explore = [{"step": "map", "text": "Explore the map", "href": "map.html", "note": ""}] if has_map else []
     pages, stale = [], {}
     for step, result in step_results.items():
-        inputs = _inputs_now(result, sample, results / sample_id, data_dir, step, hashes) if sample else []
+        inputs = _inputs_now(result, results / sample_id, data_dir, step, hashes)
         stale |= {file["name"]: step for file in inputs if file["state"] == "changed since"}
         who = sample_id if title == sample_id else f"{sample_id}, {title}"
         page = _Page(
@@ -10538,8 +10538,13 @@ def _explored(results: Path, sample: Sample, data_dir: str | Path) -> _Explored:
     from orix import io
 
     matched, path = read_result(results, sample.id, _MAP_STEP), results / sample.id / "06_ped.h5"
-    maps = load_maps(path, matched)
-    rotation = np.asarray(io.load(str(path)).rotations.to_matrix()).reshape(*maps["phase_id"].shape, 3, 3)
+    try:
+        maps = load_maps(path, matched)
+        rotation = np.asarray(io.load(str(path)).rotations.to_matrix()).reshape(*maps["phase_id"].shape, 3, 3)
+    except WorkbookError:
+        raise
+    except Exception as error:  # h5py and orix raise whatever they meet in a file that was cut short
+        raise ResultError(f"{sample.id}/{path.name}: cannot be read: {_one_line(error)}") from error
     crystals = [read_crystal(phase_file(phase, data_dir), phase) for phase in matched["phases"]]
     try:
         calibrated = read_result(results, sample.id, "05_ped_calibration")
@@ -10776,17 +10781,17 @@ _LAYERS = {
 }
 
 
-def _map_html(page: _Page, frame: dict, results: Path, data_dir: str | Path, exporter: Any) -> str:
+def _map_html(page: _Page, frame: dict, hidden: list[tuple[str, str]], results: Path, data_dir: str | Path, exporter: Any) -> str:
     """The map page of a sample as HTML."""
     around = frame | {"layers": [{"name": k, "text": v} for k, v in _LAYERS.items()], "scripts": _page_scripts("map.js")}
     around["policy"] = _content_policy(around["scripts"])
     try:
         explored = _explored(results, page.maps, data_dir)
         data, kept, why = _map_data(results, page.maps, explored)
-        around |= {"data": _json_in_html(data), "patterns_text": kept, "no_patterns": why}
+        around |= {"data": _json_in_html(data), "patterns_text": kept, "no_patterns": _without_paths(why, hidden)}
         around["map_label"] = _map_in_words(page.sample, explored.matched)
     except WorkbookError as error:
-        around["fault"] = _one_line(error)
+        around["fault"] = _without_paths(_one_line(error), hidden)
     return exporter.environment.get_template("map.html.j2").render(page=around)
 
 
@@ -10927,7 +10932,8 @@ def _shown_card(card: dict, results: Path, hidden: list[tuple[str, str]]) -> dic
     """A card with its picture, and without paths."""
     rows = [row | {"detail": _without_paths(row["detail"], hidden)} for row in card["rows"]]
     image = _thumbnail(results, card["id"], card["matched"]) if card["map"] else ""
-    return card | {"image": image, "rows": rows, "fault": _without_paths(card["fault"], hidden)}
+    alt = card["alt"] if image or not card["map"] else "No phase map: 06_ped.h5 cannot be read"
+    return card | {"image": image, "alt": alt, "rows": rows, "fault": _without_paths(card["fault"], hidden)}
 
 
 def _map_legend(cards: list[dict]) -> list[dict]:
@@ -10964,7 +10970,7 @@ def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], results:
         "more": page.more,
     }
     if page.maps:
-        return _map_html(page, frame, results, data_dir, exporter)
+        return _map_html(page, frame, hidden, results, data_dir, exporter)
     notebook = _presentable(notebook, hidden, page.explore)
     for cell in [cell for cell in notebook.cells if cell.cell_type == "markdown"][:1]:
         cell.metadata["opening"] = True
@@ -11052,6 +11058,10 @@ _PAGE_NUMBERS = (
 )
 
 
+#: A PDF writes a link to another page with the path of this machine
+_UNLINKED = "document.querySelectorAll('a:not([href^=http])').forEach((a) => a.removeAttribute('href'))"
+
+
 def print_comparison(results_dir: str | Path = "", data_dir: str | Path = "") -> Path:
     """The comparison as ``results/share/comparison.pdf`` (A4, tagged, with bookmarks), printed by Chromium without a network.
 
@@ -11071,6 +11081,7 @@ def print_comparison(results_dir: str | Path = "", data_dir: str | Path = "") ->
             browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"])
             page = browser.new_context(offline=True).new_page()
             page.goto(index.resolve().as_uri())
+            page.evaluate(_UNLINKED)
             options = {"format": "A4", "print_background": True, "tagged": True, "outline": True}
             margins = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
             printed = page.pdf(

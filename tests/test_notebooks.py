@@ -186,7 +186,7 @@ def test_figures_are_saved_for_every_step(run):
 
 
 def test_pages_of_the_real_notebooks(run):
-    count = 8 + 7 * SHARED.is_dir()
+    count = 9 + 8 * SHARED.is_dir()  # with a map page each
     check_pages(run.results / "html", count, [run.root, Path.home(), ROOT, "/tmp/"])
 
 
