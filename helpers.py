@@ -10431,15 +10431,28 @@ def _low_index_directions(crystal: Crystal, most: int = 3) -> tuple[np.ndarray, 
 
     Directions that the Laue group takes into each other share a name, ``[1 −1 0]`` as the simplest of them is written.
     """
-    indices = np.array([uvw for uvw in product(range(-most, most + 1), repeat=3) if math.gcd(*uvw) == 1])
-    along = indices @ crystal.lattice
+    along = _indices_up_to(most) @ crystal.lattice
     operators = np.asarray(crystal.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
     turned = np.einsum("oij,nj->noi", operators, along) @ np.linalg.inv(crystal.lattice)
     family = np.rint(np.concatenate([turned, -turned], axis=1)).astype(int)
     key = lambda uvw: (np.abs(uvw).sum(), (uvw < 0).sum(), *(-uvw))
     simplest = [min(members, key=key) for members in family]
-    names = ["[" + " ".join(str(i).replace("-", "−") for i in uvw) + "]" for uvw in simplest]
-    return along / np.linalg.norm(along, axis=1, keepdims=True), names
+    return along / np.linalg.norm(along, axis=1, keepdims=True), [_direction_name(uvw) for uvw in simplest]
+
+
+def _indices_up_to(most: int) -> np.ndarray:
+    """All directions (n, 3) of indices without a common factor, the simple ones first."""
+    indices = np.array([uvw for uvw in product(range(-most, most + 1), repeat=3) if math.gcd(*uvw) == 1])
+    return indices[np.argsort(np.abs(indices).sum(axis=1), kind="stable")]
+
+
+def _direction_name(uvw: np.ndarray) -> str:
+    """Indices as they are written.
+
+    >>> _direction_name(np.array([1, -1, 0]))
+    '[1 −1 0]'
+    """
+    return "[" + " ".join(str(i).replace("-", "−") for i in uvw) + "]"
 
 
 def _zone_columns(rotation: np.ndarray, phase_id: np.ndarray, crystals: list[Crystal]) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
@@ -10466,9 +10479,11 @@ def _colour_key(crystal: Crystal) -> list[dict]:
 
     symmetry = crystal.orix_phase().point_group.laue
     corners = symmetry.fundamental_sector.vertices.unit
-    vectors, names = _low_index_directions(crystal)
+    indices = _indices_up_to(3)
+    vectors = indices @ crystal.lattice
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     colours = IPFColorKeyTSL(symmetry).direction_color_key.direction2color(corners)
-    nearest = [names[int(np.argmax(vectors @ corner))] for corner in corners.data.reshape(-1, 3)]
+    nearest = [_direction_name(indices[int(np.argmax(vectors @ corner))]) for corner in corners.data.reshape(-1, 3)]
     return [{"direction": name, "colour": to_hex(np.clip(colour, 0, 1))} for name, colour in zip(nearest, colours, strict=True)]
 
 
@@ -10662,7 +10677,7 @@ def _pattern_choices(shape: tuple[int, ...], bytes_of: Callable[[int], float], m
     """
     ny, nx, ky, kx = shape
     side = max(ky, kx)
-    binnings = [b for b in range(math.ceil(side / 160), side // 64 + 1)] or [math.ceil(side / 160)]
+    binnings = list(range(math.ceil(side / 160), side // 48 + 1)) or [math.ceil(side / 160)]
     for every in range(1, max(ny, nx) + 1):
         kept = math.ceil(ny / every) * math.ceil(nx / every)
         yield from ((every, b) for b in binnings if kept * bytes_of(b) < 0.95 * most_bytes)

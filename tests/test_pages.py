@@ -15,6 +15,7 @@ import nbformat
 import numpy as np
 import pytest
 import yaml
+from scipy.spatial.transform import Rotation
 from test_house import Page, check_pages
 
 import helpers
@@ -58,9 +59,8 @@ class Results:
         rng = np.random.default_rng(2)
         crystals = [helpers.read_crystal(helpers.phase_file(p), p) for p in PHASES]
         phase_id = rng.integers(-1, 2, shape)
-        from orix.quaternion import Rotation
-
-        rotation = Rotation.random(shape).to_matrix()
+        turns = rng.uniform(0, [360, 1, 360], (*shape, 3))  # near the zone axis along c, which has many spots
+        rotation = Rotation.from_euler("zxz", turns.reshape(-1, 3), degrees=True).as_matrix().reshape(*shape, 3, 3)
         whole = {"decided", "grain_id", "crystal_id", "lattice_id", "second_phase_id", "second_crystal_id"}
         names = [*helpers._MAP_PROPERTIES, *(f"{kind}_{p}" for kind in ("score", "probability") for p in PHASES)]
         values = {name: rng.integers(0, 2, shape) if name in whole else rng.gamma(2.0, 20.0, shape) for name in names}
@@ -324,6 +324,13 @@ def test_zone_axes_are_named_by_their_family():
         assert names[0][zone[0]] == name
         assert off[0] < 1e-4
         assert len(set(names[0])) == len(names[0]) < 60
+
+
+def test_corners_of_the_colour_key_have_names_of_their_own():
+    for phase, corners in (("rocksalt", {"[0 0 1]", "[1 0 1]", "[1 1 1]"}), ("layered", {"[0 0 1]", "[2 1 0]", "[1 −1 0]"})):
+        key = helpers._colour_key(helpers.read_crystal(helpers.phase_file(phase), phase))
+        assert {corner["direction"] for corner in key} == corners
+        assert len({corner["colour"] for corner in key}) == 3
 
 
 def test_edges_are_told_apart_by_what_changes():

@@ -146,8 +146,8 @@
 
     function drawCross(pen, i, colour, dashes) {
       const [x, y] = [((i % nx) + 0.5) * wide, (Math.floor(i / nx) + 0.5) * high];
-      const reach = Math.max(14, wide);
-      for (const [style, width] of [["#fff", 5], [colour, 2.5]]) {
+      const reach = Math.max(28, wide);
+      for (const [style, width] of [["#fff", 7], [colour, 3]]) {
         pen.strokeStyle = style;
         pen.lineWidth = width;
         pen.setLineDash(dashes);
@@ -187,7 +187,10 @@
         list.append(swatch(PAPER, layer === "phase" ? `not indexed ${data.not_indexed}` : "no second phase (paler: a smaller share)"));
         if (layer === "phase") list.append(swatch(PAPER, "undecided (hatched)", "hatched"));
       } else if (layer === "orientation") {
-        data.phases.forEach((p) => p.key.forEach((k) => list.append(swatch(rgb(k.colour), `${p.name} ${k.direction}`))));
+        for (const p of data.phases) {
+          const corners = p.key.map((k) => swatch(rgb(k.colour), k.direction));
+          list.append(element("li", "", document.createTextNode(p.name), element("ul", "", ...corners)));
+        }
         list.append(swatch(PAPER, "not indexed"));
       } else {
         const { scale, low, high, unit } = scales[layer];
