@@ -10134,13 +10134,19 @@ def _stale_text(inputs: list[dict]) -> list[str]:
     return [f"{listed} {'have' if len(changed) > 1 else 'has'} changed since this step was run. Run `make run` to bring it up to date."]
 
 
+@functools.cache
+def _own_sha256() -> str:
+    """The hash of this module."""
+    return file_sha256(__file__)
+
+
 def _provenance(who: str, simulated: bool | None, result: dict, inputs: list[dict]) -> dict:
     """What the foot of a page says about it; the date comes with the notebook."""
     kind = {True: "simulated data", False: "recorded data", None: "simulated and recorded data"}[simulated]
     parameters = {k: v for k, v in result.get("parameters", {}).items() if k != "sample_id"}
     versions = {k: v for k, v in result.get("versions", {}).items() if k != "helpers_sha256"}
     code = result.get("versions", {}).get("helpers_sha256", "")
-    now = file_sha256(__file__)[: len(code)]
+    now = _own_sha256()[: len(code)]
     facts = {
         "Sample": who,
         "Data": kind,
@@ -10188,7 +10194,8 @@ def _share_in_words(result: dict, phase: str) -> tuple[str, str]:
     if share is None:
         return "—", result.get(f"{phase}_fraction_reason", "not a candidate phase")
     if not result.get(f"{phase}_detected", True):
-        return f"not detected, < {_percent(result[f'{phase}_detection_limit'])}", ""
+        limit = result.get(f"{phase}_detection_limit")
+        return "not detected" + ("" if limit is None else f", < {_percent(limit)}"), ""
     return _percent(share), _interval(result.get(f"{phase}_fraction_ci95"), 100, " %")
 
 
@@ -10200,7 +10207,8 @@ def _layer_in_words(result: dict) -> tuple[str, str]:
     if result.get("surface_phase") == "none" or thickness == 0:
         limit = result.get("surface_layer_upper_limit_nm")
         return "none" + (f", < {limit:.2f} nm" if limit else ""), ""
-    return f"{thickness:.2f} nm, {result['surface_phase']}", _interval(result.get("surface_layer_thickness_ci95_nm"), 1, " nm", 2)
+    phase = result.get("surface_phase", "phase unknown")
+    return f"{thickness:.2f} nm, {phase}", _interval(result.get("surface_layer_thickness_ci95_nm"), 1, " nm", 2)
 
 
 def _interface_in_words(result: dict) -> tuple[str, str]:
@@ -10319,7 +10327,7 @@ def _sample_pages(results: Path, data_dir: str | Path, sample_id: str, hashes: _
     step_results = {step: _result_or_nothing(results, sample_id, step) for step in STEPS}
     links = [_step_link(results, sample_id, step, result) for step, result in step_results.items()]
     matched, h5 = step_results[_MAP_STEP], results / sample_id / "06_ped.h5"
-    has_map = sample is not None and matched.get("status") == "ok" and h5.is_file()
+    has_map = sample is not None and {"shape", "step_nm", "phases", "area_fraction"} <= set(matched) and h5.is_file()
     explore = [{"step": "map", "text": "Explore the map", "href": "map.html", "note": ""}] if has_map else []
     pages, stale = [], {}
     for step, result in step_results.items():
@@ -10405,8 +10413,10 @@ def _index_page(results: Path, data_dir: str | Path, cards: list[dict], more: li
         if s.get("scan_sha256")
     ]
     provenance = _provenance("all samples", next(iter(simulated)) if len(simulated) == 1 else None, compared, scans)
-    provenance["stale"] = [f"{card['label']} ({card['stale']} changed since)." for card in cards if card["stale"]]
-    provenance["stale"] += [f"{name} has new results since the samples were compared." for name in _compared_before(results, compared)]
+    older = [f"{card['label']} ({card['stale']})" for card in cards if card["stale"]]
+    newer = _compared_before(results, compared)
+    provenance["stale"] = [f"changed since: {', '.join(older)}. Run `make run` to bring them up to date."] if older else []
+    provenance["stale"] += [f"new results since the samples were compared: {', '.join(newer)}."] if newer else []
     comparison = results / f"{COMPARISON}.ipynb"
     return _Page(comparison, "index.html", _step_title(COMPARISON), "All samples", simulated == {True}, provenance, cards=cards, more=more)
 
@@ -11012,18 +11022,18 @@ def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Pat
     html = results / "html"
     hashes = _Hashes(results)
     pages = _planned_pages(results, data_dir, hashes)
-    hashes.save()
     hidden = _hidden_paths(results, data_dir)
     made_by = [file_sha256(p) for p in (__file__, *sorted((_PAGE_TEMPLATES / "page").iterdir()))]
     exporter = _page_exporter()
     for page in pages:
         source = hashlib.sha256(repr((page, hidden, made_by)).encode())
-        source.update(page.notebook.read_bytes() if page.notebook.is_file() else b"")
+        source.update(hashes.of(page.notebook).encode() if page.notebook.is_file() else b"")
         target = html / page.target
         if not _is_made_of(target, source.hexdigest()):
             write_atomically(target, _page_html(page, source.hexdigest(), hidden, results, data_dir, exporter))
     for path in set(html.rglob("*.html")) - {html / page.target for page in pages}:
         path.unlink()
+    hashes.save()
     return html / "index.html"
 
 

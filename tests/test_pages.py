@@ -197,6 +197,7 @@ def test_results_older_than_the_data_are_told(changed):
     changed.render()
     assert "</strong> sample.yaml has changed since" in changed.text("B/03_haadf_surface.html")
     assert "Older than the data: sample.yaml, ped.hspy" in changed.text("index.html")
+    assert "Results are older than the data:</strong> changed since: " in changed.text("index.html")
     assert "The patterns are not on this page: ped.hspy: cannot be read" in changed.text("A/map.html")
     assert changed.map_data()["patterns"] is None
 
