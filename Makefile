@@ -1,7 +1,7 @@
 # The workbook's commands. On a machine with Python 3.11 or newer, git and make:
 #   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders)
 #   make test    the tests
-# and: lab, share, validation (FULL=1), lock, lint, clean.
+# and: lab, share, pdf, validation (FULL=1), lock, lint, clean.
 
 PYTHON ?= python3
 CORES ?= all
@@ -21,7 +21,7 @@ DEMO_MARK = data/samples/.unfinished
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock
 
-.PHONY: setup run demo test lab share screenshots validation lock lint clean
+.PHONY: setup run demo test lab share pdf screenshots validation lock lint clean
 
 setup: $(READY)
 
@@ -66,7 +66,11 @@ lab: $(READY)
 	@$(BIN)/jupyter lab
 
 share: $(READY)
-	@$(BIN)/python -c 'import os, helpers; print("to share:", helpers.share_pages(os.environ["RESULTS"]))'
+	@$(BIN)/python -c 'import os, sys, helpers; sys.exit(helpers.tell(helpers.share_pages, os.environ["RESULTS"], os.environ["DATA"]))'
+
+# The comparison as a PDF, printed by Chromium (or the one that CHROMIUM names)
+pdf: $(READY)
+	@$(BIN)/python -c 'import os, sys, helpers; sys.exit(helpers.tell(helpers.print_comparison, os.environ["RESULTS"], os.environ["DATA"]))'
 
 # The pictures of the explorers, taken in JupyterLab from the demo samples after `make run`
 screenshots: $(READY)

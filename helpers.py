@@ -19,6 +19,7 @@ Conventions, used everywhere and not repeated in every docstring:
 from __future__ import annotations
 
 import ast
+import base64
 import contextlib
 import dataclasses
 import datetime
@@ -42,6 +43,7 @@ import threading
 import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -11619,15 +11621,252 @@ def failed_step(results_dir: str | Path, sample_id: str) -> tuple[str, str] | No
 
 @dataclass(frozen=True)
 class _Page:
-    """One page to be: the executed notebook, where the page goes below html/, and what stands around it."""
+    """One page to be: the executed notebook, where the page goes below html/, and what stands around it.
+
+    ``depends`` holds what it is made of besides: where that has not changed, the page is up to date. ``maps`` is the
+    sample of a map page, which shows no notebook.
+    """
 
     notebook: Path
     target: str
     title: str
     sample: str
     simulated: bool
-    navigation: list[dict]
+    provenance: dict
+    navigation: list[dict] = field(default_factory=list)
     home: str = ""
+    explore: str = ""
+    cards: list[dict] = field(default_factory=list)
+    more: list[dict] = field(default_factory=list)
+    depends: tuple = ()
+    maps: Sample | None = None
+
+
+# --- where a page's numbers come from ------------------------------------------------------------
+
+_HASHED_UP_TO = 256_000_000  # bytes of a file; whether a larger one has changed is told by its time
+
+
+def _file_state(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change in ns of a file, or of all files of a folder (.zspy)."""
+    states = [p.stat() for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file()]
+    return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+
+
+class _Hashes:
+    """SHA-256 of files, kept in ``results/.hashes.json`` by path, size and time: a recording is read once."""
+
+    def __init__(self, results: Path):
+        self._path, self._known, self._used = results / ".hashes.json", {}, {}
+        with contextlib.suppress(OSError, ValueError, TypeError):  # none yet, or broken off: all are made anew
+            self._known = dict(json.loads(self._path.read_text(encoding="utf-8")))
+
+    def of(self, path: Path) -> str:
+        """The hash of a file's present content."""
+        key = f"{os.path.abspath(path)} {_file_state(path)}"
+        self._used[key] = self._used.get(key) or self._known.get(key) or file_sha256(path)
+        return self._used[key]
+
+    def save(self) -> None:
+        """Keep what was asked for in this run, where that is not what was kept before."""
+        if self._used != self._known:
+            write_atomically(self._path, json.dumps(self._used, indent=0))
+
+
+def _input_path(name: str, folder: Path, data_dir: str | Path) -> Path | None:
+    """The file that a result's ``inputs`` call ``name``; None where it is gone. ``folder`` is the sample's results folder."""
+    crystals = [phases / Path(name).name for phases in _phase_folders(data_dir)] if name.endswith(".cif") else []
+    candidates = (samples_folder(data_dir) / folder.name / name, folder / name, PROJECT_ROOT / name, *crystals)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _inputs_now(result: dict, folder: Path, data_dir: str | Path, step: str, hashes: _Hashes) -> list[dict]:
+    """Every input of a result: ``name``, ``sha256`` as it was read, and ``state``, how the file is now ("" where it is the same)."""
+    written_ns = (folder / f"{step}.json").stat().st_mtime_ns if result else 0
+    found = []
+    for name, sha256 in result.get("inputs", {}).items():
+        path, state = _input_path(name, folder, data_dir), ""
+        if path is None:
+            state = "no longer here"
+        else:
+            size, changed_ns = _file_state(path)
+            differs = changed_ns > written_ns if size > _HASHED_UP_TO else hashes.of(path) != sha256
+            state = "changed since" if differs else ""
+        found.append({"name": name, "sha256": sha256, "state": state})
+    return found
+
+
+def _stale_text(inputs: list[dict]) -> list[str]:
+    """One sentence where inputs have changed since they were read, else none.
+
+    >>> _stale_text([{"name": "ped.blo", "state": "changed since"}, {"name": "sample.yaml", "state": ""}])
+    ['ped.blo has changed since this step was run. Run `make run` to bring it up to date.']
+    """
+    changed = [file["name"] for file in inputs if file["state"] == "changed since"]
+    if not changed:
+        return []
+    listed = ", ".join(changed[:-1]) + " and " * (len(changed) > 1) + changed[-1]
+    return [f"{listed} {'have' if len(changed) > 1 else 'has'} changed since this step was run. Run `make run` to bring it up to date."]
+
+
+@functools.cache
+def _own_sha256() -> str:
+    """The hash of this module."""
+    return file_sha256(__file__)
+
+
+def _provenance(who: str, simulated: bool | None, result: dict, inputs: list[dict]) -> dict:
+    """What the foot of a page says about it; the date comes with the notebook."""
+    kind = {True: "simulated data", False: "recorded data", None: "simulated and recorded data"}[simulated]
+    parameters = {k: v for k, v in result.get("parameters", {}).items() if k != "sample_id"}
+    versions = {k: v for k, v in result.get("versions", {}).items() if k != "helpers_sha256"}
+    code = result.get("versions", {}).get("helpers_sha256", "")
+    now = _own_sha256()[: len(code)]
+    facts = {
+        "Sample": who,
+        "Data": kind,
+        "Parameters": ", ".join(f"{k} = {v}" for k, v in parameters.items()),
+        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "Workbook": code and f"helpers.py {code}" + (f"; this page was made with another version, {now}" if now != code else ""),
+    }
+    return {"facts": {k: v for k, v in facts.items() if v}, "inputs": inputs, "stale": _stale_text(inputs), "summary": f"{who}, {kind}"}
+
+
+def _executed_at(notebook: Any) -> str:
+    """When papermill ended a notebook, in UTC to the minute; "" where it did not."""
+    ended = notebook.metadata.get("papermill", {}).get("end_time") or ""
+    return f"{ended[:10]} {ended[11:16]} UTC" if re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d", ended) else ""
+
+
+def _dated(provenance: dict, notebook: Any, hidden: list[tuple[str, str]]) -> dict:
+    """Provenance with the date of the execution, as a page shows it: without paths."""
+    date = _executed_at(notebook)
+    facts = {"Executed": date or "no date in the notebook"} | provenance["facts"]
+    summary = provenance["summary"] + (f", executed {date}" if date else "")
+    return provenance | {"facts": [(k, _without_paths(v, hidden)) for k, v in facts.items()], "summary": summary}
+
+
+# --- the samples at a glance ---------------------------------------------------------------------
+
+
+def _percent(share: float) -> str:
+    """A share as text, with one digit more where it is small.
+
+    >>> _percent(0.146), _percent(0.0042)
+    ('14.6 %', '0.42 %')
+    """
+    return f"{100 * share:.{1 if share >= 0.01 else 2}f} %"
+
+
+def _interval(bounds: list | None, factor: float = 1.0, unit: str = "", digits: int = 1) -> str:
+    """The words for a 95 % interval; "" where there is none."""
+    return "" if not bounds else f"95 % interval {factor * bounds[0]:.{digits}f}–{factor * bounds[1]:.{digits}f}{unit}"
+
+
+def _share_in_words(result: dict, phase: str) -> tuple[str, str]:
+    """A phase's share of the NCM area and its interval."""
+    share = result.get(f"{phase}_fraction")
+    if share is None:
+        return "—", result.get(f"{phase}_fraction_reason", "not a candidate phase")
+    if not result.get(f"{phase}_detected", True):
+        limit = result.get(f"{phase}_detection_limit")
+        return "not detected" + ("" if limit is None else f", < {_percent(limit)}"), ""
+    return _percent(share), _interval(result.get(f"{phase}_fraction_ci95"), 100, " %")
+
+
+def _layer_in_words(result: dict) -> tuple[str, str]:
+    """The surface layer of 03: thickness and phase, and the interval."""
+    thickness = result.get("surface_layer_thickness_nm")
+    if thickness is None:
+        return "—", result.get("surface_layer_thickness_nm_reason", "")
+    if result.get("surface_phase") == "none" or thickness == 0:
+        limit = result.get("surface_layer_upper_limit_nm")
+        return "none" + (f", < {limit:.2f} nm" if limit else ""), ""
+    phase = result.get("surface_phase", "phase unknown")
+    return f"{thickness:.2f} nm, {phase}", _interval(result.get("surface_layer_thickness_ci95_nm"), 1, " nm", 2)
+
+
+def _interface_in_words(result: dict) -> tuple[str, str]:
+    """The interface of 04: its phase and width, and the interval."""
+    phase, width = result.get("interface_phase"), result.get("interface_width_nm")
+    if phase is None:
+        return "—", result.get("interface_phase_reason", "")
+    if width is None:
+        return phase, result.get("interface_width_nm_reason", "")
+    return f"{phase}, {width:.1f} nm wide", _interval(result.get("interface_width_nm_ci95"), 1, " nm")
+
+
+def _patterns_in_words(result: dict) -> tuple[str, str]:
+    """How much of the cathode 07 rests on."""
+    if result.get("n_patterns_ncm") is None:
+        return "—", result.get("n_patterns_ncm_reason", "")
+    return f"{result['n_patterns_ncm']} patterns", f"in {result['n_grains']} grains" if result.get("n_grains") is not None else ""
+
+
+_HEADLINES: tuple[tuple[str, str, Callable[[dict], tuple[str, str]]], ...] = (
+    ("Rocksalt share of the NCM area", "07_rocksalt_fraction", lambda result: _share_in_words(result, "rocksalt")),
+    ("Spinel share of the NCM area", "07_rocksalt_fraction", lambda result: _share_in_words(result, "spinel")),
+    ("Surface layer", "03_haadf_surface", _layer_in_words),
+    ("LLZO–NCM interface", "04_interface_phases", _interface_in_words),
+    ("NCM area scanned", "07_rocksalt_fraction", _patterns_in_words),
+)
+
+
+def _headline(name: str, link: dict, result: dict, words: Callable[[dict], tuple[str, str]]) -> dict:
+    """One number of a card with the page that it comes from; a dash and why where there is none."""
+    if result.get("status") == "ok" and link["note"] != "failed":
+        value, detail = words(result)
+        detail = "; ".join(part for part in (detail, link["note"]) if part)
+    else:
+        value, detail = "—", link["note"] or "no result"
+    return {"name": name, "value": value, "detail": detail, "href": link["href"]}
+
+
+def _result_or_nothing(results: Path, sample_id: str, step: str) -> dict:
+    """The JSON of a step; an empty dict where it is missing or broken."""
+    try:
+        return read_result(results, sample_id, step)
+    except ResultError:
+        return {}
+
+
+def _thumbnail(results: Path, sample_id: str, matched: dict) -> str:
+    """The phase map of a sample as a PNG in a data URI, some 200 px wide; "" where it cannot be read."""
+    import h5py
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    ny, nx = matched["shape"]
+    try:
+        with h5py.File(results / sample_id / "06_ped.h5") as file:
+            phase_id = file["crystal_map/data/phase_id"][()].reshape(ny, nx)
+    except (OSError, KeyError, ValueError):
+        return ""
+    every = max(1, math.ceil(max(ny, nx) / 240))
+    phase_id = phase_id[::every, ::every]
+    colours = [to_rgb(c) for c in (*phase_colours(matched["phases"]).values(), NOT_INDEXED_COLOUR)]  # the last for -1
+    pixels = np.rint(255 * np.array(colours)[phase_id]).astype(np.uint8)
+    zoom = max(1, 240 // max(phase_id.shape))
+    pixels = pixels.repeat(max(zoom, math.ceil(24 / phase_id.shape[0])), axis=0).repeat(
+        max(zoom, math.ceil(24 / phase_id.shape[1])), axis=1
+    )
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).quantize(len(colours)).save(buffer, "PNG", optimize=True)
+    return _data_uri("image/png", buffer.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _map_in_words(title: str, matched: dict) -> str:
+    """The alternative text of a sample's phase map."""
+    shares = ", ".join(f"{phase.replace('_', ' ')} {_percent(share)}" for phase, share in matched["area_fraction"].items())
+    ny, nx = matched["shape"]
+    return f"Phase map of {title}, {nx} by {ny} patterns at {matched['step_nm']:g} nm: {shares}"
+
+
+# --- all pages of a results folder ---------------------------------------------------------------
 
 
 def _step_title(step: str) -> str:
@@ -11640,43 +11879,523 @@ def _step_title(step: str) -> str:
     return words if words[3:4].isupper() else words[:3] + words[3:4].upper() + words[4:]
 
 
-def _step_link(results: Path, sample_id: str, step: str, notebook: Path) -> dict:
+def _step_link(results: Path, sample_id: str, step: str, result: dict) -> dict:
     """The link to one page of a sample, with a word on its state where there is something to say."""
-    note = ""
+    notebook, note = results / sample_id / "notebooks" / f"{step}.ipynb", ""
     if not (results / sample_id / ".done" / step).exists():
         note = "failed" if run_error(notebook) else "not run" if not notebook.is_file() else "from an earlier run"
-    elif (results / sample_id / f"{step}.json").is_file() and read_result(results, sample_id, step).get("status") == "not_acquired":
+    elif result.get("status") == "not_acquired":
         note = "not acquired"
-    href = f"{sample_id}/{step}.html" if notebook.is_file() else ""
-    return {"step": step, "text": _step_title(step), "href": href, "note": note}
+    return {"step": step, "text": _step_title(step), "href": f"{step}.html" if notebook.is_file() else "", "note": note}
 
 
-def _planned_pages(results: Path, data_dir: str | Path) -> list[_Page]:
+_MAP_STEP = "06_ped_matching"
+
+
+def _sample_pages(results: Path, data_dir: str | Path, sample_id: str, hashes: _Hashes) -> tuple[list[_Page], dict]:
+    """The pages of one sample, and its card on the index."""
+    try:
+        sample = load_sample(data_dir, sample_id)
+        title, simulated = sample.label, sample.simulated
+    except SampleError:
+        sample, title, simulated = None, sample_id, False
+    step_results = {step: _result_or_nothing(results, sample_id, step) for step in STEPS}
+    links = [_step_link(results, sample_id, step, result) for step, result in step_results.items()]
+    matched, h5 = step_results[_MAP_STEP], results / sample_id / "06_ped.h5"
+    has_map = sample is not None and {"shape", "step_nm", "phases", "area_fraction"} <= set(matched) and h5.is_file()
+    explore = [{"step": "map", "text": "Explore the map", "href": "map.html", "note": ""}] if has_map else []
+    pages, stale = [], {}
+    for step, result in step_results.items():
+        inputs = _inputs_now(result, results / sample_id, data_dir, step, hashes)
+        stale |= {file["name"]: step for file in inputs if file["state"] == "changed since"}
+        who = sample_id if title == sample_id else f"{sample_id}, {title}"
+        page = _Page(
+            notebook=results / sample_id / "notebooks" / f"{step}.ipynb",
+            target=f"{sample_id}/{step}.html",
+            title=_step_title(step),
+            sample=title,
+            simulated=simulated,
+            provenance=_provenance(who, simulated, result, inputs),
+            navigation=[link | {"current": link["step"] == step} for link in (*links, *explore)],
+            home="../index.html",
+            explore="map.html" if has_map and step in ("05_ped_calibration", _MAP_STEP) else "",
+        )
+        if page.notebook.is_file():
+            pages.append(page)
+        if has_map and step == _MAP_STEP:
+            content = hashes.of(h5), matched, _recording_state(sample)
+            navigation = [link | {"current": link["step"] == "map"} for link in (*links, *explore)]
+            pages.append(
+                replace(page, target=f"{sample_id}/map.html", title="Explore the map", navigation=navigation, maps=sample, depends=content)
+            )
+    card = _card(results, sample_id, title, simulated, step_results, [*links, *explore])
+    return pages, card | {"stale": ", ".join(stale), "h5": hashes.of(h5) if has_map else ""}
+
+
+def _recording_state(sample: Sample) -> tuple:
+    """What tells that the recording of a map page is another one; nothing where there is none."""
+    path = sample.path("ped") if sample.acquisitions.ped else None
+    return _file_state(path) if path is not None and path.exists() else ()
+
+
+def _card(results: Path, sample_id: str, title: str, simulated: bool, step_results: dict[str, dict], links: list[dict]) -> dict:
+    """What the index says of a sample; all links as seen from there."""
+    links = [link | {"href": link["href"] and f"{sample_id}/{link['href']}"} for link in links]
+    by_step = {link["step"]: link for link in links}
+    failure = failed_step(results, sample_id)
+    missing = by_step[_MAP_STEP]["note"] or "no map"
+    return {
+        "id": sample_id,
+        "label": title,
+        "simulated": simulated,
+        "map": by_step["map"]["href"] if "map" in by_step else "",
+        "alt": _map_in_words(title, step_results[_MAP_STEP]) if "map" in by_step else f"No phase map: {missing}",
+        "matched": step_results[_MAP_STEP],
+        "rows": [_headline(name, by_step[step], step_results[step], words) for name, step, words in _HEADLINES],
+        "links": links,
+        "fault": f"{failure[0]}: {failure[1]}" if failure else "",
+    }
+
+
+def _planned_pages(results: Path, data_dir: str | Path, hashes: _Hashes) -> list[_Page]:
     """All pages of a results folder, the index last."""
-    pages, overview = [], []
+    pages, cards = [], []
     for sample_id in list_samples(data_dir):
-        try:
-            sample = load_sample(data_dir, sample_id)
-            title, simulated = sample.label, sample.simulated
-        except SampleError:
-            title, simulated = sample_id, False
-        steps = [(step, results / sample_id / "notebooks" / f"{step}.ipynb") for step in STEPS]
-        links = [_step_link(results, sample_id, step, notebook) for step, notebook in steps]
-        failure = failed_step(results, sample_id)
-        name = title + (" (simulated)" if simulated else "")
-        overview.append({"name": name, "links": links, "fault": f"{failure[0]}: {failure[1]}" if failure else ""})
-        for step, notebook in steps:
-            if notebook.is_file():
-                own = [link | {"current": link["step"] == step, "href": link["href"].split("/")[-1]} for link in links]
-                navigation = [{"name": "Steps", "links": own}]
-                pages.append(_Page(notebook, f"{sample_id}/{step}.html", _step_title(step), title, simulated, navigation, "../index.html"))
+        own, card = _sample_pages(results, data_dir, sample_id, hashes)
+        pages += own
+        cards.append(card)
+    more = []
     demo = results / "00_demo_data.ipynb"
-    if demo.is_file() and not str(data_dir):
-        link = {"text": "how they were simulated", "href": "00_demo_data.html"}
-        overview.append({"name": "Demo data", "links": [link]})
-        pages.append(_Page(demo, "00_demo_data.html", _step_title("00_demo_data"), "Demo data", True, [], "index.html"))
+    if demo.is_file() and samples_folder(data_dir) == samples_folder(""):
+        more = [{"text": "How the demo data were simulated", "href": "00_demo_data.html"}]
+        about = _provenance("demo data", True, {}, [])
+        pages.append(_Page(demo, "00_demo_data.html", _step_title("00_demo_data"), "Demo data", True, about, home="index.html"))
+    return [*pages, _index_page(results, data_dir, cards, more)]
+
+
+def _index_page(results: Path, data_dir: str | Path, cards: list[dict], more: list[dict]) -> _Page:
+    """The comparison, with a card for each sample in the order of sintering."""
+    try:
+        compared = json.loads((results / "08_comparison.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        compared = {}
+    order = [s["sample"] for s in compared.get("samples", [])]
+    cards = sorted(cards, key=lambda c: (order.index(c["id"]) if c["id"] in order else len(order), c["id"]))
+    simulated = {card["simulated"] for card in cards}
+    scans = [
+        {"name": f"{s['sample']}: PED scan", "sha256": s["scan_sha256"], "state": ""}
+        for s in compared.get("samples", [])
+        if s.get("scan_sha256")
+    ]
+    provenance = _provenance("all samples", next(iter(simulated)) if len(simulated) == 1 else None, compared, scans)
+    older = [f"{card['label']} ({card['stale']})" for card in cards if card["stale"]]
+    newer = _compared_before(results, compared)
+    provenance["stale"] = [f"changed since: {', '.join(older)}. Run `make run` to bring them up to date."] if older else []
+    provenance["stale"] += [f"new results since the samples were compared: {', '.join(newer)}."] if newer else []
     comparison = results / f"{COMPARISON}.ipynb"
-    return [*pages, _Page(comparison, "index.html", _step_title(COMPARISON), "All samples", False, overview)]
+    return _Page(comparison, "index.html", _step_title(COMPARISON), "All samples", simulated == {True}, provenance, cards=cards, more=more)
+
+
+def _compared_before(results: Path, compared: dict) -> list[str]:
+    """Samples whose fraction is not the one that was compared."""
+    keys = ("rocksalt_fraction", "rocksalt_fraction_ci95", "n_patterns_ncm")
+    now = {s["sample"]: _result_or_nothing(results, s["sample"], "07_rocksalt_fraction") for s in compared.get("samples", [])}
+    return [s["sample"] for s in compared.get("samples", []) if any(s.get(key) != now[s["sample"]].get(key) for key in keys)]
+
+
+# --- the map page: maps and patterns packed into one file ----------------------------------------
+
+_MAP_BYTES = 9_000_000  # of a map page at most, of the 10 MB that it may have
+_MOST_PATTERNS_DRAWN = 150_000  # of a map; of a larger scan every 2nd, 3rd, … is shown
+_SPOTS_SHOWN = 24  # of a pattern at most, the strongest
+_NOTHING = 2**16 - 1  # stands for no number in columns of 16 bits
+
+
+def _low_index_directions(crystal: Crystal, most: int = 3) -> tuple[np.ndarray, list[str]]:
+    """Unit vectors (n, 3) along all directions of indices up to ``most`` in the crystal's frame, and each one's name (n,).
+
+    Directions that the Laue group takes into each other share a name, ``[1 −1 0]`` as the simplest of them is written.
+    """
+    along = _indices_up_to(most) @ crystal.lattice
+    operators = np.asarray(crystal.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+    turned = np.einsum("oij,nj->noi", operators, along) @ np.linalg.inv(crystal.lattice)
+    family = np.rint(np.concatenate([turned, -turned], axis=1)).astype(int)
+    key = lambda uvw: (np.abs(uvw).sum(), (uvw < 0).sum(), *(-uvw))
+    simplest = [min(members, key=key) for members in family]
+    return along / np.linalg.norm(along, axis=1, keepdims=True), [_direction_name(uvw) for uvw in simplest]
+
+
+def _indices_up_to(most: int) -> np.ndarray:
+    """All directions (n, 3) of indices without a common factor, the simple ones first."""
+    indices = np.array([uvw for uvw in product(range(-most, most + 1), repeat=3) if math.gcd(*uvw) == 1])
+    return indices[np.argsort(np.abs(indices).sum(axis=1), kind="stable")]
+
+
+def _direction_name(uvw: np.ndarray) -> str:
+    """Indices as they are written.
+
+    >>> _direction_name(np.array([1, -1, 0]))
+    '[1 −1 0]'
+    """
+    return "[" + " ".join(str(i).replace("-", "−") for i in uvw) + "]"
+
+
+def _zone_columns(rotation: np.ndarray, phase_id: np.ndarray, crystals: list[Crystal]) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
+    """For every pattern (n,) the nearest direction of low indices along the beam and the angle (n,) to it in degrees.
+
+    Directions are numbers in the list of their phase's names, which comes third.
+    """
+    zone, off, names = np.zeros(len(phase_id), int), np.zeros(len(phase_id)), []
+    for k, crystal in enumerate(crystals):
+        vectors, each = _low_index_directions(crystal)
+        known = list(dict.fromkeys(each))
+        number = np.array([known.index(name) for name in each])
+        for part in np.array_split(np.flatnonzero(phase_id == k), max(1, (phase_id == k).sum() // 20_000)):
+            cosine = rotation[part, :, 2] @ vectors.T
+            zone[part], off[part] = number[cosine.argmax(axis=1)], np.degrees(np.arccos(np.clip(cosine.max(axis=1), -1, 1)))
+        names.append(known)
+    return zone, off, names
+
+
+def _colour_key(crystal: Crystal) -> list[dict]:
+    """The corners of a phase's inverse pole figure: ``direction`` by name and ``colour``."""
+    from matplotlib.colors import to_hex
+    from orix.plot import IPFColorKeyTSL
+
+    symmetry = crystal.orix_phase().point_group.laue
+    corners = symmetry.fundamental_sector.vertices.unit
+    indices = _indices_up_to(3)
+    vectors = indices @ crystal.lattice
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    colours = IPFColorKeyTSL(symmetry).direction_color_key.direction2color(corners)
+    nearest = [_direction_name(indices[int(np.argmax(vectors @ corner))]) for corner in corners.data.reshape(-1, 3)]
+    return [{"direction": name, "colour": to_hex(np.clip(colour, 0, 1))} for name, colour in zip(nearest, colours, strict=True)]
+
+
+def _edge_bits(grain_id: np.ndarray, topotactic: np.ndarray) -> np.ndarray:
+    """Grain boundaries of a map (ny, nx) as bits: 1 to the right, 4 below, shifted by one where only the phase changes there.
+
+    ``topotactic`` (n, 2) holds the middles (y, x) of the latter.
+    """
+    bits = np.zeros(grain_id.shape, np.uint8)
+    bits[:, :-1] |= (grain_id[:, 1:] != grain_id[:, :-1]).astype(np.uint8)
+    bits[:-1] |= 4 * (grain_id[1:] != grain_id[:-1]).astype(np.uint8)
+    for y, x in topotactic:
+        solid = 1 if x % 1 else 4
+        bits[int(y), int(x)] += solid if bits[int(y), int(x)] & solid else 0  # 1 becomes 2, 4 becomes 8
+    return bits
+
+
+def _column(values: np.ndarray, step: float | None = None) -> dict:
+    """Numbers as whole ones of 16 bits with the scale that gives them back; where not finite, as nothing.
+
+    Evidence has a long tail: without a ``step`` the range of colours ends at the 98th percentile (``high``).
+    """
+    values = np.asarray(values, float).ravel()
+    finite = np.isfinite(values)
+    low, top = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
+    low = min(low, 0.0)
+    step = step or max((top - low) / (_NOTHING - 1), 1e-6)
+    high = float(np.percentile(values[finite], 98)) if finite.any() else 1.0
+    raw = np.where(finite, np.rint((np.where(finite, values, low) - low) / step), _NOTHING).astype(np.uint16)
+    return {"raw": raw, "offset": low, "scale": step, "high": high if high > low else low + 1, "beyond": high < top}
+
+
+def _whole(values: np.ndarray, kind: type) -> dict:
+    """Whole numbers as they are, -1 as nothing."""
+    return {"raw": np.asarray(values).astype(kind).ravel(), "offset": 0, "scale": 1, "high": 1, "beyond": False}
+
+
+def _pack(columns: dict[str, dict]) -> dict:
+    """Columns as one compressed stream in base64, and where each lies in it."""
+    stream, listed = bytearray(), []
+    for name, column in columns.items():
+        raw = column["raw"]
+        stream += bytes(-len(stream) % 4)
+        described = {k: v for k, v in column.items() if k != "raw"}
+        listed.append({"name": name, "start": len(stream), "length": raw.size, "bytes": raw.itemsize, **described})
+        stream += raw.astype(raw.dtype.newbyteorder("<")).tobytes()
+    return {"columns": listed, "packed": base64.b64encode(zlib.compress(bytes(stream), 9)).decode()}
+
+
+@dataclass(frozen=True)
+class _Explored:
+    """Maps (ny, nx) of a sample with rotations (ny, nx, 3, 3), and what names and predicts them."""
+
+    maps: dict[str, np.ndarray]
+    rotation: np.ndarray
+    matched: dict
+    crystals: list[Crystal]
+    banks: list[TemplateBank] | None
+
+    @property
+    def phase_id(self) -> np.ndarray:
+        return self.maps["phase_id"]
+
+
+def _explored(results: Path, sample: Sample, data_dir: str | Path) -> _Explored:
+    """What the map page of a sample shows; `WorkbookError` where it cannot be read. Without template banks where those cannot be made."""
+    from orix import io
+
+    matched, path = read_result(results, sample.id, _MAP_STEP), results / sample.id / "06_ped.h5"
+    try:
+        maps = load_maps(path, matched)
+        rotation = np.asarray(io.load(str(path)).rotations.to_matrix()).reshape(*maps["phase_id"].shape, 3, 3)
+    except WorkbookError:
+        raise
+    except Exception as error:  # h5py and orix raise whatever they meet in a file that was cut short
+        raise ResultError(f"{sample.id}/{path.name}: cannot be read: {_one_line(error)}") from error
+    crystals = [read_crystal(phase_file(phase, data_dir), phase) for phase in matched["phases"]]
+    try:
+        calibrated = read_result(results, sample.id, "05_ped_calibration")
+        ped = sample.acquisitions.ped.model_copy(update={"phases": matched["phases"]})
+        banks = scan_banks(ped, calibrated, data_dir, step_deg=matched["parameters"]["step_deg"])
+    except (WorkbookError, KeyError, AttributeError):
+        banks = None
+    return _Explored(maps, rotation, matched, crystals, banks)
+
+
+def _map_columns(explored: _Explored, stride: int) -> tuple[dict[str, dict], list[list[str]]]:
+    """All that the map page tells of a pattern, for every ``stride``-th in both directions, and the zone axes' names of each phase."""
+    thin = np.s_[::stride, ::stride]
+    maps = {name: explored.maps[name][thin] for name in (*_MAP_PROPERTIES, "phase_id")}
+    rotation, phase_id = explored.rotation[thin], maps["phase_id"]
+    flat = rotation.reshape(-1, 3, 3)
+    zone, off, zones = _zone_columns(flat, phase_id.ravel(), explored.crystals)
+    topotactic = np.empty((0, 2))
+    if explored.banks:
+        ends, dotted = boundaries(phase_id, rotation, maps["grain_id"], explored.banks)
+        topotactic = ends[dotted].mean(axis=1)
+    colours = np.ones((*phase_id.shape, 3))
+    for k, crystal in enumerate(explored.crystals):
+        inside = phase_id == k
+        colours[inside] = ipf_colours(rotation, inside, crystal)[inside]
+    columns = {name: _column(maps[name]) for name in ("score", "phase_margin", "orientation_margin")}
+    columns |= {
+        "correlation": _column(maps["correlation"], 0.001),
+        "phase": _whole(phase_id, np.uint8),
+        "decided": _whole(maps["decided"], np.uint8),
+        "second_phase": _whole(maps["second_phase_id"], np.uint8),
+        "second_share": _column(maps["second_share"], 0.001),
+        "grain": _whole(maps["grain_id"], np.uint32),
+        "edges": _whole(_edge_bits(maps["grain_id"], topotactic), np.uint8),
+        "zone": _whole(zone, np.uint16),
+        "zone_off": _column(off, 0.1),
+        "euler": _column(_bunge_deg(flat), 0.1),
+        "ipf": _whole(np.rint(255 * np.clip(colours, 0, 1)), np.uint8),
+    }
+    return columns, zones
+
+
+def _bunge_deg(rotation: np.ndarray) -> np.ndarray:
+    """Euler angles (n, 3) after Bunge of rotations (n, 3, 3), in degrees from 0 to 360."""
+    from orix.quaternion import Rotation
+
+    return np.degrees(Rotation.from_matrix(rotation).to_euler()) % 360
+
+
+def _kept_patterns(patterns: Any, every: int) -> Iterator[np.ndarray]:
+    """Every n-th pattern of every n-th line of a scan, in blocks (m, ky, kx), no more than a chunk's lines held at a time."""
+    ny, nx, ky, kx = patterns.shape
+    line_bytes = nx * ky * kx * patterns.dtype.itemsize
+    chunk = patterns.chunks[0][0] if hasattr(patterns, "chunks") else 1
+    lines = max(1, min(chunk, 2**28 // line_bytes), 2**24 // line_bytes)
+    for first in range(0, ny, every * max(1, lines // every)):
+        block = patterns[first : min(ny, first + every * max(1, lines // every)) : every, ::every]
+        block = np.asarray(block.compute() if hasattr(block, "compute") else block)
+        yield block.reshape(-1, ky, kx)
+
+
+def _shown_patterns(block: np.ndarray, binning: int, mask: np.ndarray, offset: float) -> np.ndarray:
+    """Patterns (m, ky, kx) as the page shows them, (m, ky // binning, kx // binning) of 8 bits: binned, square root, bright is 255."""
+    m, ky, kx = block.shape
+    counts = np.where(mask, 0, np.maximum(block.astype(np.float32) - offset, 0))
+    tall, wide = ky // binning, kx // binning
+    binned = counts[:, : tall * binning, : wide * binning].reshape(m, tall, binning, wide, binning).mean(axis=(2, 4))
+    amplitude = np.sqrt(binned)
+    brightest = np.maximum(np.percentile(amplitude.reshape(m, -1), 99.8, axis=1), 1e-6)
+    return np.clip(255 * amplitude / brightest[:, None, None], 0, 255).astype(np.uint8)
+
+
+_TILES_ACROSS = 8
+
+
+def _sprite(tiles: np.ndarray) -> str:
+    """Up to 64 patterns (n, h, w) side by side in rows of 8, as a WebP in base64."""
+    from PIL import Image
+
+    n, tall, wide = tiles.shape
+    rows = math.ceil(n / _TILES_ACROSS)
+    sheet = np.zeros((rows * _TILES_ACROSS, tall, wide), np.uint8)
+    sheet[:n] = tiles
+    sheet = sheet.reshape(rows, _TILES_ACROSS, tall, wide).swapaxes(1, 2).reshape(rows * tall, _TILES_ACROSS * wide)
+    buffer = io.BytesIO()
+    Image.fromarray(sheet).save(buffer, "WEBP", quality=45, method=3)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _sprites(patterns: Any, every: int, show: Callable[[np.ndarray], np.ndarray], most_bytes: float) -> list[str] | None:
+    """The kept patterns of a scan in sprites of 64; None where they would take more than ``most_bytes``."""
+    sprites, waiting, spent = [], [], 0
+    count = 0
+    for block in _kept_patterns(patterns, every):
+        waiting.append(show(block))
+        count += len(block)
+        if count < _TILES_ACROSS**2:
+            continue
+        tiles = np.concatenate(waiting)
+        full = len(tiles) // _TILES_ACROSS**2 * _TILES_ACROSS**2
+        sprites += [_sprite(tiles[i : i + _TILES_ACROSS**2]) for i in range(0, full, _TILES_ACROSS**2)]
+        waiting, count = [tiles[full:]], len(tiles) - full
+        spent = sum(map(len, sprites))
+        if spent > most_bytes:
+            return None
+    if count:
+        sprites.append(_sprite(np.concatenate(waiting)))
+    return sprites if sum(map(len, sprites)) <= most_bytes else None
+
+
+def _pattern_choices(shape: tuple[int, ...], bytes_of: Callable[[int], float], most_bytes: float) -> Iterator[tuple[int, int]]:
+    """Ways (every n-th pattern, binning) to keep a scan's patterns in a budget, the best first: all patterns, then fine ones.
+
+    ``bytes_of`` says what a pattern takes at a binning.
+    """
+    ny, nx, ky, kx = shape
+    side = max(ky, kx)
+    binnings = list(range(math.ceil(side / 160), side // 48 + 1)) or [math.ceil(side / 160)]
+    for every in range(1, max(ny, nx) + 1):
+        kept = math.ceil(ny / every) * math.ceil(nx / every)
+        yield from ((every, b) for b in binnings if kept * bytes_of(b) < 0.95 * most_bytes)
+
+
+def _packed_patterns(patterns: Any, calibration: Calibration, most_bytes: float) -> tuple[dict, int, int]:
+    """Sprites of a scan's patterns within a budget of bytes, every how many-th pattern is kept, and the binning in px."""
+    ny, nx = patterns.shape[:2]
+    show = lambda block, binning: _shown_patterns(block, binning, calibration.mask, calibration.offset)
+    lines = np.unique(np.linspace(0, ny - 1, 8).astype(int))
+    columns = np.unique(np.linspace(0, nx - 1, 64 // len(lines)).astype(int))
+    tried = np.concatenate([_read_patterns(patterns, slice(y * nx, (y + 1) * nx))[columns] for y in lines])
+    bytes_of = functools.cache(lambda binning: len(_sprite(show(tried, binning))) / len(tried))
+    for every, binning in _pattern_choices(patterns.shape, bytes_of, most_bytes):
+        sprites = _sprites(patterns, every, functools.partial(show, binning=binning), most_bytes)
+        if sprites is not None:
+            side = [n // binning for n in patterns.shape[2:]]
+            packed = {"every": every, "across": math.ceil(nx / every), "side": side, "tiles": _TILES_ACROSS**2, "in_row": _TILES_ACROSS}
+            return packed | {"sprites": sprites, "scale_invA_per_px": calibration.scale_invA_per_px * binning, "spots": 0}, every, binning
+    raise RecordingError(f"a pattern of {patterns.shape[2]} x {patterns.shape[3]} pixels is too large for the page")
+
+
+def _spot_places(explored: _Explored, calibration: Calibration, every: int, binning: int, most: int) -> np.ndarray:
+    """Where the phases found put their strongest spots in the kept patterns (n, most, 2): (y, x) in 254ths of the picture, 255 for none."""
+    ny, nx = explored.phase_id.shape
+    ky, kx = calibration.mask.shape
+    extent = np.array([ky // binning, kx // binning]) * binning
+    kept = [(y, x) for y in range(0, ny, every) for x in range(0, nx, every)]
+    places = np.full((len(kept), most, 2), 255, np.uint8)
+    for n, (y, x) in enumerate(kept):
+        k = explored.phase_id[y, x]
+        if k < 0:
+            continue
+        yx, strength, _ = predicted_spots(explored.banks[k], explored.rotation[y, x], calibration.centre_px[y, x], calibration)
+        share = (yx[np.argsort(-strength)] + 0.5) / extent
+        share = share[((share >= 0) & (share < 1)).all(axis=1)][:most]
+        places[n, : len(share)] = np.rint(254 * share)
+    return places
+
+
+def _pattern_data(results: Path, sample: Sample, explored: _Explored, most_bytes: float) -> tuple[dict, dict[str, dict], str]:
+    """The patterns for the map page, the column of their spots, and which are kept in words; `WorkbookError` where there are none."""
+    path = sample.path("ped")
+    try:
+        patterns = load_recording(path, navigation_dimension=2).data
+        calibration = load_calibration(results / sample.id)
+        if patterns.shape != (*explored.phase_id.shape, *calibration.mask.shape):
+            raise RecordingError(f"{path.name}: holds patterns of another shape than those that were matched")
+        most_spots = min(_SPOTS_SHOWN, 400_000 // explored.phase_id.size + 8) if explored.banks else 0
+        packed, every, binning = _packed_patterns(patterns, calibration, most_bytes)
+    except WorkbookError:
+        raise
+    except Exception as error:  # readers raise whatever they meet in a file that was cut short
+        raise RecordingError(f"{path.name}: cannot be read: {type(error).__name__}: {_one_line(error)}") from error
+    columns = {}
+    if most_spots:
+        packed["spots"] = most_spots
+        columns["spots"] = _whole(_spot_places(explored, calibration, every, binning, most_spots), np.uint8)
+    th = {1: "every position", 2: "every 2nd position", 3: "every 3rd position"}.get(every, f"every {every}th position")
+    tall, wide = packed["side"]
+    binned = f"binned to {wide} × {tall} px" if binning > 1 else f"{wide} × {tall} px"
+    return packed, columns, f"Patterns of {th}, {binned}, compressed with a small loss: to look at, not to measure."
+
+
+def _map_data(results: Path, sample: Sample, explored: _Explored) -> tuple[dict, str, str]:
+    """What map.js draws, the sentence on the patterns that are kept, and why there are none ("" where there are)."""
+    ny, nx = explored.phase_id.shape
+    stride = next(k for k in itertools.count(1) if math.ceil(ny / k) * math.ceil(nx / k) <= _MOST_PATTERNS_DRAWN)
+    columns, zones = _map_columns(explored, stride)
+    matched, fractions = explored.matched, explored.matched["area_fraction"]
+    colours = phase_colours(matched["phases"])
+    phases = [
+        {"name": p, "colour": colours[p], "share": _percent(fractions[p]), "zones": z, "key": _colour_key(c)}
+        for p, z, c in zip(matched["phases"], zones, explored.crystals, strict=True)
+    ]
+    spent = len(_pack(columns)["packed"])
+    try:
+        patterns, more, kept = _pattern_data(results, sample, explored, _MAP_BYTES - spent - 1_200_000)
+        why = ""
+    except WorkbookError as error:
+        patterns, more, kept, why = None, {}, "", f"The patterns are not on this page: {error}."
+    drawn = explored.phase_id[::stride, ::stride]
+    if stride > 1:
+        kept = f"The map shows every {stride}th pattern in both directions. {kept}".replace(" 2th", " 2nd").replace(" 3th", " 3rd")
+    data = {
+        "shape": list(drawn.shape),
+        "stride": stride,
+        "step_nm": matched["step_nm"] * stride,
+        "phases": phases,
+        "not_indexed": _percent(fractions.get("not_indexed", 0.0)),
+        "start": int(np.argmax(np.where(drawn >= 0, explored.maps["score"][::stride, ::stride], -np.inf))),
+        "patterns": patterns,
+        **_pack(columns | more),
+    }
+    return data, kept, why
+
+
+def _json_in_html(content: Any) -> str:
+    """JSON that may stand in a script element: no ``<``, ``>`` or ``&`` ends it.
+
+    >>> _json_in_html({"label": "</script>"})
+    '{"label":"\\\\u003c/script\\\\u003e"}'
+    """
+    text = json.dumps(plain(content, "parameters"), ensure_ascii=True, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+_LAYERS = {
+    "phase": "phase",
+    "correlation": "correlation",
+    "score": "score",
+    "orientation": "orientation (IPF colours)",
+    "phase_margin": "phase margin",
+    "orientation_margin": "orientation margin",
+    "second": "second phase",
+}
+
+
+def _map_html(page: _Page, frame: dict, hidden: list[tuple[str, str]], results: Path, data_dir: str | Path, exporter: Any) -> str:
+    """The map page of a sample as HTML."""
+    around = frame | {"layers": [{"name": k, "text": v} for k, v in _LAYERS.items()], "scripts": _page_scripts("map.js")}
+    around["policy"] = _content_policy(around["scripts"])
+    try:
+        explored = _explored(results, page.maps, data_dir)
+        data, kept, why = _map_data(results, page.maps, explored)
+        around |= {"data": _json_in_html(data), "patterns_text": kept, "no_patterns": _without_paths(why, hidden)}
+        around["map_label"] = _map_in_words(page.sample, explored.matched)
+    except WorkbookError as error:
+        around["fault"] = _without_paths(_one_line(error), hidden)
+    return exporter.environment.get_template("map.html.j2").render(page=around)
+
+
+# --- rendering -----------------------------------------------------------------------------------
 
 
 def _hidden_paths(results: Path, data_dir: str | Path) -> list[tuple[str, str]]:
@@ -11712,10 +12431,28 @@ def _joined_streams(outputs: list) -> list:
     return joined
 
 
-def _presentable(notebook: Any, hidden: list[tuple[str, str]]) -> Any:
-    """The notebook as readers should see it: no paths, no tracebacks, no ticks of the progress, no markers of papermill."""
+_EXPLORE_TEXT = "[Explore the map](map.html): phase, scores and orientation of every pattern, and the pattern itself, without a kernel."
+
+
+def _without_widgets(cells: list, explore: str) -> list:
+    """Cells without those tagged ``explore``, which live in JupyterLab only; the first becomes a link where a map page stands for them."""
+    import nbformat
+
+    kept, link = [], [nbformat.v4.new_markdown_cell(_EXPLORE_TEXT)] if explore else []
+    for cell in cells:
+        if "explore" in cell.metadata.get("tags", []):
+            kept += link
+            link = []
+        else:
+            kept.append(cell)
+    return kept
+
+
+def _presentable(notebook: Any, hidden: list[tuple[str, str]], explore: str) -> Any:
+    """The notebook as readers should see it: no paths, no tracebacks, no ticks of the progress, no markers of papermill, no widgets."""
     progress = re.compile(r"^\S* ?\d\d_\w+: .* \d+ of \d+, \d+ s\n", re.MULTILINE)
     notebook.cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
+    notebook.cells = _without_widgets(notebook.cells, explore)
     for cell in notebook.cells:
         cell.source = _without_paths(cell.source, hidden)
         summaries = {"parameters": "Parameters: defaults", "injected-parameters": "Parameters of this run"}
@@ -11747,83 +12484,224 @@ def _safe_html(text: str) -> str:
     tags = "h1 h2 h3 h4 h5 h6 p br hr div span section ul ol li dl dt dd table caption thead tbody tfoot tr th td"
     tags += " a abbr b blockquote code del em figure i img kbd pre small strong sub summary sup details"
     protocols = ["http", "https", "data"]
-    return bleach.clean(text, tags=tags.split(), attributes=allowed, protocols=protocols, strip=True, strip_comments=True)
+    safe = bleach.clean(text, tags=tags.split(), attributes=allowed, protocols=protocols, strip=True, strip_comments=True)
+    return re.sub(r"<th\b[^>]*>(?:\s|&nbsp;)*</th>", "<td></td>", safe)  # a header that says nothing is none
+
+
+_PAGE_TEMPLATES = PROJECT_ROOT / "notebooks" / "templates"
 
 
 def _page_style() -> str:
     """The style sheet of all pages, with the colours of highlighted code for light and dark."""
     from pygments.formatters import HtmlFormatter
 
-    own = (PROJECT_ROOT / "notebooks" / "templates" / "page" / "style.css").read_text(encoding="utf-8")
+    own = (_PAGE_TEMPLATES / "page" / "style.css").read_text(encoding="utf-8")
     colours = {style: HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight") for style in ("xcode", "github-dark")}
-    return f"{own}\n{colours['xcode']}\n@media (prefers-color-scheme: dark) {{\n{colours['github-dark']}\n}}"
+    return f"{own}\n{colours['xcode']}\n@media screen and (prefers-color-scheme: dark) {{\n{colours['github-dark']}\n}}"
 
 
-def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], style: str) -> str:
-    """One page as HTML."""
-    import nbformat
+def _page_scripts(*more: str) -> list[str]:
+    """The scripts of a page: the one of all pages, and its own."""
+    return [(_PAGE_TEMPLATES / "page" / name).read_text(encoding="utf-8") for name in ("page.js", *more)]
+
+
+def _content_policy(scripts: list[str]) -> str:
+    """The content security policy of a page: nothing is loaded from anywhere, and only these scripts run."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}; base-uri 'none'; form-action 'none'"
+
+
+def _page_exporter() -> Any:
+    """The exporter of all pages, with the templates of notebooks/templates/page."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
-    if page.notebook.is_file():
-        notebook = _presentable(nbformat.read(page.notebook, as_version=4), hidden)
-    else:
-        text = f"# {page.title}\n\nThis page could not be made: the notebook was not executed."
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
     config = Config()
     config.NbConvertBase.display_data_priority = ["text/html", "text/markdown", "image/png", "image/jpeg", "text/plain"]
-    templates = PROJECT_ROOT / "notebooks" / "templates"
-    exporter = HTMLExporter(
+    return HTMLExporter(
         config=config,
         template_name="page",
-        extra_template_basedirs=[str(templates)],
+        extra_template_basedirs=[str(_PAGE_TEMPLATES)],
         exclude_anchor_links=True,
         filters={"safe_html": _safe_html},
     )
-    around = {
+
+
+def _shown_card(card: dict, results: Path, hidden: list[tuple[str, str]]) -> dict:
+    """A card with its picture, and without paths."""
+    rows = [row | {"detail": _without_paths(row["detail"], hidden)} for row in card["rows"]]
+    image = _thumbnail(results, card["id"], card["matched"]) if card["map"] else ""
+    alt = card["alt"] if image or not card["map"] else "No phase map: 06_ped.h5 cannot be read"
+    return card | {"image": image, "alt": alt, "rows": rows, "fault": _without_paths(card["fault"], hidden)}
+
+
+def _map_legend(cards: list[dict]) -> list[dict]:
+    """Name and colour of every phase in the maps of the cards, and of what was not indexed."""
+    colours: dict[str, str] = {}
+    for card in cards:
+        colours |= phase_colours(card["matched"]["phases"]) if card["map"] else {}
+    return [{"name": k, "colour": v} for k, v in {**colours, "not indexed": NOT_INDEXED_COLOUR}.items()] if colours else []
+
+
+def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], results: Path, data_dir: str | Path, exporter: Any) -> str:
+    """One page as HTML."""
+    import nbformat
+
+    if page.notebook.is_file():
+        notebook = nbformat.read(page.notebook, as_version=4)
+    else:
+        text = f"# {page.title}\n\nThis page could not be made: the notebook was not executed."
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    scripts = _page_scripts()
+    frame = {
         "source": source,
-        "style": style,
+        "policy": _content_policy(scripts),
+        "scripts": scripts,
+        "style": _page_style(),
         "title": f"{page.sample}: {page.title}" if page.home else page.title,
         "home": page.home,
         "sample": page.sample,
         "simulated": page.simulated,
-        "navigation": [line | {"fault": _without_paths(line.get("fault", ""), hidden)} for line in page.navigation],
+        "navigation": page.navigation,
+        "provenance": _dated(page.provenance, notebook, hidden),
+        "cards": [_shown_card(card, results, hidden) for card in page.cards],
+        "legend": _map_legend(page.cards),
+        "more": page.more,
     }
-    return exporter.from_notebook_node(notebook, resources={"page": around})[0]
+    if page.maps:
+        return _map_html(page, frame, hidden, results, data_dir, exporter)
+    notebook = _presentable(notebook, hidden, page.explore)
+    for cell in [cell for cell in notebook.cells if cell.cell_type == "markdown"][:1]:
+        cell.metadata["opening"] = True
+    return exporter.from_notebook_node(notebook, resources={"page": frame})[0]
+
+
+def _is_made_of(target: Path, source: str) -> bool:
+    """Whether a page is there already, made of that source."""
+    if not target.is_file():
+        return False
+    with open(target, encoding="utf-8", errors="replace") as file:
+        return source in file.read(500)
 
 
 def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Path:
     """Render every executed notebook as ``results/html/<id>/<step>.html``, the comparison as ``index.html``.
 
-    The pages hold their figures with alt texts and no script, name no absolute path, and open from
+    Each sample with a matched scan gets ``map.html`` too, where its maps and patterns are explored without a kernel. The pages
+    hold their figures with alt texts and no script but the project's own, name no absolute path, and open from
     disk without a network. One that is up to date is left as it is, one of a sample that is gone is
     removed. Returns the path of ``index.html``.
     """
     results = Path(os.path.abspath(_results_root(results_dir)))
     html = results / "html"
-    pages = _planned_pages(results, data_dir)
+    hashes = _Hashes(results)
+    pages = _planned_pages(results, data_dir, hashes)
     hidden = _hidden_paths(results, data_dir)
-    style = _page_style()
+    made_by = [file_sha256(p) for p in (__file__, *sorted((_PAGE_TEMPLATES / "page").iterdir()))]
+    exporter = _page_exporter()
     for page in pages:
-        source = hashlib.sha256(repr((page, hidden, style, file_sha256(__file__))).encode())
-        source.update(page.notebook.read_bytes() if page.notebook.is_file() else b"")
+        source = hashlib.sha256(repr((page, hidden, made_by)).encode())
+        source.update(hashes.of(page.notebook).encode() if page.notebook.is_file() else b"")
         target = html / page.target
-        if not (target.is_file() and source.hexdigest() in target.read_text(encoding="utf-8")[:2000]):
-            write_atomically(target, _page_html(page, source.hexdigest(), hidden, style))
+        if not _is_made_of(target, source.hexdigest()):
+            write_atomically(target, _page_html(page, source.hexdigest(), hidden, results, data_dir, exporter))
     for path in set(html.rglob("*.html")) - {html / page.target for page in pages}:
         path.unlink()
+    hashes.save()
     return html / "index.html"
 
 
-def share_pages(results_dir: str | Path = "") -> Path:
-    """Gather the rendered pages as ``results/share/workbook`` and the same as ``workbook.zip`` beside it."""
-    results = _results_root(results_dir)
+def _data_of_run(results: Path) -> str:
+    """The data folder that the comparison was executed on, as its notebook tells; "" for the project's own, or where it does not."""
+    try:
+        told = json.loads((results / f"{COMPARISON}.ipynb").read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]["data_dir"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "" if Path(told or "data").resolve() == (PROJECT_ROOT / "data").resolve() else told
+
+
+def _refreshed_pages(results: Path, data_dir: str | Path) -> Path:
+    """The folder of the pages, rendered again where the data they were made of are still there; `ResultError` where there are none."""
     if not (results / "html" / "index.html").is_file():
         raise ResultError("there are no pages yet: run `make run` first")
+    data_dir = str(data_dir) or _data_of_run(results)
+    if not data_dir or Path(data_dir).is_dir():
+        render_pages(results, data_dir)
+    return results / "html"
+
+
+def share_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Path:
+    """Gather the pages as ``results/share/workbook`` and the same as ``workbook.zip`` beside it, whose path is returned.
+
+    They are rendered again first, so that they say which results are older than the data; ``data_dir`` is by default the folder
+    of the last run. Results that came without their data are shared as they are.
+    """
+    results = _results_root(results_dir)
+    pages = _refreshed_pages(results, data_dir)
     folder = results / "share" / "workbook"
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(results / "html", folder)
+    shutil.copytree(pages, folder)
     return Path(shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
+
+
+def find_chromium() -> str | None:
+    """The Chromium or Chrome that prints pages: the one that CHROMIUM names, else the first on PATH; None where there is none."""
+    named = os.environ.get("CHROMIUM", "")
+    candidates = [named] if named else ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+    return next((found for found in map(shutil.which, candidates) if found), None)
+
+
+_PAGE_NUMBERS = (
+    '<div style="width: 100%; margin: 0 16mm; font: 8px sans-serif; color: #555; display: flex; justify-content: space-between">'
+    '<span>{}</span><span><span class="pageNumber"></span> of <span class="totalPages"></span></span></div>'
+)
+
+
+#: A PDF writes a link to another page with the path of this machine
+_UNLINKED = "document.querySelectorAll('a:not([href^=http])').forEach((a) => a.removeAttribute('href'))"
+
+
+def print_comparison(results_dir: str | Path = "", data_dir: str | Path = "") -> Path:
+    """The comparison as ``results/share/comparison.pdf`` (A4, tagged, with bookmarks), printed by Chromium without a network.
+
+    `WorkbookError` where no Chromium is installed, `ResultError` where there are no pages.
+    """
+    from playwright.sync_api import Error, sync_playwright
+
+    chromium = find_chromium()
+    if chromium is None:
+        raise WorkbookError("a PDF needs Chromium or Chrome: install one, or name its program in CHROMIUM")
+    results = _results_root(results_dir)
+    index = _refreshed_pages(results, data_dir) / "index.html"
+    target = results / "share" / "comparison.pdf"
+    footer = _PAGE_NUMBERS.format("Sample comparison")
+    try:
+        with sync_playwright() as play:
+            browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"])
+            page = browser.new_context(offline=True).new_page()
+            page.goto(index.resolve().as_uri())
+            page.evaluate(_UNLINKED)
+            options = {"format": "A4", "print_background": True, "tagged": True, "outline": True}
+            margins = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
+            printed = page.pdf(
+                **options, display_header_footer=True, header_template="<span></span>", footer_template=footer, margin=margins
+            )
+            browser.close()
+    except Error as error:
+        raise WorkbookError(f"{chromium} did not print the comparison: {_one_line(error)}") from error
+    return write_atomically(target, printed)
+
+
+def tell(work: Callable[..., Path], *given: Any) -> int:
+    """Do what makes a file, print its path and size, or why there is none in one line; returns the exit status, 0 or 1."""
+    try:
+        made = work(*given)
+    except WorkbookError as error:
+        print(error)
+        return 1
+    print(f"{os.path.relpath(made)} ({made.stat().st_size / 1e6:.1f} MB)")
+    return 0
 
 
 def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:

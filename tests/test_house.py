@@ -1,5 +1,7 @@
 """The house: pins, style, the graph's re-run rules on a tiny project, and its pages."""
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -287,18 +289,35 @@ def test_two_runs_on_the_same_results_do_not_meet(project):
 
 
 class Page(HTMLParser):
-    """Tags of a page with their attributes, and its headings."""
+    """Tags of a page with their attributes, and its scripts as (type, text)."""
 
     def __init__(self, path: Path):
         super().__init__()
         self.tags: list[tuple[str, dict]] = []
+        self.scripts: list[tuple[str, str]] = []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
 
+    def handle_data(self, data):
+        if self.tags and self.lasttag == "script" and self.cdata_elem == "script":
+            assert set(self.tags[-1][1]) <= {"type", "id"}  # no src
+            self.scripts.append((self.tags[-1][1].get("type", "text/javascript"), data))
+
     def all(self, *names: str) -> list[dict]:
         return [attributes for tag, attributes in self.tags if tag in names]
+
+
+def check_policy(page: Page) -> None:
+    """Nothing may be loaded, and only the project's own scripts may run, each named by its hash."""
+    own = {path.read_text(encoding="utf-8") for path in (ROOT / "notebooks" / "templates" / "page").glob("*.js")}
+    run = [text for kind, text in page.scripts if kind != "application/json"]
+    assert run and set(run) <= own
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in run)
+    (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    expected = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {hashes}; base-uri 'none'; form-action 'none'"
+    assert policy == expected
 
 
 def check_pages(html: Path, count: int, hidden_paths: list) -> None:
@@ -307,13 +326,16 @@ def check_pages(html: Path, count: int, hidden_paths: list) -> None:
     assert len(pages) == count
     for path, page in pages.items():
         text = path.read_text(encoding="utf-8")
-        assert path.stat().st_size < 8e6
-        assert not page.all("script", "iframe", "object", "embed", "link", "base")
+        assert path.stat().st_size < (10e6 if path.name == "map.html" else 8e6)
+        assert not page.all("iframe", "object", "embed", "link", "base")
+        assert len(page.all("script")) == len(page.scripts)
+        check_policy(page)
         assert not re.search(r"@import|url\(", text)
         for attributes in page.all("img", "source", "video", "audio"):
             assert attributes["src"].startswith("data:image/")
             assert attributes["alt"]
             assert "No description" not in attributes["alt"]
+        assert page.all("details")[-1]["class"] == "provenance"
         for attributes in page.all("a"):
             href = attributes["href"]
             assert href.startswith("#") or (path.parent / href).is_file(), href
@@ -346,7 +368,10 @@ def test_pages_that_are_up_to_date_are_left_alone(project):
 
 
 def test_share_gathers_the_pages(project):
-    zipped = helpers.share_pages(project.results)
+    code = "import sys; sys.path.insert(0, '.'); import helpers; print(helpers.share_pages(*sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(project.results)]  # the data folder is that of the last run
+    done = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=True)
+    zipped = Path(done.stdout.strip())
     folder = zipped.with_suffix("")
     assert zipped.name == "workbook.zip"
     assert {p.relative_to(folder) for p in folder.rglob("*.html")} == {

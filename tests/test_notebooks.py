@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from test_house import check_pages
+from test_pages import browser, check_every_page, check_map_page, needs_chromium
 
 import helpers
 
@@ -186,8 +187,16 @@ def test_figures_are_saved_for_every_step(run):
 
 
 def test_pages_of_the_real_notebooks(run):
-    count = 8 + 7 * SHARED.is_dir()
+    count = 9 + 8 * SHARED.is_dir()  # with a map page each
     check_pages(run.results / "html", count, [run.root, Path.home(), ROOT, "/tmp/"])
+
+
+@needs_chromium
+def test_pages_of_the_real_notebooks_in_a_browser(run):
+    with browser() as chromium:
+        for page in ("index.html", "tiny/*.html"):
+            check_every_page(chromium, run.results / "html", page)
+        check_map_page(chromium, run.results / "html" / "tiny" / "map.html")
 
 
 def test_logs_hold_no_warnings(run):
