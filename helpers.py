@@ -7609,6 +7609,21 @@ def zone_axis_landscape(spots: Spots, calibration: Calibration, bank: TemplateBa
     return bank.frames[:, :, 2], evidence
 
 
+def _indices_up_to(most: int) -> np.ndarray:
+    """All directions (n, 3) of indices without a common factor, the simple ones first."""
+    indices = np.array([uvw for uvw in product(range(-most, most + 1), repeat=3) if math.gcd(*uvw) == 1])
+    return indices[np.argsort(np.abs(indices).sum(axis=1), kind="stable")]
+
+
+def direction_name(uvw: np.ndarray) -> str:
+    """Indices as they are written.
+
+    >>> direction_name(np.array([1, -1, 0]))
+    '[1 −1 0]'
+    """
+    return "[" + " ".join(str(i).replace("-", "−") for i in uvw) + "]"
+
+
 def nearest_zone_axis(crystal: Crystal, direction: np.ndarray, max_index: int = 5) -> tuple[tuple[int, int, int], float]:
     """The direction [uvw] of low indices nearest to one of the crystal's Cartesian frame (3,), and the angle (deg) to it.
 
@@ -7617,7 +7632,7 @@ def nearest_zone_axis(crystal: Crystal, direction: np.ndarray, max_index: int = 
     >>> nearest_zone_axis(read_crystal(phase_file("rocksalt")), np.array([0.0, 1.0, 1.02]))[0]
     (0, 1, 1)
     """
-    uvw = np.array([v for v in product(range(-max_index, max_index + 1), repeat=3) if math.gcd(*v) == 1])
+    uvw = _indices_up_to(max_index)
     axes = uvw @ crystal.lattice
     angle = np.degrees(np.arccos(np.clip(axes @ direction / np.linalg.norm(axes, axis=1) / np.linalg.norm(direction), -1, 1)))
     best = int(np.argmin(angle + np.abs(uvw).sum(axis=1)))
@@ -11304,7 +11319,7 @@ class PedExplorer(_Explorer):
         rows = [
             (
                 name, f"{one['evidence'][k]:.1f}", f"{one['support'][k]:+.1f}", int(c.seen.sum()), int(c.missing.sum()), len(c.extra_px),
-                f"[{' '.join(map(str, zones[k][0]))}] + {zones[k][1]:.1f}°",
+                f"{direction_name(zones[k][0])} + {zones[k][1]:.1f}°",
             )
             for k, (name, c) in enumerate(zip(names, compared, strict=True))
         ]  # fmt: skip
@@ -11345,7 +11360,7 @@ class PedExplorer(_Explorer):
         ax.plot(*inside(rotation[None, :, 2]), "*", mfc="#D55E00", mec="w", ms=14)
         for corner in group.fundamental_sector.vertices.unit.data:
             uvw, _ = nearest_zone_axis(bank.crystal, corner, 2)
-            ax.annotate(f"[{' '.join(map(str, uvw))}]", project(corner[None])[:, 0], fontsize=8, ha="center", va="center", bbox=_PAPER)
+            ax.annotate(direction_name(uvw), project(corner[None])[:, 0], fontsize=8, ha="center", va="center", bbox=_PAPER)
         ax.set(aspect="equal", xticks=[], yticks=[])
         ax.set_axis_off()
         most = evidence.max(initial=0)
@@ -11727,6 +11742,7 @@ def _provenance(who: str, simulated: bool | None, result: dict, inputs: list[dic
         "Data": kind,
         "Parameters": ", ".join(f"{k} = {v}" for k, v in parameters.items()),
         "Versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "By hand": result.get("by_hand", {}).get("statement", ""),
         "Workbook": code and f"helpers.py {code}" + (f"; this page was made with another version, {now}" if now != code else ""),
     }
     return {"facts": {k: v for k, v in facts.items() if v}, "inputs": inputs, "stale": _stale_text(inputs), "summary": f"{who}, {kind}"}
@@ -12022,22 +12038,7 @@ def _low_index_directions(crystal: Crystal, most: int = 3) -> tuple[np.ndarray, 
     family = np.rint(np.concatenate([turned, -turned], axis=1)).astype(int)
     key = lambda uvw: (np.abs(uvw).sum(), (uvw < 0).sum(), *(-uvw))
     simplest = [min(members, key=key) for members in family]
-    return along / np.linalg.norm(along, axis=1, keepdims=True), [_direction_name(uvw) for uvw in simplest]
-
-
-def _indices_up_to(most: int) -> np.ndarray:
-    """All directions (n, 3) of indices without a common factor, the simple ones first."""
-    indices = np.array([uvw for uvw in product(range(-most, most + 1), repeat=3) if math.gcd(*uvw) == 1])
-    return indices[np.argsort(np.abs(indices).sum(axis=1), kind="stable")]
-
-
-def _direction_name(uvw: np.ndarray) -> str:
-    """Indices as they are written.
-
-    >>> _direction_name(np.array([1, -1, 0]))
-    '[1 −1 0]'
-    """
-    return "[" + " ".join(str(i).replace("-", "−") for i in uvw) + "]"
+    return along / np.linalg.norm(along, axis=1, keepdims=True), [direction_name(uvw) for uvw in simplest]
 
 
 def _zone_columns(rotation: np.ndarray, phase_id: np.ndarray, crystals: list[Crystal]) -> tuple[np.ndarray, np.ndarray, list[list[str]]]:
@@ -12064,11 +12065,8 @@ def _colour_key(crystal: Crystal) -> list[dict]:
 
     symmetry = crystal.orix_phase().point_group.laue
     corners = symmetry.fundamental_sector.vertices.unit
-    indices = _indices_up_to(3)
-    vectors = indices @ crystal.lattice
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     colours = IPFColorKeyTSL(symmetry).direction_color_key.direction2color(corners)
-    nearest = [_direction_name(indices[int(np.argmax(vectors @ corner))]) for corner in corners.data.reshape(-1, 3)]
+    nearest = [direction_name(nearest_zone_axis(crystal, corner, 3)[0]) for corner in corners.data.reshape(-1, 3)]
     return [{"direction": name, "colour": to_hex(np.clip(colour, 0, 1))} for name, colour in zip(nearest, colours, strict=True)]
 
 

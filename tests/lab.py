@@ -52,12 +52,6 @@ class LabError(AssertionError):
     """What the page did not do, or the error in which a cell ended."""
 
 
-def find_chromium() -> str | None:
-    """The browser's executable: CHROMIUM, or the first one on the path."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    return os.environ.get("CHROMIUM") or next((p for p in map(shutil.which, names) if p), None)
-
-
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = WAIT_S, pause: Callable[[float], Any] = time.sleep) -> Any:
     """The first true value of ``condition()``; `LabError` with ``what`` where none came in time."""
     end = time.monotonic() + timeout
@@ -179,7 +173,7 @@ def open_browser() -> Iterator["Browser"]:
     args = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-proxy-server"]
     args.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=args)
+        browser = playwright.chromium.launch(executable_path=helpers.find_chromium(), args=args)
         try:
             yield browser
         finally:

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 import lab as lab_harness
-from lab import Lab, LabServer, find_chromium, open_browser, prepare_notebook
+from lab import Lab, LabServer, open_browser, prepare_notebook
 from test_notebooks import tiny_sample
 
 import helpers
 
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="no Chromium here: none on the path, and CHROMIUM is not set")
+pytestmark = pytest.mark.skipif(helpers.find_chromium() is None, reason="no Chromium here: none on the path, and CHROMIUM is not set")
 
 #: What an explorer is made of, in one cell: a canvas that needs no pyplot, controls, and a line that says what happened.
 EXPLORER = """
