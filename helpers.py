@@ -10930,6 +10930,8 @@ class SurfaceExplorer(_Explorer):
 
     def on_release(self, event: Any) -> None:
         if self.dragged is not None:
+            if event.inaxes is self.axes["image"]:
+                self.move(np.array([event.ydata, event.xdata]))
             self.dragged = None
             self.measure()
 

@@ -294,8 +294,8 @@ def test_a_moved_surface_moves_the_thickness_and_is_kept_as_batch_uses_it(surfac
         assert surface.point.value == k
         surface.on_move(mouse(surface.axes["image"], *(surface.points[k] + step_px)))
         surface.dragged = None
-    surface.dragged = 0
-    surface.on_release(mouse(surface.axes["image"], 0, 0))
+    surface.dragged = k
+    surface.on_release(mouse(None, 0, 0))
     ended(surface)
     assert surface.layer.thickness_nm == pytest.approx(found + 0.4, abs=0.15)
     assert f"As found: {found:.2f} nm" in surface.status.value
