@@ -2,9 +2,9 @@
 
 It reads from top to bottom in the order of the pipeline:
 
-    project and names -> sample contract -> recordings -> result contract -> pages
-    -> crystallography -> simulation -> 02 drift -> 03 surface layer -> 04 interface
-    -> 05 PED calibration -> 06 matching -> grains -> 07 fractions -> 08 comparison
+    project and names -> sample contract -> recordings -> result contract -> crystallography -> simulation
+    -> 01 lamella -> 02 drift -> 03 surface layer -> 04 interface -> 05 PED calibration -> 06 matching -> grains
+    -> 07 fractions -> 08 comparison -> explorers for JupyterLab -> pages
 
 Conventions, used everywhere and not repeated in every docstring:
 
@@ -9995,6 +9995,20 @@ def phase_fraction(
     return Fraction(value, float(min(low, value)), float(max(high, value)), raw, draws, elsewhere)
 
 
+def counted_shares(phase_id: np.ndarray, phases: list[str]) -> tuple[dict[str, float], int, float | None]:
+    """Share of each phase in a map, the number of its NCM patterns, and the rocksalt's share of those (None where there are none).
+
+    Counted, not corrected: `phase_fraction` measures what matching gets wrong and gives the interval.
+
+    >>> counted_shares(np.array([[0, 0, 1, -1]]), ["layered", "rocksalt"])
+    ({'layered': 0.5, 'rocksalt': 0.25}, 3, 0.3333333333333333)
+    """
+    shares = {phase: float((phase_id == k).mean()) for k, phase in enumerate(phases)}
+    ncm = np.isin(phase_id, [k for k, phase in enumerate(phases) if phase in NCM_PHASES])
+    rocksalt = np.isin(phase_id, [k for k, phase in enumerate(phases) if phase == "rocksalt"])
+    return shares, int(ncm.sum()), float(rocksalt.sum() / ncm.sum()) if ncm.any() else None
+
+
 def corrected_fraction(
     maps: dict[str, np.ndarray], trial: Trial, counts: np.ndarray, wanted: int, among: list[int], *, scale_error: float = 0.0,
     n_units: int | None = None, seed: int = 1,
@@ -11409,11 +11423,10 @@ class PedExplorer(_Explorer):
         readings = [("map", self.mapped[0]["phase_id"][self.region])]
         readings += [("with these choices", self._renumbered())] if self.regional is not None else []
         for name, phase_id in readings:
-            shares = ", ".join(f"{p} {(phase_id == k).mean():.1%}" for k, p in enumerate(self.names) if (phase_id == k).any())
-            ncm = np.isin(phase_id, [k for k, p in enumerate(self.names) if p in NCM_PHASES])
-            rocksalt = ncm & np.isin(phase_id, [k for k, p in enumerate(self.names) if p == "rocksalt"])
-            share = f"; rocksalt {rocksalt.sum() / ncm.sum():.1%} of {ncm.sum()} NCM patterns (counted, not corrected)" if ncm.any() else ""
-            told.append(f"Region of {phase_id.size} patterns, {name}: {shares or 'nothing indexed'}{share}.")
+            shares, n_ncm, rocksalt = counted_shares(phase_id, self.names)
+            listed = ", ".join(f"{p} {share:.1%}" for p, share in shares.items() if share > 0) or "nothing indexed"
+            of_ncm = f"; rocksalt {rocksalt:.1%} of {n_ncm} NCM patterns (counted, not corrected)" if rocksalt is not None else ""
+            told.append(f"Region of {phase_id.size} patterns, {name}: {listed}{of_ncm}.")
         return "<br>" + "<br>".join(html.escape(t) for t in told)
 
     def _tell_region(self) -> None:
@@ -11983,11 +11996,16 @@ def _planned_pages(results: Path, data_dir: str | Path, hashes: _Hashes) -> list
         pages += own
         cards.append(card)
     more = []
-    demo = results / "00_demo_data.ipynb"
-    if demo.is_file() and samples_folder(data_dir) == samples_folder(""):
-        more = [{"text": "How the demo data were simulated", "href": "00_demo_data.html"}]
-        about = _provenance("demo data", True, {}, [])
-        pages.append(_Page(demo, "00_demo_data.html", _step_title("00_demo_data"), "Demo data", True, about, home="index.html"))
+    own_data = samples_folder(data_dir) == samples_folder("")
+    for step, who, link in (
+        ("00_demo_data", "Demo data", "How the demo data were simulated"),
+        ("09_validation", "Validation", "How well all this works, on data with known truth"),
+    ):
+        notebook = results / f"{step}.ipynb"
+        if notebook.is_file() and (own_data or step != "00_demo_data"):
+            more.append({"text": link, "href": f"{step}.html"})
+            about = _provenance(who.lower(), True, {}, [])
+            pages.append(_Page(notebook, f"{step}.html", _step_title(step), who, True, about, home="index.html"))
     return [*pages, _index_page(results, data_dir, cards, more)]
 
 
