@@ -1,7 +1,7 @@
 # The workbook's commands. On a machine with Python 3.11 or newer, git and make:
 #   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders)
 #   make test    the tests
-# and: lab, share, pdf, validation (FULL=1), lock, lint, clean.
+# and: lab, share, pdf, screenshots, validation (FULL=1), lock, lint, clean.
 
 PYTHON ?= python3
 CORES ?= all
@@ -84,7 +84,7 @@ validation: $(READY)
 	@$(BIN)/papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks -f "$(VALIDATION).yaml" \
 	notebooks/09_validation.ipynb "$(VALIDATION).ipynb" 2>"$(VALIDATION).log" || \
 	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 09_validation:", helpers.run_error(sys.argv[1]))' "$(VALIDATION).ipynb"; exit 1; }
-	@$(BIN)/jupyter nbconvert --to html --template lab --no-prompt --log-level ERROR "$(VALIDATION).ipynb"
+	@$(BIN)/python -c 'import os, helpers; print("pages:", os.path.relpath(helpers.render_pages(os.environ["RESULTS"], os.environ["DATA"])))'
 
 # env.lock: everything that env.yml's pins need, with hashes, for Python 3.11 and newer
 lock: $(READY)
