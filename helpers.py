@@ -841,7 +841,8 @@ def begin(step: str, namespace: dict) -> Step:
     sample = load_sample(namespace["data_dir"], sample_id) if sample_id else None
     by_hand = hand_choices(results).get(step)
     if by_hand:
-        check_parameters(f"{sample_id or 'results'}/{MANUAL}: {step}", by_hand.parameters, known)
+        open_to_hands = [name for name in known if name != "sample_id" and not name.endswith("_dir")]
+        check_parameters(f"{sample_id or 'results'}/{MANUAL}: {step}", by_hand.parameters, open_to_hands)
         _check_made_on(by_hand, step, sample)
         namespace.update({name: value for name, value in by_hand.parameters.items() if name not in given})
     parameters = {name: namespace[name] for name in known}
@@ -3250,10 +3251,9 @@ def register_stack(
     from scipy import fft
 
     frames = check_stack(frames, name)
-    leave_out, take_in = frozenset(leave_out), frozenset(take_in)
-    if not leave_out | take_in <= set(range(len(frames))):
-        strange = sorted((leave_out | take_in) - set(range(len(frames))), key=str)[0]
+    for strange in (k for k in (*leave_out, *take_in) if not (isinstance(k, int) and 0 <= k < len(frames))):
         raise ParameterError(f"{name}: frame {strange} by hand: expected whole numbers from 0 to {len(frames) - 1}")
+    leave_out, take_in = frozenset(leave_out), frozenset(take_in)
     if leave_out & take_in:
         raise ParameterError(f"{name}: frame {min(leave_out & take_in)} is both left out and taken in by hand, expected one of these")
     if leave_out and len(frames) - len(leave_out) < 2:
@@ -4724,6 +4724,19 @@ def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | N
     s, u = _beside(*base, nm)
     inside = (s > 0) & (s < base[2][-1])
     return SurfaceContour(*base, _faces_vacuum(columns, *base), *_edge_curve(s[inside], u[inside], occupied[inside], spacing_nm))
+
+
+def drawn_points(surface_px: Any, shape: tuple[int, int]) -> np.ndarray:
+    """The points (k, 2), (y, x) px, of a surface drawn by hand on an image of ``shape``; `ParameterError` where they cannot be those."""
+    try:
+        points = np.asarray(surface_px, dtype=float)
+    except (TypeError, ValueError):
+        points = np.empty(0)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
+        raise ParameterError(f"surface_px: got {str(surface_px)[:60]}, expected three or more points [y, x] in px")
+    if (points < -0.5).any() or (points > np.array(shape) - 0.5).any():
+        raise ParameterError(f"surface_px: a point lies outside the image of {shape[0]} x {shape[1]} px")
+    return points
 
 
 def drawn_contour(columns: Columns, points_nm: np.ndarray, spacing_nm: float) -> SurfaceContour:
@@ -10343,13 +10356,14 @@ class _CancelledError(Exception):
 class _Work:
     """One long computation at a time beside the widgets: a bar, a button that cancels it, and a message where it fails.
 
-    What is started later takes the place of what runs: that goes on to its next step, and its result is dropped.
+    What is started later takes the place of what runs: that goes on to its next step, and its result is dropped. ``lock`` is the
+    explorer's: what a computation ends with and what a user does never happen at once.
     """
 
-    def __init__(self, say: Callable[[str], None]):
+    def __init__(self, say: Callable[[str], None], lock: Any):
         import ipywidgets
 
-        self.say = say
+        self.say, self.lock = say, lock
         self.bar = ipywidgets.FloatProgress(min=0, max=1, description="", layout={"width": "16em"})
         self.cancel_button = ipywidgets.Button(description="Cancel", tooltip="Stop this computation", layout={"width": "6em"})
         self.cancel_button.on_click(lambda _: self.cancel())
@@ -10364,10 +10378,11 @@ class _Work:
 
     def cancel(self) -> None:
         """Drop what runs, and go back to what was before."""
-        if self.running:
-            self._end()
-            self._back()
-            self.say("Cancelled; nothing has changed.")
+        with self.lock:
+            if self.running:
+                self._end()
+                self._back()
+                self.say("Cancelled; nothing has changed.")
 
     def _end(self) -> None:
         self._current += 1
@@ -10390,19 +10405,24 @@ class _Work:
             self._go_on(number, 1.0)
 
         def work() -> None:
+            fault, result = "", None
             try:
                 result = compute(progress)
-                self._go_on(number, 1.0)
-                done(result)
             except _CancelledError:
                 return
             except WorkbookError as error:
-                if number == self._current:
+                fault = f"{type(error).__name__}: {error}"
+            except Exception as error:  # nobody sees the traceback of a thread: say it, and go back
+                fault = f"This failed: {type(error).__name__}: {error}"
+            with self.lock:
+                if number != self._current:
+                    return
+                self._end()
+                if fault:
                     self._back()
-                    self.say(f"{type(error).__name__}: {error}")
-            finally:
-                if number == self._current:
-                    self._end()
+                    self.say(fault)
+                else:
+                    done(result)
 
         self.thread = threading.Thread(target=work, daemon=True)
         self.thread.start()
@@ -10454,7 +10474,7 @@ class _Explorer:
         self.status.add_class("explorer-status")
         self.message = ipywidgets.HTML()
         self.message.add_class("explorer-message")
-        self.work = _Work(self.say)
+        self.work = _Work(self.say, self.lock)
         self.help = ipywidgets.HTML(f"<small>{help_text} Tab leaves the figure.</small>")
         for event, handler in (("button_press_event", "on_click"), ("motion_notify_event", "on_move"), ("key_press_event", "on_key"),
                                ("button_release_event", "on_release")):  # fmt: skip
@@ -10700,10 +10720,9 @@ class DriftExplorer(_Explorer):
         chosen = self.choice()
 
         def back() -> None:
-            with self.lock:
-                self.solution, self.half, self.leave_out, self.take_in = before
-                self.show_solution()
-                self.show_frame()
+            self.solution, self.half, self.leave_out, self.take_in = before
+            self.show_solution()
+            self.show_frame()
 
         def compute(progress: Callable) -> tuple[DriftSolution, dict]:
             steps = iter(progress(range(2)))
@@ -10715,13 +10734,12 @@ class DriftExplorer(_Explorer):
         self.work.start("registering", compute, self._measured, back)
 
     def _measured(self, result: tuple[DriftSolution, dict]) -> None:
-        with self.lock:
-            self.solution, self.half = result
-            self.show_solution()
-            self.show_frame()
-            self.say(
-                f"Registered again: left out by hand {sorted(self.leave_out) or 'none'}, taken in by hand {sorted(self.take_in) or 'none'}."
-            )
+        self.solution, self.half = result
+        self.show_solution()
+        self.show_frame()
+        self.say(
+            f"Registered again: left out by hand {sorted(self.leave_out) or 'none'}, taken in by hand {sorted(self.take_in) or 'none'}."
+        )
 
     def on_click(self, event: Any) -> None:
         if event.inaxes is self.axes["path"] and event.xdata is not None:
@@ -10910,11 +10928,10 @@ class SurfaceExplorer(_Explorer):
         points = self._to_nm(self.points)
 
         def done(layer: SurfaceLayer) -> None:
-            with self.lock:
-                self.layer = layer
-                self.show_surface()
-                self.show_column()
-                self.say("")
+            self.layer = layer
+            self.show_surface()
+            self.show_column()
+            self.say("")
 
         compute = lambda progress: next(self.remeasure(points) for _ in progress(range(1)))
         self.work.start("measuring", compute, done, self.reset)
@@ -11052,14 +11069,11 @@ class InterfaceExplorer(_Explorer):
             return
 
         def done(result: InterfaceResult) -> None:
-            with self.lock:
-                self.result = result
-                self._draw_image()
-                self.show_window()
-                self.say(
-                    f"With {', '.join(phases)}: at the interface {result.interface_phase or 'not determined'}. "
-                    + "; ".join(result.statements)
-                )
+            self.result = result
+            self._draw_image()
+            self.show_window()
+            at_interface = result.interface_phase or "not determined"
+            self.say(f"With {', '.join(phases)}: at the interface {at_interface}. " + "; ".join(result.statements))
 
         self.work.start("windows", lambda progress: self.analyse(phases, progress), done, self._draw_image)
 
@@ -11093,6 +11107,7 @@ class PedExplorer(_Explorer):
     """
 
     LANDSCAPE = "phase found"
+    MOST_IN_MEAN = 4096
 
     def __init__(
         self, run: Step, patterns: Any, calibration: Calibration, banks: list[TemplateBank], step_nm: float, *,
@@ -11411,8 +11426,11 @@ class PedExplorer(_Explorer):
 
     def _mean_of_region(self) -> None:
         part = self.patterns[self.region]
+        n = part.shape[0] * part.shape[1]
+        every = math.ceil(math.sqrt(n / self.MOST_IN_MEAN))  # a whole scan would take minutes to read
+        part = part[::every, ::every]
         mean = np.asarray(part.mean(axis=(0, 1)))
-        self._draw_image(mean, f"mean of {part.shape[0] * part.shape[1]} patterns")
+        self._draw_image(mean, f"mean of {n} patterns" if every == 1 else f"mean of {part.shape[0] * part.shape[1]} of {n} patterns")
         self.draw()
 
     def _region_told(self) -> str:
@@ -11464,10 +11482,8 @@ class PedExplorer(_Explorer):
             return map_scan(patterns, calibration, banks, thresholds, **self.options, progress=progress)
 
         def done(result: tuple) -> None:
-            with self.lock:
-                self._matched(result)
-                n = result[0]["phase_id"].size
-                self.say(f"{n} patterns matched again in {time.monotonic() - started:.1f} s.")
+            self._matched(result)
+            self.say(f"{result[0]['phase_id'].size} patterns matched again in {time.monotonic() - started:.1f} s.")
 
         self.work.start("matching", compute, done, self._draw_map)
 

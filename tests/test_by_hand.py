@@ -69,6 +69,7 @@ def test_a_choice_made_on_another_file_is_refused(place, tmp_path):
         (f"{STEP}: {{parameters: {{}}, reason: '', date: 2026-11-24}}", f"{STEP}: reason: String should have at least 3"),
         (f"{STEP}: {{parameters: {{}}, reason: abc, date: 2026-11-24, who: me}}", f"{STEP}: who: Extra inputs"),
         (f"{STEP}: {{parameters: {{seeed: 1}}, reason: abc, date: 2026-11-24}}", "unknown parameter seeed.*did you mean seed"),
+        (f"{STEP}: {{parameters: {{results_dir: elsewhere}}, reason: abc, date: 2026-11-24}}", "unknown parameter results_dir"),
         (f"{STEP}: {{parameters: {{candidate_phases: layered}}, reason: abc, date: 2026-11-24}}", "got 'layered', expected list"),
     ],
 )
@@ -121,6 +122,9 @@ def test_a_foreign_frame_can_be_taken_in_by_hand(stack):
     [
         ({"leave_out": [12]}, "frame 12 by hand: expected whole numbers from 0 to 11"),
         ({"take_in": ["a"]}, "frame a by hand"),
+        ({"leave_out": [[1]]}, r"frame \[1\] by hand"),
+        ({"leave_out": [1.5]}, r"frame 1.5 by hand"),
+        ({"leave_out": list(range(11))}, "11 of 12 frames left out by hand, expected two"),
         ({"leave_out": [1], "take_in": [1]}, "frame 1 is both"),
         ({"take_in": [3]}, "frame 3 taken in by hand holds no counts"),
     ],
@@ -157,3 +161,17 @@ def test_a_surface_drawn_on_the_edge_that_was_found_gives_its_thickness():
     )
     with pytest.raises(ParameterError, match="three or more"):
         helpers.measure_surface_layer(rng, columns, cations, drawn_nm=points[:2])
+
+
+@pytest.mark.parametrize(
+    ("points", "told"),
+    [
+        ("drawn", "got drawn, expected three or more points"),
+        ([[1, 2], [3]], "expected three or more points"),
+        ([[1, 2], [3, float("nan")], [5, 6]], "expected three or more points"),
+        ([[1, 2], [3, 4], [50, 600]], "outside the image of 500 x 500 px"),
+    ],
+)
+def test_points_that_are_no_surface(points, told):
+    with pytest.raises(ParameterError, match=told):
+        helpers.drawn_points(points, (500, 500))

@@ -190,6 +190,20 @@ def test_patterns_are_matched_when_picked_where_there_is_no_map(scan, tmp_path):
     assert PHASES[maps["phase_id"][y, x]] in explorer.status.value and explorer.layer.options == ("counts",)
 
 
+@pytest.mark.parametrize("part", [np.s_[:1], np.s_[:, :1], np.s_[3:4, 3:4]])
+def test_lines_and_single_patterns_and_single_phases_can_be_explored(scan, tmp_path, part):
+    patterns, _, calibration, banks, _ = scan
+    some = helpers.replace(calibration, centre_px=calibration.centre_px[part])
+    mapped = helpers.map_scan(patterns[part], some, banks[:1], {})
+    explorer = helpers.PedExplorer(begun("06_ped_matching", tmp_path), patterns[part], some, banks[:1], 8.0, mapped=mapped, thresholds={})
+    for layer in explorer.layer.options:
+        explorer.layer.value = layer
+        explorer.canvas.draw()
+    explorer.on_key(key("right"))
+    explorer.set_region(slice(0, 1), slice(0, 1))
+    assert "Region of 1 patterns" in explorer.status.value
+
+
 # --- the drift of a stack ---------------------------------------------------------------
 
 
