@@ -665,8 +665,11 @@ class HandChoice(_Strict):
         return value.isoformat() if isinstance(value, datetime.date) else value
 
 
-def hand_choices(results: str | Path) -> dict[str, HandChoice]:
-    """What ``manual.yaml`` in a results folder holds, by step; empty where there is none. `ResultError` for a fault in it."""
+def hand_choices(results: str | Path, steps: tuple[str, ...] = STEPS) -> dict[str, HandChoice]:
+    """What ``manual.yaml`` in a results folder holds, by step; empty where there is none. `ResultError` for a fault in it.
+
+    ``steps`` are those that the folder is of: a sample's, or the comparison alone in the folder of all results.
+    """
     path = Path(results, MANUAL)
     if not path.is_file():
         return {}
@@ -679,8 +682,8 @@ def hand_choices(results: str | Path) -> dict[str, HandChoice]:
         raise ResultError(f"{where}: got {type(content).__name__}, expected steps with their parameters, reason and date")
     choices = {}
     for step, entry in content.items():
-        if step not in (*STEPS, COMPARISON):
-            raise ResultError(f"{where}: unknown step {step}, expected one of {', '.join((*STEPS, COMPARISON))}")
+        if step not in steps:
+            raise ResultError(f"{where}: unknown step {step}, expected one of {', '.join(steps)}")
         try:
             choices[step] = HandChoice.model_validate(entry)
         except ValidationError as error:
@@ -689,9 +692,14 @@ def hand_choices(results: str | Path) -> dict[str, HandChoice]:
     return choices
 
 
+def _steps_beside(step: str) -> tuple[str, ...]:
+    """The steps whose choices stand in one file with this one's."""
+    return STEPS if step in STEPS else (COMPARISON,)
+
+
 def save_hand_choice(results: str | Path, step: str, choice: HandChoice | None) -> Path:
     """Write one step's choice into ``manual.yaml``, or take it out (None); what other steps have there stays."""
-    choices = {name: entry.model_dump() for name, entry in hand_choices(results).items() if name != step}
+    choices = {name: entry.model_dump() for name, entry in hand_choices(results, _steps_beside(step)).items() if name != step}
     if choice is not None:
         choices[step] = choice.model_dump()
     head = "# Chosen by hand. A run uses these in place of the parameters' defaults, and says so.\n"
@@ -700,15 +708,16 @@ def save_hand_choice(results: str | Path, step: str, choice: HandChoice | None) 
     )
 
 
-def _check_made_on(choice: HandChoice, step: str, sample: Sample | None) -> None:
-    """`ResultError` where a file that a choice was made on is another one now: what was drawn on one image does not fit the next."""
+def _not_made_on(choice: HandChoice, step: str, sample: Sample | None) -> str:
+    """Which file that a choice was made on is another one now, in a sentence: what was drawn on one image does not fit the next."""
     for name, sha256 in choice.made_on.items():
         path = (sample.folder if sample else PROJECT_ROOT) / name
         if not path.exists() or file_sha256(path) != sha256:
-            raise ResultError(
+            return (
                 f"{sample.id if sample else 'results'}/{MANUAL}: {step}: made on {name} with sha256 {sha256[:16]}…, which is another file "
                 f"now or gone; expected the same: choose again, or take the entry {step} out"
             )
+    return ""
 
 
 def _today() -> str:
@@ -743,6 +752,13 @@ class Step:
             self.not_acquired(f"{self.sample_id} has no {kind} acquisition in its sample.yaml")
         return found
 
+    def told(self) -> dict[str, Any]:
+        """The parameters of this run, and what of them was chosen by hand."""
+        told: dict[str, Any] = {"parameters": {k: v for k, v in self.parameters.items() if not k.endswith("_dir")}}
+        if self.by_hand:
+            told["by_hand"] = {"statement": self.hand_choice_in_words(), **self.by_hand.model_dump()}
+        return told
+
     def hand_choice_in_words(self) -> str:
         """Which parameters were chosen by hand and why, and which of these this run did not use."""
         used = {name: value for name, value in self.by_hand.parameters.items() if self.parameters[name] == value}
@@ -753,18 +769,21 @@ class Step:
         sentences += [f"Chosen by hand but not used, because the run was told otherwise: {unused}."] if unused else []
         return " ".join(sentences)
 
-    def choose_by_hand(self, parameters: dict[str, Any], reason: str, made_on: list[Path] | None = None) -> Path:
-        """Keep parameters as chosen by hand (`save_hand_choice`), together with the hashes of the files they were chosen on."""
-        known = notebook_parameters(PROJECT_ROOT / "notebooks" / f"{self.name}.ipynb")
-        check_parameters(self.name, parameters, known)
-        hashes = {self._short(path): file_sha256(path) for path in made_on or []}
-        self.by_hand = HandChoice(parameters=plain(parameters), reason=reason, date=_today(), made_on=hashes)
-        return save_hand_choice(self.results, self.name, self.by_hand)
+    def choose_by_hand(self, parameters: dict[str, Any], reason: str, made_on: Iterable[Path] = ()) -> HandChoice | None:
+        """Keep parameters as chosen by hand, for runs to come, with the reason and the hashes of the files they were chosen on.
 
-    def forget_hand_choice(self) -> None:
-        """Take this step's entry out of manual.yaml."""
-        self.by_hand = None
-        save_hand_choice(self.results, self.name, None)
+        Other parameters of this step that manual.yaml holds stay; those that are back at the notebook's default leave it. Returns
+        the step's entry, None where nothing is left of it.
+        """
+        defaults = notebook_parameters(PROJECT_ROOT / "notebooks" / f"{self.name}.ipynb")
+        check_parameters(self.name, parameters, defaults)
+        known = hand_choices(self.results, _steps_beside(self.name)).get(self.name)
+        kept = {name: value for name, value in (known.parameters if known else {}).items() if name not in parameters}
+        kept |= {name: value for name, value in plain(parameters, "parameters").items() if value != defaults[name]}
+        hashes = {self._short(path): file_sha256(path) for path in made_on}
+        choice = HandChoice(parameters=kept, reason=reason, date=_today(), made_on=hashes) if kept else None
+        save_hand_choice(self.results, self.name, choice)
+        return choice
 
     def not_acquired(self, reason: str) -> None:
         """Write ``status: not_acquired``, say so on the page, and end the notebook without an error."""
@@ -777,17 +796,17 @@ class Step:
         """Write ``<results>/<step>.json`` atomically; `ResultError` where a number is NaN or an unexplained null."""
         content = {"status": status, "sample": self.sample_id, **more, **numbers}
         content["inputs"] = {self._short(p): file_sha256(p) for p in inputs or []}
-        content["parameters"] = {k: v for k, v in self.parameters.items() if not k.endswith("_dir")}
-        if self.by_hand:
-            content["by_hand"] = {"statement": self.hand_choice_in_words(), **self.by_hand.model_dump()}
+        content |= self.told()
         content["versions"] = software_versions()
         text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(self.results / f"{self.name}.json", text + "\n")
 
     def _short(self, path: Path) -> str:
-        for root in (self.sample.folder if self.sample else None, self.results, PROJECT_ROOT):
-            if root is not None and path.resolve().is_relative_to(root.resolve()):
-                return path.resolve().relative_to(root.resolve()).as_posix()
+        roots = [root for root in (self.sample.folder if self.sample else None, self.results, PROJECT_ROOT) if root is not None]
+        for as_seen in (Path.absolute, Path.resolve):  # a linked folder inside the sample's is one of its folders
+            for root in roots:
+                if as_seen(path).is_relative_to(as_seen(root)):
+                    return as_seen(path).relative_to(as_seen(root)).as_posix()
         return path.name
 
     def figure(self, fig: Any, name: str, alt: str) -> None:
@@ -835,16 +854,25 @@ def begin(step: str, namespace: dict) -> Step:
         if source.startswith("# Parameters\n"):
             given |= set(_assigned_names(source))
             check_parameters(step, given, known)
-    given |= {name for name, default in known.items() if namespace[name] != default}
     sample_id = namespace.get("sample_id", "") if "sample_id" in known else ""
     results = _results_root(namespace["results_dir"]) / sample_id
     sample = load_sample(namespace["data_dir"], sample_id) if sample_id else None
-    by_hand = hand_choices(results).get(step)
+    for name, value in namespace.pop("_chosen_by_hand", {}).items():  # what an earlier run of this cell put there is no one's wish
+        namespace[name] = known[name] if namespace.get(name) == value else namespace[name]
+    by_hand = hand_choices(results, _steps_beside(step)).get(step)
     if by_hand:
         open_to_hands = [name for name in known if name != "sample_id" and not name.endswith("_dir")]
         check_parameters(f"{sample_id or 'results'}/{MANUAL}: {step}", by_hand.parameters, open_to_hands)
-        _check_made_on(by_hand, step, sample)
-        namespace.update({name: value for name, value in by_hand.parameters.items() if name not in given})
+        fault = _not_made_on(by_hand, step, sample)
+        if fault and not in_jupyterlab():
+            raise ResultError(fault)
+        if fault:  # who sits before it can choose again
+            print(f"NOT USED: {fault}")
+            by_hand = None
+    if by_hand:
+        given |= {name for name, default in known.items() if namespace[name] != default}
+        namespace["_chosen_by_hand"] = {name: value for name, value in by_hand.parameters.items() if name not in given}
+        namespace.update(namespace["_chosen_by_hand"])
     parameters = {name: namespace[name] for name in known}
     for name, default in known.items():
         came = parameters[name]
@@ -3280,7 +3308,8 @@ def _register(frames: np.ndarray, max_shift_px: float | None, leave_out: frozens
         if size > 1 and len(groups) < 4:
             break
         summed = counts if size == 1 else np.stack([counts[g].sum(axis=0, dtype=np.float32) for g in groups])
-        found = _register_counts(summed, members, reach, take_in) if size == 1 else _register_counts(summed, np.arange(len(groups)), reach)
+        kept = take_in if size == 1 else frozenset(k for k, group in enumerate(groups) if take_in & set(group.tolist()))
+        found = _register_counts(summed, members if size == 1 else np.arange(len(groups)), reach, kept)
         if found is not None and found[3] >= _LEAST_SNR:
             n_jumps, n_steps = len(found[0].jumps), len(found[0].members) - 1
             if n_jumps > 3 and n_jumps > 0.25 * n_steps:
@@ -3479,8 +3508,10 @@ def fourier_ring_correlation(first: np.ndarray, second: np.ndarray) -> tuple[np.
     return np.arange(1, count) / n, correlation, np.minimum(half_bit, 1)
 
 
-def half_average_resolution(frames: np.ndarray, solution: DriftSolution) -> dict:
+def half_average_resolution(frames: np.ndarray, solution: DriftSolution, take_in: Iterable[int] = ()) -> dict:
     """Fourier ring correlation of the averages of even and odd frames, each half registered by itself.
+
+    Frames in ``take_in`` are used in their half although they look foreign, as in `register_stack`.
 
     Returns ``frequency`` (cycles a pixel), ``correlation``, ``threshold`` and ``resolution_px``: the
     period of the highest ring above the threshold (half a bit, and 4 standard errors), or None.
@@ -3489,7 +3520,8 @@ def half_average_resolution(frames: np.ndarray, solution: DriftSolution) -> dict
     halves = [frames[used[k::2]] for k in (0, 1)]
     if not solution.registered or min(len(h) for h in halves) < 2:
         return {"resolution_px": None, "reason": "fewer than four frames that can be registered"}
-    solved = [register_stack(half) for half in halves]
+    by_hand = [[int(i) for i in np.flatnonzero(np.isin(used[k::2], list(take_in)))] for k in (0, 1)]
+    solved = [register_stack(half, take_in=chosen) for half, chosen in zip(halves, by_hand, strict=True)]
     if not all(s.registered for s in solved):
         return {"resolution_px": None, "reason": "half of the frames alone cannot be registered"}
     averages = [covered_average(*sum_frames(h, s.shift_px, s.used)[:2], 0.8)[0] for h, s in zip(halves, solved, strict=True)]
@@ -4742,32 +4774,39 @@ def drawn_points(surface_px: Any, shape: tuple[int, int]) -> np.ndarray:
 def drawn_contour(columns: Columns, points_nm: np.ndarray, spacing_nm: float) -> SurfaceContour:
     """The edge of the crystal as drawn by hand through points (k, 2) of the crystal plane, one after the other.
 
-    A cubic spline by chord length; the side with more occupied places is inside, and all of it counts as facing vacuum. A hand
-    sets points to a quarter of a column spacing. `ParameterError` for fewer than three points, or a line shorter than 1 nm.
+    A cubic spline by chord length; the side with more occupied places is inside, and all of it counts as facing vacuum. Where a hand
+    draws an edge is uncertain by a quarter of a column spacing, all along. `ParameterError` for fewer than three points, a line shorter
+    than 1 nm or one that turns back on itself, and where both sides look alike.
     """
     from scipy.interpolate import CubicSpline
 
     points = np.asarray(points_nm, dtype=float)
     if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 3:
         raise ParameterError(f"surface drawn by hand: got points of shape {points.shape}, expected three or more of two coordinates")
-    chords = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    steps = np.diff(points, axis=0)
+    chords = np.linalg.norm(steps, axis=1)
     if chords.min() <= 0 or chords.sum() < 1.0:
         raise ParameterError(f"surface drawn by hand: {chords.sum():.2f} nm long, expected 1 nm or more with no point twice")
+    if (np.sum(steps[1:] * steps[:-1], axis=1) < -0.5 * chords[1:] * chords[:-1]).any():
+        raise ParameterError("surface drawn by hand: it turns back on itself, expected points one after the other along the edge")
     way = np.append(0.0, np.cumsum(chords))
     line = CubicSpline(way, points)(np.arange(0.0, way[-1], 0.02))
     tangent = np.gradient(line, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
     inwards = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
     length = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
-    metal = columns.is_metal
-    s, u = _beside(line, inwards, length, columns.nm[metal])
-    near = (s > 0) & (s < length[-1]) & (np.abs(u) < 2.0)
-    occupied = columns.present[metal][near]
-    inner, outer = (occupied[side].mean() if side.any() else 0.0 for side in (u[near] > 0, u[near] < 0))
-    inwards = inwards if inner >= outer else -inwards
+    s, u = _beside(line, inwards, length, columns.nm[columns.is_metal])
+    beside, occupied = (s > 0) & (s < length[-1]), columns.present[columns.is_metal]
+    inner, outer = (float(occupied[side].mean()) if side.any() else 0.0 for side in (beside & (u > 0), beside & (u < 0)))
+    if abs(inner - outer) < 0.1:
+        raise ParameterError(
+            f"surface drawn by hand: {100 * inner:.0f} % and {100 * outer:.0f} % of the places on its sides hold a column, so that neither "
+            "is the vacuum; expected the line along the edge of the crystal"
+        )
     knots = np.linspace(0.0, length[-1], 4)
-    error = 0.25 * spacing_nm / math.sqrt(len(points))
-    return SurfaceContour(line, inwards, length, np.ones(len(line), bool), knots, np.zeros(4), error)
+    return SurfaceContour(
+        line, inwards if inner > outer else -inwards, length, np.ones(len(line), bool), knots, np.zeros(4), 0.25 * spacing_nm
+    )
 
 
 def _faces_vacuum(columns: Columns, base: np.ndarray, inwards: np.ndarray, length: np.ndarray) -> np.ndarray:
@@ -8724,6 +8763,12 @@ class Indexing:
         """Evidence above chance, (p, ny, nx)."""
         return self.evidence - self.chance[:, None, None]
 
+    def part(self, rows: slice, cols: slice) -> Indexing:
+        """What was found in a box of the scan."""
+        by_phase = {name: getattr(self, name)[:, rows, cols] for name in ("rotation", "evidence", "runner_up")}
+        names = ("winner", "prior", "part_phase", "part_share", "part_sd", "part_rotation", "part_lattice", "part_crystal")
+        return replace(self, **by_phase, **{name: getattr(self, name)[rows, cols] for name in names})
+
 
 def index_scan(
     patterns: Any,
@@ -8752,7 +8797,8 @@ def index_scan(
     spots = alone[0]
     chance = chance_evidence(spots, calibration, banks, patterns.shape[2:], seed=seed)
     found = _empty_indexing(banks, (ny, nx), chance)
-    for tile, inner in _tiles(ny, nx):
+    tiles = _tiles(ny, nx)
+    for tile, inner in progress(tiles) if progress and len(tiles) > 1 else tiles:
         chosen = np.arange(ny * nx).reshape(ny, nx)[tile]
         local = (spots[chosen.ravel()], *(a[:, chosen.ravel()] for a in alone[1:]))
         solved = _solve_tile(local, chosen.shape, calibration, banks, chance, neighbours, mixtures, neighbour_nats)
@@ -10252,7 +10298,7 @@ def comparability(samples: list[dict[str, Any]], most_dose_ratio: float = 1.5) -
 def save_comparison(run: Step, comparison: dict[str, Any]) -> None:
     """Write ``08_comparison.json``; what a sample does not have, and the quantiles that 07 holds, are left out of its entry."""
     kept = [{k: v for k, v in s.items() if v is not None and not k.endswith("_quantiles")} for s in comparison["samples"]]
-    content = {"status": "ok", **comparison, "samples": kept, "versions": software_versions()}
+    content = {"status": "ok", **comparison, "samples": kept, **run.told(), "versions": software_versions()}
     write_atomically(run.results / "08_comparison.json", json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -10384,6 +10430,12 @@ class _Work:
                 self._back()
                 self.say("Cancelled; nothing has changed.")
 
+    def drop(self) -> None:
+        """Drop what runs without a word: something else takes its place."""
+        with self.lock:
+            if self.running:
+                self._end()
+
     def _end(self) -> None:
         self._current += 1
         self.box.layout.visibility = "hidden"
@@ -10482,6 +10534,14 @@ class _Explorer:
         if run.sample is not None:
             self.figure.suptitle(run.sample.title, fontsize=10)
 
+    def guarded(self, act: Callable[[], None]) -> None:
+        """Do what the user asks for, and say it where that cannot be done."""
+        with self.lock:
+            try:
+                act()
+            except (WorkbookError, OSError) as error:
+                self.say(f"{type(error).__name__}: {error}")
+
     def _draw_alone(self) -> None:
         """Draw while no computation that ends beside changes the figure; a drawing that fails would be the canvas's last."""
         with self.lock:
@@ -10491,8 +10551,7 @@ class _Explorer:
         if name == "on_key" and event.key in ("tab", "escape"):  # the canvas takes every key: without this it would not let go of the focus
             self.first.focus()
             return
-        with self.lock:
-            getattr(self, name)(event)
+        self.guarded(lambda: getattr(self, name)(event))
 
     def on_click(self, event: Any) -> None:
         """A mouse button goes down."""
@@ -10519,8 +10578,7 @@ class _Explorer:
 
         def handler(_: Any) -> None:
             if control not in self._silent:
-                with self.lock:
-                    change()
+                self.guarded(change)
 
         control.observe(handler, "value")
 
@@ -10537,11 +10595,7 @@ class _Explorer:
 
         button = ipywidgets.Button(description=label, tooltip=tooltip or label, layout={"width": "auto"})
 
-        def handler(_: Any) -> None:
-            with self.lock:
-                act()
-
-        button.on_click(handler)
+        button.on_click(lambda _: self.guarded(act))
         return button
 
     def keeping(self) -> Any:
@@ -10560,14 +10614,16 @@ class _Explorer:
         if len(self.reason.value.strip()) < 3:
             self.say("Not kept: say why first, in a few words. A choice without a reason is of no use to the next reader.")
             return
-        chosen = {name: value for name, value in self.choice().items() if value is not None}
-        path = self.run.choose_by_hand(chosen, self.reason.value.strip(), list(self.made_on))
-        told = ", ".join(f"{name} = {value}" for name, value in chosen.items())
-        self.say(f"Kept in {path.parent.name}/{path.name}: {told}. Runs use it from now on and say so; run the notebook again to see it.")
+        kept = self.run.choose_by_hand(self.choice(), self.reason.value.strip(), self.made_on)
+        if kept is None:
+            self.say("Nothing to keep: these are the defaults. manual.yaml holds nothing for this step.")
+            return
+        told = ", ".join(f"{name} = {value}" for name, value in kept.parameters.items())
+        self.say(f"Kept in {MANUAL} beside the results: {told}. Runs use it from now on and say so; run the notebook again to see it.")
 
     def forget(self) -> None:
         """Take the choice out of manual.yaml."""
-        self.run.forget_hand_choice()
+        save_hand_choice(self.run.results, self.run.name, None)
         self.say("Forgotten: runs use the parameters' defaults again.")
 
     def arrange(self, *rows: Any) -> None:
@@ -10638,7 +10694,7 @@ class DriftExplorer(_Explorer):
         whole = -np.round(self.solution.shift_px).astype(int)
         pictures = (("recorded", np.zeros_like(whole)), ("undone", whole - whole[k]))
         for name, moved in pictures:
-            image = sum(np.roll(self.frames[i].astype(float), moved[i], axis=(0, 1)) for i in near) / len(near)
+            image = sum(_placed(self.frames[i].astype(float), moved[i]) for i in near) / len(near)
             low, high = np.percentile(image, [1, 99.7])
             ax = self.axes[name]
             ax.clear()
@@ -10652,9 +10708,9 @@ class DriftExplorer(_Explorer):
             self.use.value, self.use.icon = used, "check" if used else "times"
             self.use.description = "frame is used" if used else "frame is left out"
         shift, sigma = self.solution.shift_px[k], self.solution.sigma_px[k]
-        state = (
-            f"moved by y {shift[0]:.2f}, x {shift[1]:.2f} px ± {sigma:.3f} px" if used else f"left out: {self.solution.left_out.get(k, '')}"
-        )
+        state = f"moved by y {shift[0]:.2f}, x {shift[1]:.2f} px ± {sigma:.3f} px"
+        state = state if self.solution.registered else f"not registered: {self.solution.reason}"
+        state = state if used else f"left out: {self.solution.left_out.get(k, '')}"
         state += f"; {self.frames[k].mean():.3g} counts a pixel"
         resolution = self.half and self.half["resolution_px"]
         told = f"; resolution of the average {resolution * self.pixel_nm:.3f} nm" if resolution else ""
@@ -10729,7 +10785,7 @@ class DriftExplorer(_Explorer):
             next(steps)
             solution = register_stack(self.frames, **self.given, **chosen)
             next(steps)
-            return solution, half_average_resolution(self.frames, solution)
+            return solution, half_average_resolution(self.frames, solution, self.take_in)
 
         self.work.start("registering", compute, self._measured, back)
 
@@ -10737,9 +10793,8 @@ class DriftExplorer(_Explorer):
         self.solution, self.half = result
         self.show_solution()
         self.show_frame()
-        self.say(
-            f"Registered again: left out by hand {sorted(self.leave_out) or 'none'}, taken in by hand {sorted(self.take_in) or 'none'}."
-        )
+        again = "Registered again" if self.solution.registered else "Not registered"
+        self.say(f"{again}: left out by hand {sorted(self.leave_out) or 'none'}, taken in by hand {sorted(self.take_in) or 'none'}.")
 
     def on_click(self, event: Any) -> None:
         if event.inaxes is self.axes["path"] and event.xdata is not None:
@@ -10754,6 +10809,14 @@ class DriftExplorer(_Explorer):
 
 
 _PAPER = {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 1}
+
+
+def _placed(image: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """An image (y, x) moved by whole pixels, its mean where nothing comes in."""
+    out = np.full(image.shape, image.mean())
+    to, source = (tuple(slice(max(0, s * b), n + min(0, s * b)) for b, n in zip(by, image.shape, strict=True)) for s in (1, -1))
+    out[to] = image[source]
+    return out
 
 
 def _nice_length(most: float) -> float:
@@ -10780,12 +10843,12 @@ class SurfaceExplorer(_Explorer):
     """An HAADF image: hover a column for its fit and occupancy; move the surface by hand and see the thickness follow.
 
     ``layer`` is None where no surface was found: then a line can be drawn all the same. ``remeasure(points_nm)`` measures the layer
-    with a drawn surface.
+    with a drawn surface, or as it is found (None). ``drawn_px`` are the points by hand that ``layer`` was measured with, if it was.
     """
 
     def __init__(
         self, run: Step, image: np.ndarray, lattice: ImageLattice, columns: Columns, layer: SurfaceLayer | None,
-        structure: np.ndarray | None, path: Path, remeasure: Callable[[np.ndarray], SurfaceLayer],
+        structure: np.ndarray | None, path: Path, remeasure: Callable[[np.ndarray | None], SurfaceLayer], drawn_px: Any = (),
     ):  # fmt: skip
         import ipywidgets
 
@@ -10796,12 +10859,14 @@ class SurfaceExplorer(_Explorer):
         )  # fmt: skip
         self.image, self.lattice, self.columns, self.layer = np.asarray(image, float), lattice, columns, layer
         self.structure, self.made_on, self.remeasure = structure, (path,), remeasure
-        self.found, self.dragged = layer, None
+        self.by_hand, self.dragged = len(drawn_px) > 0, None
+        self.before: tuple | None = None  # what a cancelled or failed measurement goes back to
+        self.found = self._as_found() if self.by_hand else layer
         spacing = float(np.linalg.norm(lattice.matrix, axis=1).min()) * 0.5
         metal = columns.present & columns.is_metal
         self.reach = max(4, round(1.6 * spacing))
         self.sigma = column_width(self.image, columns.px[metal], spacing)
-        self.points = self._points_along(layer) if layer is not None else self._straight_points()
+        self.points = np.array(drawn_px, float) if self.by_hand else self._found_points()
         self.column = ipywidgets.IntSlider(0, 0, len(columns.px) - 1, description="column", layout={"width": "26em"})
         self.moving = ipywidgets.ToggleButton(description="move the surface", layout={"width": "auto"})
         self.point = ipywidgets.IntSlider(0, 0, len(self.points) - 1, description="point", layout={"width": "16em"})
@@ -10815,7 +10880,17 @@ class SurfaceExplorer(_Explorer):
         self.arrange(ipywidgets.HBox([self.column, self.moving, self.point, back]), self.keeping())
 
     def choice(self) -> dict[str, Any]:
-        return {"surface_px": np.round(self.points, 2).tolist()} if self.layer is not self.found else {"surface_px": []}
+        return {"surface_px": np.round(self.points, 2).tolist() if self.by_hand else []}
+
+    def _as_found(self) -> SurfaceLayer | None:
+        """The layer with the surface that is found in the image; None where there is none."""
+        try:
+            return self.remeasure(None)
+        except WorkbookError:
+            return None
+
+    def _found_points(self) -> np.ndarray:
+        return self._points_along(self.found) if self.found is not None else self._straight_points()
 
     def _to_nm(self, px: np.ndarray) -> np.ndarray:
         return self.lattice.to_lattice(px) @ self.lattice.columns.basis_nm
@@ -10898,10 +10973,10 @@ class SurfaceExplorer(_Explorer):
         if self.layer is None:
             layer = "No surface was found; switch on “move the surface” to draw one."
         else:
-            by = "as found" if self.layer is self.found else "with the surface by hand"
+            by = "with the surface by hand" if self.by_hand else "as found"
             low, high = self.layer.ci95_nm
             layer = f"Layer {by}: {self.layer.kind}, {self.layer.thickness_nm:.2f} nm (95 %: {low:.2f} to {high:.2f} nm)."
-        if self.layer is not self.found and self.found is not None:
+        if self.by_hand and self.found is not None:
             layer += f" As found: {self.found.thickness_nm:.2f} nm."
         self.status.value = f"{html.escape(self.column_told)}.<br><b>{html.escape(layer)}</b>"
         self.draw()
@@ -10920,51 +10995,70 @@ class SurfaceExplorer(_Explorer):
 
     def move(self, px: np.ndarray) -> None:
         """Put the chosen point to a place (y, x) px."""
+        if not self.work.running and self.before is None:
+            self.before = (self.layer, self.points.copy(), self.by_hand)
+        self.by_hand = True
         self.points[self.point.value] = np.clip(px, 0, np.array(self.image.shape) - 1)
         self.show_surface()
 
     def measure(self) -> None:
         """The layer below the surface as it is drawn now."""
         points = self._to_nm(self.points)
+        before = self.before or (self.layer, self.points.copy(), self.by_hand)
 
         def done(layer: SurfaceLayer) -> None:
-            self.layer = layer
+            self.layer, self.before = layer, None
             self.show_surface()
             self.show_column()
             self.say("")
 
+        def back() -> None:
+            (self.layer, self.points, self.by_hand), self.before = before, None
+            self.show_surface()
+            self.show_column()
+
         compute = lambda progress: next(self.remeasure(points) for _ in progress(range(1)))
-        self.work.start("measuring", compute, done, self.reset)
+        self.work.start("measuring", compute, done, back)
 
     def reset(self) -> None:
         """Back to the surface that was found."""
-        self.layer = self.found
-        self.points = self._points_along(self.found) if self.found is not None else self._straight_points()
+        self.work.drop()
+        self.layer, self.by_hand, self.before = self.found, False, None
+        self.points = self._found_points()
+        self.point.max = len(self.points) - 1
         self.show_surface()
         self.show_column()
 
     def on_click(self, event: Any) -> None:
         if event.inaxes is self.axes["image"] and self.moving.value:
-            apart = np.linalg.norm(self.points - [event.ydata, event.xdata], axis=1)
+            mouse = np.array([event.ydata, event.xdata])
+            apart = np.linalg.norm(self.points - mouse, axis=1)
             if apart.min() < 0.06 * max(self.image.shape):
-                self.point.value = self.dragged = int(np.argmin(apart))
+                self.point.value = int(np.argmin(apart))
+                self.dragged = mouse - self.points[self.point.value]  # where it was taken hold of
 
     def on_move(self, event: Any) -> None:
         if event.inaxes is not self.axes["image"]:
             return
         if self.dragged is not None:
-            self.move(np.array([event.ydata, event.xdata]))
+            self._drag(event)
         elif not self.moving.value:
             apart = np.linalg.norm(self.columns.px - [event.ydata, event.xdata], axis=1)
             if apart.min() < self.reach:
                 self.column.value = int(np.argmin(apart))
 
+    def _drag(self, event: Any) -> None:
+        place = np.array([event.ydata, event.xdata]) - self.dragged
+        if np.linalg.norm(place - self.points[self.point.value]) > 0.5:
+            self.move(place)
+
     def on_release(self, event: Any) -> None:
         if self.dragged is not None:
             if event.inaxes is self.axes["image"]:
-                self.move(np.array([event.ydata, event.xdata]))
+                self._drag(event)
             self.dragged = None
-            self.measure()
+            if self.before is not None:
+                self.measure()
 
     def on_key(self, event: Any) -> None:
         step = {"up": -0.05, "down": 0.05}.get(event.key)
@@ -10983,21 +11077,24 @@ class SurfaceExplorer(_Explorer):
 class InterfaceExplorer(_Explorer):
     """A bright-field image: drag the window, see its spectrum and what it could be; choose candidates and have it analysed again.
 
-    ``analyse(phases, progress)`` is the analysis with other candidates.
+    ``phases`` are all that may be candidates, ``chosen`` those of ``result``; ``analyse(phases, progress)`` is the analysis with others.
     """
 
-    def __init__(self, run: Step, image: np.ndarray, result: InterfaceResult, phases: list[str], analyse: Callable[..., InterfaceResult]):
+    def __init__(
+        self, run: Step, image: np.ndarray, result: InterfaceResult, phases: list[str], chosen: list[str], path: Path,
+        analyse: Callable[..., InterfaceResult],
+    ):  # fmt: skip
         import ipywidgets
 
         super().__init__(
             run, (11, 5.2), {"mosaic": [["image", "spectrum"]], "width_ratios": [1, 1]},
             "Click or drag in the image, or move the window with the arrow keys on the figure.",
         )  # fmt: skip
-        self.image, self.result, self.analyse = image, result, analyse
+        self.image, self.result, self.analyse, self.made_on = image, result, analyse, (path,)
         self.window = int(np.argmin(np.linalg.norm(result.spectra.centres - np.array(image.shape) / 2, axis=1)))
         self.table = ipywidgets.HTML()
         self.table.add_class("explorer-table")
-        self.candidates = ipywidgets.SelectMultiple(options=phases, value=phases, rows=len(phases), description="candidates")
+        self.candidates = ipywidgets.SelectMultiple(options=phases, value=chosen, rows=len(phases), description="candidates")
         again = self.button("analyse again", self.measure, "Search the image for the chosen candidates alone")
         self._draw_image()
         self.show_window()
@@ -11034,10 +11131,10 @@ class InterfaceExplorer(_Explorer):
         self.square.set_xy((origin[1] - 0.5, origin[0] - 0.5))
         power, snr = result.spectra.mean([k])
         bin_invA = result.spectra.bin_invA / result.calibration["scale"]
-        reach = (len(power) // 2 + 0.5) * bin_invA
+        reach, half = len(power) // 2 * bin_invA, 0.5 * bin_invA  # zero frequency is in the middle of its bin
         ax = self.axes["spectrum"]
         ax.clear()
-        ax.imshow(np.log10(np.maximum(snr, 0.5)), cmap="gray", extent=(-reach, reach, reach, -reach))
+        ax.imshow(np.log10(np.maximum(snr, 0.5)), cmap="gray", extent=(-reach - half, reach - half, reach - half, -reach - half))
         owner = int(result.owner[k])
         if owner >= 0:
             lattice = result.lattices[owner]
@@ -11098,12 +11195,43 @@ class InterfaceExplorer(_Explorer):
                 self.show_window()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What matching with some banks and thresholds says of a box of a scan: its ``rows`` and ``cols``, and the results of `map_scan`."""
+
+    rows: slice
+    cols: slice
+    banks: list[TemplateBank]
+    thresholds: dict[str, float]
+    maps: dict[str, np.ndarray]
+    found: Indexing
+    spots: Spots
+
+    @property
+    def names(self) -> list[str]:
+        """The candidate phases."""
+        return [bank.crystal.name for bank in self.banks]
+
+    def holds(self, y: int, x: int) -> bool:
+        """Whether the pattern at (y, x) of the scan is in the box."""
+        return self.rows.start <= y < self.rows.stop and self.cols.start <= x < self.cols.stop
+
+    def with_thresholds(self, thresholds: dict[str, float], calibration: Calibration, rows: slice, cols: slice) -> Reading:
+        """A part of the box with other thresholds, which need no other search; ``calibration`` is that of the whole scan."""
+        inner = tuple(slice(part.start - own.start, part.stop - own.start) for part, own in ((rows, self.rows), (cols, self.cols)))
+        places = np.arange(self.found.winner.size).reshape(self.found.winner.shape)[inner].ravel()
+        found, spots = self.found.part(*inner), self.spots[places]
+        here = replace(calibration, centre_px=calibration.centre_px[rows, cols])
+        return Reading(rows, cols, self.banks, thresholds, read_maps(found, spots, here, self.banks, thresholds), found, spots)
+
+
 class PedExplorer(_Explorer):
     """A scan of diffraction patterns: pick one in a map and see every phase's spots on it, scores, and the landscape of orientations.
 
-    ``patterns`` (ny, nx, ky, kx), numpy or dask, with their ``calibration`` and ``banks``. With what `map_scan` found (``maps``, ``found``,
-    ``spots``) its maps can be shown and a region of them read with other thresholds or candidates; without, each pattern is matched
-    when it is picked. ``options`` go to `index_scan`, ``thresholds`` to `decide_phases`.
+    ``patterns`` (ny, nx, ky, kx), numpy or dask, with their ``calibration`` and the ``banks`` of all phases that may be chosen. With
+    ``whole``, what `map_scan` said of the scan, its maps are shown, and regions can be read with other candidates or thresholds; without,
+    ``layers`` are shown and each pattern is matched when it is picked. ``options`` go to `index_scan`; nothing counts as decided where the
+    map is not ``trusted``.
     """
 
     LANDSCAPE = "phase found"
@@ -11111,8 +11239,8 @@ class PedExplorer(_Explorer):
 
     def __init__(
         self, run: Step, patterns: Any, calibration: Calibration, banks: list[TemplateBank], step_nm: float, *,
-        layers: dict[str, np.ndarray] | None = None, mapped: tuple[dict[str, np.ndarray], Indexing, Spots] | None = None,
-        thresholds: dict[str, float] | None = None, options: dict[str, Any] | None = None,
+        layers: dict[str, np.ndarray] | None = None, whole: Reading | None = None, options: dict[str, Any] | None = None,
+        trusted: bool = True, made_on: tuple[Path, ...] = (),
     ):  # fmt: skip
         import ipywidgets
 
@@ -11120,84 +11248,99 @@ class PedExplorer(_Explorer):
             run, (11.8, 4.8),
             {"mosaic": [["map", "pattern", "triangle"], ["bar", ".", "."]], "width_ratios": [1.1, 1.1, 0.9], "height_ratios": [24, 1]},
             "Click in the map, or move with the arrow keys on the figure. Circles: predicted spots of each phase; × missing ones, □ "
-            "measured ones that the phase found does not predict. For a region: switch on “draw a region” and drag, or set the two ranges.",
+            "measured ones that the phase found does not predict."
+            + (" For a region: switch on “draw a region” and drag, or set the two ranges." if whole else ""),
         )  # fmt: skip
         self.patterns, self.calibration, self.banks, self.step_nm = patterns, calibration, banks, step_nm
-        self.mapped, self.layers, self.region = mapped, layers or {}, None
-        self.options, self.thresholds = dict(options or {}), dict(thresholds or {})
-        self.colours = phase_colours([bank.crystal.name for bank in banks])
+        self.whole, self.layers, self.options, self.trusted, self.made_on = whole, layers or {}, dict(options or {}), trusted, made_on
+        self.colours = phase_colours(self.names)
         self.shape = patterns.shape[:2]
-        self.corner = None
-        self.regional: tuple[dict[str, np.ndarray], Indexing, Spots] | None = None
+        self.region: tuple[slice, slice] | None = None
+        self.again: Reading | None = None
+        self.mean: tuple[np.ndarray, str] | None = None
+        self.corner: tuple[int, int] | None = None
         self._controls()
         self._draw_map()
-        self.pick(self.shape[0] // 2, self.shape[1] // 2)
-        self.arrange(
-            ipywidgets.HBox([self.layer, self.row, self.column]),
-            ipywidgets.HBox([self.table, ipywidgets.VBox([self.shown, self.of_landscape])]),
-            ipywidgets.HBox([self.drawing, self.rows, self.columns, self.whole]),
-            ipywidgets.HBox([self.candidates, ipywidgets.VBox([self.least_support, self.least_margin, self.again])]),
-            *([self.keeping()] if mapped else []),
-        )
+        self.show_pattern()
+        rows = [ipywidgets.HBox([self.layer, self.row, self.column])]
+        rows += [ipywidgets.HBox([self.table, ipywidgets.VBox([self.shown, self.of_landscape])])]
+        if whole:
+            rows += [ipywidgets.HBox([self.drawing, self.rows, self.columns, self.button("no region", self.clear_region)])]
+            again = self.button("match the whole scan again", self.match_whole, "With the chosen candidates")
+            rows += [ipywidgets.HBox([self.candidates, ipywidgets.VBox([self.least_support, self.least_margin, again])]), self.keeping()]
+        self.arrange(*rows)
 
     @property
     def names(self) -> list[str]:
-        """The candidate phases."""
+        """All phases that may be candidates."""
         return [bank.crystal.name for bank in self.banks]
 
     def _controls(self) -> None:
         import ipywidgets
 
         ny, nx = self.shape
-        if self.mapped:
+        if self.whole:
             found = ("phase", "score", "orientation (IPF)", "phase margin", "orientation margin", "correlation")
             self.layers = dict.fromkeys(found) | self.layers
+        chosen = self.whole.names if self.whole else self.names
+        thresholds = self.whole.thresholds if self.whole else {}
         self.layer = ipywidgets.Dropdown(options=list(self.layers), description="map")
         self.row = ipywidgets.IntSlider(ny // 2, 0, ny - 1, description="row y")
         self.column = ipywidgets.IntSlider(nx // 2, 0, nx - 1, description="column x")
-        self.shown = ipywidgets.SelectMultiple(options=self.names, value=self.names, rows=len(self.names), description="spots of")
+        self.shown = ipywidgets.SelectMultiple(options=self.names, value=chosen, rows=len(self.names), description="spots of")
         self.of_landscape = ipywidgets.Dropdown(options=[self.LANDSCAPE, *self.names], description="triangle")
         self.table = ipywidgets.HTML()
         self.table.add_class("explorer-table")
         self.drawing = ipywidgets.ToggleButton(description="draw a region", layout={"width": "auto"})
-        self.rows = ipywidgets.IntRangeSlider(value=(0, ny - 1), min=0, max=ny - 1, description="rows")
-        self.columns = ipywidgets.IntRangeSlider(value=(0, nx - 1), min=0, max=nx - 1, description="columns")
-        self.whole = self.button("no region", self.clear_region)
-        self.candidates = ipywidgets.SelectMultiple(options=self.names, value=self.names, rows=len(self.names), description="candidates")
-        low, margin = self.thresholds.get("least_support", 2.0), self.thresholds.get("least_margin", 3.0)
-        style = {"min": 0, "max": 30, "step": 0.5, "style": {"description_width": "9em"}, "layout": {"width": "24em"}}
+        at_rest = {"continuous_update": False}
+        self.rows = ipywidgets.IntRangeSlider(value=(0, ny - 1), min=0, max=ny - 1, description="rows", **at_rest)
+        self.columns = ipywidgets.IntRangeSlider(value=(0, nx - 1), min=0, max=nx - 1, description="columns", **at_rest)
+        self.candidates = ipywidgets.SelectMultiple(options=self.names, value=chosen, rows=len(self.names), description="candidates")
+        low, margin = thresholds.get("least_support", 2.0), thresholds.get("least_margin", 3.0)
+        style = {"min": 0, "max": max(30.0, 2 * low, 2 * margin), "step": 0.5, "style": {"description_width": "9em"}}
+        style |= {"layout": {"width": "24em"}, **at_rest}
         self.least_support = ipywidgets.FloatSlider(low, description="least score (nats)", tooltip="above chance, to be indexed", **style)
         self.least_margin = ipywidgets.FloatSlider(
             margin, description="least margin (nats)", tooltip="to the next phase, to be decided", **style
         )
-        self.again = self.button("match the whole scan again", self.match_whole, "With the chosen candidates")
         self.observe(self.layer, self._draw_map)
         for control in (self.row, self.column):
-            self.observe(control, self.show_pattern)
+            self.observe(control, self._moved)
         for control in (self.shown, self.of_landscape):
             self.observe(control, self.show_pattern)
         for control in (self.rows, self.columns):
             self.observe(control, self._region_moved)
         for control in (self.candidates, self.least_support, self.least_margin):
-            self.observe(control, self._choice_changed)
+            self.observe(control, self.read_again)
 
     def choice(self) -> dict[str, Any]:
-        chosen = list(self.candidates.value)
-        return {
-            "candidate_phases": [] if len(chosen) == len(self.names) else chosen,
-            "least_support_nats": round(self.least_support.value, 6),
-            "least_margin_nats": round(self.least_margin.value, 6),
-        }
+        chosen = [bank.crystal.name for bank in self._chosen()[0]]
+        support, margin = (round(slider.value, 6) for slider in (self.least_support, self.least_margin))
+        candidates = [] if len(chosen) == len(self.names) else chosen
+        return {"candidate_phases": candidates, "least_support_nats": support, "least_margin_nats": margin}
 
     def _chosen(self) -> tuple[list[TemplateBank], dict[str, float]]:
+        """Banks of the chosen candidates and the thresholds; `ParameterError` where no candidate is chosen."""
         banks = [bank for bank in self.banks if bank.crystal.name in self.candidates.value]
+        if not banks:
+            raise ParameterError("choose one candidate at least")
         return banks, {"least_support": self.least_support.value, "least_margin": self.least_margin.value}
 
-    @property
-    def as_mapped(self) -> bool:
-        """Whether candidates and thresholds are those of the map."""
-        same = all(self.thresholds.get(k, v) == v for k, v in self._chosen()[1].items())
-        return self.mapped is not None and same and len(self.candidates.value) == len(self.names)
+    def _reading_of(self, rows: slice, cols: slice) -> Reading | None:
+        """A box as the present choices read it, where that needs no other search."""
+        banks, thresholds = self._chosen()
+        names = [bank.crystal.name for bank in banks]
+        for known in (self.again, self.whole):
+            if known and known.names == names and known.holds(rows.start, cols.start) and known.holds(rows.stop - 1, cols.stop - 1):
+                return known.with_thresholds(thresholds, self.calibration, rows, cols)
+        return None
+
+    def _matched(self, rows: slice, cols: slice, progress: Any = None) -> Reading:
+        """A box matched with the present choices, by itself."""
+        banks, thresholds = self._chosen()
+        here = replace(self.calibration, centre_px=self.calibration.centre_px[rows, cols])
+        found = map_scan(self.patterns[rows, cols], here, banks, thresholds, **self.options, progress=progress)
+        return Reading(rows, cols, banks, thresholds, *found)
 
     # --- the map ---
 
@@ -11205,13 +11348,13 @@ class PedExplorer(_Explorer):
         """What a layer shows: an image, how to draw it, and its unit."""
         if self.layers.get(name) is not None:
             return self.layers[name], {"cmap": "viridis"}, name
-        maps, found, _ = self.mapped
+        maps, found = self.whole.maps, self.whole.found
         phase_id = maps["phase_id"]
         if name == "phase":
-            return self._phase_image(phase_id), {}, ""
+            return self._phase_image(self._numbered(self.whole)), {}, ""
         if name == "orientation (IPF)":
             image = np.ones((*self.shape, 3))
-            for k, bank in enumerate(self.banks):
+            for k, bank in enumerate(self.whole.banks):
                 inside = phase_id == k
                 image[inside] = ipf_colours(maps["rotation"], inside, bank.crystal)[inside]
             return image, {}, ""
@@ -11223,18 +11366,20 @@ class PedExplorer(_Explorer):
         values = np.where(phase_id >= 0, maps[name.replace(" ", "_")], np.nan)
         return values, {"cmap": "viridis", "vmin": 0, "vmax": 30}, f"{name} (nats)"
 
+    def _numbered(self, reading: Reading) -> np.ndarray:
+        """The phases of a reading, numbered as in ``names``; -1 not indexed."""
+        return np.array([*(self.names.index(name) for name in reading.names), -1])[reading.maps["phase_id"]]
+
     def _phase_image(self, phase_id: np.ndarray) -> np.ndarray:
         from matplotlib.colors import to_rgb
 
-        image = np.ones((*phase_id.shape, 3))
-        for k, name in enumerate(self.names):
-            image[phase_id == k] = to_rgb(self.colours[name])
-        return image
+        return np.array([*(to_rgb(self.colours[name]) for name in self.names), (1.0, 1.0, 1.0)])[phase_id]
 
     def _draw_map(self) -> None:
-        ax = self.axes["map"]
+        from matplotlib.patches import Patch
+
+        ax, bar = self.axes["map"], self.axes["bar"]
         ax.clear()
-        bar = self.axes["bar"]
         bar.clear()
         image, style, label = self._values(self.layer.value)
         shown = ax.imshow(image, interpolation="nearest", **style)
@@ -11242,95 +11387,71 @@ class PedExplorer(_Explorer):
         if label:
             self.figure.colorbar(shown, cax=bar, label=label, orientation="horizontal")
         if self.layer.value == "phase":
-            from matplotlib.patches import Patch
-
             handles = [Patch(fc=self.colours[p], ec="k", label=p) for p in self.names]
             ax.legend(handles=handles, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, frameon=False)
-            if self.regional is not None:
-                rows, cols = self.region
+            if self.again:
+                rows, cols = self.again.rows, self.again.cols
                 extent = (cols.start - 0.5, cols.stop - 0.5, rows.stop - 0.5, rows.start - 0.5)
-                ax.imshow(self._phase_image(self._renumbered()), extent=extent, interpolation="nearest")
-                ax.set(xlim=(-0.5, self.shape[1] - 0.5), ylim=(self.shape[0] - 0.5, -0.5))
-        ax.set(xticks=[], yticks=[])
+                ax.imshow(self._phase_image(self._numbered(self.again)), extent=extent, interpolation="nearest")
+        ax.set(xticks=[], yticks=[], xlim=(-0.5, self.shape[1] - 0.5), ylim=(self.shape[0] - 0.5, -0.5))
         if self.shape[1] > 1:
             length = _nice_length(0.35 * self.shape[1] * self.step_nm)
             _scale_bar(ax, length / self.step_nm, f"{length:g} nm")
         ax.set_title(self.layer.value, fontsize=9)
-        (self.cross,) = ax.plot([self.column.value], [self.row.value], "+", color="k", ms=16, mew=3)
-        (self.cross_in,) = ax.plot([self.column.value], [self.row.value], "+", color="w", ms=14, mew=1.2)
+        place = [self.column.value], [self.row.value]
+        self.cross = [ax.plot(*place, "+", color=c, ms=s, mew=w)[0] for c, s, w in (("k", 16, 3), ("w", 14, 1.2))]
         (self.frame,) = ax.plot([], [], color="#D55E00", lw=2)
-        self._draw_frame()
+        self._draw_frame(self.region)
         self.draw()
 
-    def _renumbered(self) -> np.ndarray:
-        """Phases of the region, numbered as in the map."""
-        chosen = [self.names.index(bank.crystal.name) for bank in self._chosen()[0]]
-        return np.append(chosen, -1)[self.regional[0]["phase_id"]]
-
-    def _draw_frame(self) -> None:
-        if self.region is None:
+    def _draw_frame(self, box: tuple[slice, slice] | None) -> None:
+        if box is None:
             self.frame.set_data([], [])
             return
-        (top, bottom), (left, right) = ((part.start - 0.5, part.stop - 0.5) for part in self.region)
+        (top, bottom), (left, right) = ((part.start - 0.5, part.stop - 0.5) for part in box)
         self.frame.set_data([left, right, right, left, left], [top, top, bottom, bottom, top])
 
     # --- one pattern ---
 
     def pick(self, y: int, x: int) -> None:
         """Choose the pattern at (y, x)."""
-        y, x = (int(np.clip(v, 0, n - 1)) for v, n in zip((y, x), self.shape, strict=True))
-        moved = (self.row.value, self.column.value) != (y, x)
-        self.row.value, self.column.value = y, x
-        if not moved:
-            self.show_pattern()
+        with self.silently(self.row), self.silently(self.column):
+            self.row.value, self.column.value = (int(np.clip(v, 0, n - 1)) for v, n in zip((y, x), self.shape, strict=True))
+        self._moved()
 
-    def _part(self, rows: slice, cols: slice) -> tuple[Any, Calibration]:
-        return self.patterns[rows, cols], replace(self.calibration, centre_px=self.calibration.centre_px[rows, cols])
-
-    def _pattern_as_matched(self, y: int, x: int) -> tuple[list[TemplateBank], dict[str, Any]]:
-        """The banks, and for every one of them what one pattern gives: of the map, of the region read again, or matched now."""
-        rows, cols = slice(y, y + 1), slice(x, x + 1)
-        source, banks = (self.mapped, self.banks) if self.as_mapped else (None, self._chosen()[0])
-        if (
-            source is None
-            and self.regional is not None
-            and self.region[0].start <= y < self.region[0].stop
-            and self.region[1].start <= x < self.region[1].stop
-        ):
-            source = self.regional
-            y, x = y - self.region[0].start, x - self.region[1].start
-        if source is None:
-            patterns, calibration = self._part(rows, cols)
-            source = map_scan(patterns, calibration, banks, self._chosen()[1], **self.options)
-            y = x = 0
-        maps, found, spots = source
-        flat = y * maps["phase_id"].shape[1] + x
-        return banks, {
-            "phase": int(maps["phase_id"][y, x]),
-            "decided": bool(maps["decided"][y, x]),
-            "margin": float(maps["phase_margin"][y, x]),
-            "orientation_margin": float(maps["orientation_margin"][y, x]),
-            "correlation": float(maps["correlation"][y, x]),
-            "evidence": found.evidence[:, y, x],
-            "support": found.support[:, y, x],
-            "rotation": [maps["rotation"][y, x] if k == maps["phase_id"][y, x] else r for k, r in enumerate(found.rotation[:, y, x])],
-            "spots": spots[flat : flat + 1],
-        }
+    def _moved(self) -> None:
+        self.mean = None
+        self.show_pattern()
 
     def show_pattern(self) -> None:
-        """The chosen pattern with its spots, the table of the phases and the triangle."""
+        """The chosen pattern with its spots (after a region was chosen, its mean), the table of the phases and the triangle."""
         y, x = self.row.value, self.column.value
-        banks, one = self._pattern_as_matched(y, x)
-        names = [bank.crystal.name for bank in banks]
-        best = names[one["phase"]] if one["phase"] >= 0 else "not indexed"
-        image = patterns_at(self.patterns, np.array([y * self.shape[1] + x]))[0]
-        self._draw_image(image, f"pattern y {y}, x {x}: {best}")
-        compared = [
-            compare_spots(one["spots"], self.calibration, bank, np.asarray(r, float))
-            for bank, r in zip(banks, one["rotation"], strict=True)
-        ]
+        box = slice(y, y + 1), slice(x, x + 1)
+        known = self._reading_of(*box)
+        one = known or self._matched(*box)
+        maps, banks, rotations = one.maps, one.banks, one.found.rotation[:, 0, 0].astype(float)
+        phase = int(maps["phase_id"][0, 0])
+        lead = phase if phase >= 0 else int(np.argmax(one.found.support[:, 0, 0]))
+        rotations[lead] = maps["rotation"][0, 0] if phase >= 0 else rotations[lead]
+        best = one.names[phase] if phase >= 0 else "not indexed"
+        compared = [compare_spots(one.spots, self.calibration, bank, r) for bank, r in zip(banks, rotations, strict=True)]
+        if self.mean:
+            self._draw_image(*self.mean)
+        else:
+            image = patterns_at(self.patterns, np.array([y * self.shape[1] + x]))[0]
+            self._draw_image(image, f"pattern y {y}, x {x}: {best}")
+            self._draw_spots(one.names, compared, lead)
+        for cross in self.cross:
+            cross.set_data([x], [y])
+        self._tell(one, compared, rotations, best, known is None)
+        wanted = self.of_landscape.value
+        k = one.names.index(wanted) if wanted in one.names else lead
+        self._draw_triangle(banks[k], one.spots, rotations[k])
+        self.draw()
+
+    def _draw_spots(self, names: list[str], compared: list[SpotComparison], lead: int) -> None:
+        """Circles about the spots of each phase that are there, those of the phase found that are missing, and extra ones."""
         ax = self.axes["pattern"]
-        lead = one["phase"] if one["phase"] >= 0 else int(np.argmax(one["support"]))
         for k, (name, spots) in enumerate(zip(names, compared, strict=True)):
             if name not in self.shown.value:
                 continue
@@ -11338,34 +11459,29 @@ class PedExplorer(_Explorer):
             shown = spots.predicted_px[spots.seen]
             ax.plot(shown[:, 1], shown[:, 0], "o", mfc="none", mec="k", ms=size, mew=2.2)
             ax.plot(shown[:, 1], shown[:, 0], "o", mfc="none", mec=colour, ms=size, mew=1.3, label=name)
-            if k == lead:
-                lost = spots.predicted_px[spots.missing]
-                ax.plot(lost[:, 1], lost[:, 0], "x", color="#B00000", ms=7, mew=1.6, label="missing")
-        extra = compared[lead].extra_px
+        lost, extra = compared[lead].predicted_px[compared[lead].missing], compared[lead].extra_px
+        ax.plot(lost[:, 1], lost[:, 0], "x", color="#B00000", ms=7, mew=1.6, label="missing")
         ax.plot(extra[:, 1], extra[:, 0], "s", mfc="none", mec="0.25", ms=8, label="extra")
         ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=3, frameon=False)
-        for cross in (self.cross, self.cross_in):
-            cross.set_data([x], [y])
-        zones = [nearest_zone_axis(bank.crystal, r[:, 2]) for bank, r in zip(banks, one["rotation"], strict=True)]
+
+    def _tell(self, one: Reading, compared: list[SpotComparison], rotations: np.ndarray, best: str, alone: bool) -> None:
+        """The chosen pattern in words and as a table."""
+        y, x, maps = self.row.value, self.column.value, one.maps
+        zones = [nearest_zone_axis(bank.crystal, r[:, 2]) for bank, r in zip(one.banks, rotations, strict=True)]
         rows = [
             (
-                name, f"{one['evidence'][k]:.1f}", f"{one['support'][k]:+.1f}", int(c.seen.sum()), int(c.missing.sum()), len(c.extra_px),
-                f"{direction_name(zones[k][0])} + {zones[k][1]:.1f}°",
+                name, f"{one.found.evidence[k, 0, 0]:.1f}", f"{one.found.support[k, 0, 0]:+.1f}", int(c.seen.sum()), int(c.missing.sum()),
+                len(c.extra_px), f"{direction_name(zones[k][0])} + {zones[k][1]:.1f}°",
             )
-            for k, (name, c) in enumerate(zip(names, compared, strict=True))
+            for k, (name, c) in enumerate(zip(one.names, compared, strict=True))
         ]  # fmt: skip
-        head = ("phase", "score (nats)", "above chance", "seen", "missing", "extra", "beam along")
-        self.table.value = _table_html(head, rows)
-        decided = "decided" if one["decided"] else "not decided"
+        self.table.value = _table_html(("phase", "score (nats)", "above chance", "seen", "missing", "extra", "beam along"), rows)
+        margin, turn, correlation = (float(maps[key][0, 0]) for key in ("phase_margin", "orientation_margin", "correlation"))
+        decided = "decided" if maps["decided"][0, 0] and self.trusted else "not decided"
         told = f"y {y}, x {x} ({y * self.step_nm:.4g}, {x * self.step_nm:.4g} nm): {best}, {decided}; margin to the next phase "
-        told += (
-            f"{one['margin']:.1f} nats, to the next orientation {one['orientation_margin']:.1f} nats; correlation {one['correlation']:.2f}."
-        )
-        self.status.value = html.escape(told) + self._region_told()
-        wanted = self.of_landscape.value
-        shown_bank = banks[names.index(wanted)] if wanted in names else banks[lead]
-        self._draw_triangle(shown_bank, one["spots"], np.asarray(one["rotation"][names.index(shown_bank.crystal.name)], float))
-        self.draw()
+        told += f"{margin:.1f} nats, to the next orientation {turn:.1f} nats; correlation {correlation:.2f}."
+        told += " Matched by itself, without its neighbours." if alone and self.whole else ""
+        self.status.value = "<br>".join(html.escape(sentence) for sentence in [told, *self._region_told()])
 
     def _draw_image(self, image: np.ndarray, title: str) -> None:
         ax = self.axes["pattern"]
@@ -11400,97 +11516,81 @@ class PedExplorer(_Explorer):
     # --- a region ---
 
     def _region_moved(self) -> None:
-        region = tuple(slice(low, high + 1) for low, high in (self.rows.value, self.columns.value))
-        if region != self.region:
-            self.set_region(*region)
+        self.set_region(*(slice(low, high + 1) for low, high in (self.rows.value, self.columns.value)))
 
     def set_region(self, rows: slice, cols: slice) -> None:
-        """Choose a box of patterns: its mean pattern, its fractions, and its matching with the present choices."""
-        self.region, self.regional = (rows, cols), None
+        """Choose a box of patterns: its mean pattern, its fractions, and how the present choices read it."""
+        self.work.drop()
+        self.region, self.again = (rows, cols), None
         for slider, part in ((self.rows, rows), (self.columns, cols)):
             with self.silently(slider):
                 slider.value = (part.start, part.stop - 1)
-        self._mean_of_region()
-        self._draw_frame()
-        if self.as_mapped:
-            self._draw_map()
-            self._tell_region()
-        else:
-            self._choice_changed()
-
-    def clear_region(self) -> None:
-        """No region any more."""
-        self.region = self.regional = None
-        self._draw_map()
-        self.show_pattern()
-
-    def _mean_of_region(self) -> None:
-        part = self.patterns[self.region]
+        part = self.patterns[rows, cols]
         n = part.shape[0] * part.shape[1]
         every = math.ceil(math.sqrt(n / self.MOST_IN_MEAN))  # a whole scan would take minutes to read
         part = part[::every, ::every]
-        mean = np.asarray(part.mean(axis=(0, 1)))
-        self._draw_image(mean, f"mean of {n} patterns" if every == 1 else f"mean of {part.shape[0] * part.shape[1]} of {n} patterns")
-        self.draw()
+        taken = part.shape[0] * part.shape[1]
+        self.mean = np.asarray(part.mean(axis=(0, 1))), f"mean of {n} patterns" if every == 1 else f"mean of {taken} of {n} patterns"
+        self.read_again()
 
-    def _region_told(self) -> str:
-        """The fractions of the region, of the map and as read now, in HTML."""
-        if self.region is None or self.mapped is None:
-            return ""
+    def clear_region(self) -> None:
+        """No region any more."""
+        self.work.drop()
+        self.region = self.again = self.mean = None
+        self._draw_map()
+        self.show_pattern()
+
+    def match_whole(self) -> None:
+        """Match the whole scan with the present choices."""
+        self.set_region(*(slice(0, n) for n in self.shape))
+
+    def _as_mapped(self) -> bool:
+        """Whether the present choices are those of the map."""
+        banks, thresholds = self._chosen()
+        known = {key: self.whole.thresholds.get(key, value) for key, value in thresholds.items()} if self.whole else {}
+        return self.whole is not None and [bank.crystal.name for bank in banks] == self.whole.names and known == thresholds
+
+    def read_again(self) -> None:
+        """Read the region as the present choices do, at once where that needs no other search; without a region, the pattern."""
+        self.work.drop()
+        before = self.again
+        reading = None if self.region is None or self._as_mapped() else self._reading_of(*self.region)
+        if self.region is None or self._as_mapped() or reading:
+            self._read(reading)
+        else:
+            started, region = time.monotonic(), self.region
+            undo = self.candidates.value if before is None else tuple(before.names)
+
+            def back() -> None:
+                with self.silently(self.candidates):
+                    self.candidates.value = self.whole.names if before is None else undo
+                self._read(before)
+
+            def done(found: Reading) -> None:
+                self._read(found)
+                self.say(f"{found.found.winner.size} patterns matched again in {time.monotonic() - started:.1f} s.")
+
+            self._draw_map()
+            self.work.start("matching", lambda progress: self._matched(*region, progress), done, back)
+
+    def _read(self, reading: Reading | None) -> None:
+        self.again = reading
+        self._draw_map()
+        self.show_pattern()
+
+    def _region_told(self) -> list[str]:
+        """The fractions of the region, of the map and as read now, in words."""
+        if self.region is None or self.whole is None:
+            return []
+        readings = [("map", self._numbered(self.whole)[self.region])]
+        readings += [("with these choices", self._numbered(self.again))] if self.again else []
         told = []
-        readings = [("map", self.mapped[0]["phase_id"][self.region])]
-        readings += [("with these choices", self._renumbered())] if self.regional is not None else []
         for name, phase_id in readings:
             shares, n_ncm, rocksalt = counted_shares(phase_id, self.names)
             listed = ", ".join(f"{p} {share:.1%}" for p, share in shares.items() if share > 0) or "nothing indexed"
             of_ncm = f"; rocksalt {rocksalt:.1%} of {n_ncm} NCM patterns (counted, not corrected)" if rocksalt is not None else ""
             told.append(f"Region of {phase_id.size} patterns, {name}: {listed}{of_ncm}.")
-        return "<br>" + "<br>".join(html.escape(t) for t in told)
-
-    def _tell_region(self) -> None:
-        self.status.value = self.status.value.split("<br>")[0] + self._region_told()
-
-    def _choice_changed(self) -> None:
-        """Match the region again with the chosen candidates and thresholds; without a region, the pattern alone."""
-        if not self.candidates.value:
-            self.say("Choose one candidate at least.")
-            return
-        if self.region is None:
-            self.show_pattern()
-            return
-        banks, thresholds = self._chosen()
-        patterns, calibration = self._part(*self.region)
-        previous = self.regional
-        if previous is not None and previous[1].names == [bank.crystal.name for bank in banks]:  # other thresholds need no other search
-            _, found, spots = previous
-            self._matched((read_maps(found, spots, calibration, banks, thresholds), found, spots))
-            return
-        self._start_matching(patterns, calibration, banks, thresholds)
-
-    def match_whole(self) -> None:
-        """Match the whole scan with the present choices."""
-        rows, cols = (slice(0, n) for n in self.shape)
-        self.region, self.regional = (rows, cols), None
-        self._draw_frame()
-        banks, thresholds = self._chosen()
-        self._start_matching(*self._part(rows, cols), banks, thresholds)
-
-    def _start_matching(self, patterns: Any, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float]) -> None:
-        started = time.monotonic()
-
-        def compute(progress: Callable) -> tuple:
-            return map_scan(patterns, calibration, banks, thresholds, **self.options, progress=progress)
-
-        def done(result: tuple) -> None:
-            self._matched(result)
-            self.say(f"{result[0]['phase_id'].size} patterns matched again in {time.monotonic() - started:.1f} s.")
-
-        self.work.start("matching", compute, done, self._draw_map)
-
-    def _matched(self, result: tuple) -> None:
-        self.regional = result
-        self._draw_map()
-        self._tell_region()
+        return told
 
     # --- mouse and keys ---
 
@@ -11505,21 +11605,27 @@ class PedExplorer(_Explorer):
 
     def on_move(self, event: Any) -> None:
         if self.corner is not None and event.inaxes is self.axes["map"]:
-            self.region = self._box(event)
-            self._draw_frame()
+            self._draw_frame(self._box(event.ydata, event.xdata))
             self.draw()
 
-    def _box(self, event: Any) -> tuple[slice, slice]:
-        low_high = (sorted((c, round(v))) for c, v in zip(self.corner, (event.ydata, event.xdata), strict=True))
+    def _box(self, y: float, x: float) -> tuple[slice, slice]:
+        """From the corner where the mouse went down to a place."""
+        low_high = (sorted((c, round(v))) for c, v in zip(self.corner, (y, x), strict=True))
         return tuple(slice(max(0, low), min(n, high + 1)) for (low, high), n in zip(low_high, self.shape, strict=True))
 
     def on_release(self, event: Any) -> None:
         if self.corner is None:
             return
-        rows, cols = self._box(event) if event.inaxes is self.axes["map"] else self.region or (slice(0, 1), slice(0, 1))
+        inside = event.inaxes is self.axes["map"]
+        box = self._box(event.ydata, event.xdata) if inside else None
         self.corner = None
         self.drawing.value = False
-        self.set_region(rows, cols)
+        if box:
+            self.set_region(*box)
+        else:
+            self._draw_frame(self.region)
+            self.draw()
+            self.say("No region: the mouse was let go outside the map.")
 
     def on_key(self, event: Any) -> None:
         step = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}.get(event.key)
@@ -11596,11 +11702,14 @@ class ComparisonExplorer(_Explorer):
         ]  # fmt: skip
         self.table.value = _table_html(("from", "to", "change", "95 %", "P(increase)"), rows)
         s = self.samples[self.picked]
-        grains = f"{s['n_patterns_ncm']} NCM patterns in {s['n_grains']} grains, raw share {s[f'{phase}_fraction_raw']:.3f}"
-        limit = f"detection limit {s[f'{phase}_detection_limit']:.3f}"
-        verdict = "detected" if s[f"{phase}_detected"] else "not detected"
-        shown = f"{phase} {s[f'{phase}_fraction']:.3f}, {verdict}" if s[f"{phase}_fraction"] is not None else f"no {phase} fraction"
-        self.status.value = html.escape(f"{s['sample']} ({s['label']}): {shown}; {grains}; {limit}.")
+        told = [f"{s['n_patterns_ncm']} NCM patterns in {s['n_grains']} grains"]
+        if s[f"{phase}_fraction"] is None:
+            told = [f"no {phase} fraction", *told]
+        else:
+            verdict = "detected" if s[f"{phase}_detected"] else "not detected"
+            told = [f"{phase} {s[f'{phase}_fraction']:.3f}, {verdict}", *told, f"raw share {s[f'{phase}_fraction_raw']:.3f}"]
+            told += [f"detection limit {s[f'{phase}_detection_limit']:.3f}"]
+        self.status.value = html.escape(f"{s['sample']} ({s['label']}): {'; '.join(told)}.")
         self.draw()
 
     def pick(self, k: int) -> None:
@@ -11761,6 +11870,18 @@ def _own_sha256() -> str:
     return file_sha256(__file__)
 
 
+def _chosen_since(folder: Path, step: str, result: dict) -> list[str]:
+    """One sentence where ``manual.yaml`` holds another choice for a step than its result was made with, else none."""
+    try:
+        now = hand_choices(folder, _steps_beside(step)).get(step)
+    except ResultError as error:
+        return [f"{error}."]
+    made_with = {k: v for k, v in result.get("by_hand", {}).items() if k != "statement"}
+    if not result or made_with == (now.model_dump() if now else {}):
+        return []
+    return [f"What is chosen by hand for {_step_title(step)} has changed since. Run `make run` to bring it up to date."]
+
+
 def _provenance(who: str, simulated: bool | None, result: dict, inputs: list[dict]) -> dict:
     """What the foot of a page says about it; the date comes with the notebook."""
     kind = {True: "simulated data", False: "recorded data", None: "simulated and recorded data"}[simulated]
@@ -11777,6 +11898,11 @@ def _provenance(who: str, simulated: bool | None, result: dict, inputs: list[dic
         "Workbook": code and f"helpers.py {code}" + (f"; this page was made with another version, {now}" if now != code else ""),
     }
     return {"facts": {k: v for k, v in facts.items() if v}, "inputs": inputs, "stale": _stale_text(inputs), "summary": f"{who}, {kind}"}
+
+
+def _with_stale(provenance: dict, sentences: list[str]) -> dict:
+    """Provenance with more that makes its page older than what it stands on."""
+    return provenance | {"stale": [*provenance["stale"], *sentences]}
 
 
 def _executed_at(notebook: Any) -> str:
@@ -11962,7 +12088,7 @@ def _sample_pages(results: Path, data_dir: str | Path, sample_id: str, hashes: _
             title=_step_title(step),
             sample=title,
             simulated=simulated,
-            provenance=_provenance(who, simulated, result, inputs),
+            provenance=_with_stale(_provenance(who, simulated, result, inputs), _chosen_since(results / sample_id, step, result)),
             navigation=[link | {"current": link["step"] == step} for link in (*links, *explore)],
             home="../index.html",
             explore="map.html" if has_map and step in ("05_ped_calibration", _MAP_STEP) else "",
@@ -12044,6 +12170,7 @@ def _index_page(results: Path, data_dir: str | Path, cards: list[dict], more: li
     newer = _compared_before(results, compared)
     provenance["stale"] = [f"changed since: {', '.join(older)}. Run `make run` to bring them up to date."] if older else []
     provenance["stale"] += [f"new results since the samples were compared: {', '.join(newer)}."] if newer else []
+    provenance = _with_stale(provenance, _chosen_since(results, COMPARISON, compared))
     comparison = results / f"{COMPARISON}.ipynb"
     return _Page(comparison, "index.html", _step_title(COMPARISON), "All samples", simulated == {True}, provenance, cards=cards, more=more)
 
@@ -12314,7 +12441,8 @@ def _packed_patterns(patterns: Any, calibration: Calibration, most_bytes: float)
         sprites = _sprites(patterns, every, functools.partial(show, binning=binning), most_bytes)
         if sprites is not None:
             side = [n // binning for n in patterns.shape[2:]]
-            packed = {"every": every, "across": math.ceil(nx / every), "side": side, "tiles": _TILES_ACROSS**2, "in_row": _TILES_ACROSS}
+            packed = {"every": every, "across": math.ceil(nx / every), "down": math.ceil(ny / every), "side": side}
+            packed |= {"tiles": _TILES_ACROSS**2, "in_row": _TILES_ACROSS}
             return packed | {"sprites": sprites, "scale_invA_per_px": calibration.scale_invA_per_px * binning, "spots": 0}, every, binning
     raise RecordingError(f"a pattern of {patterns.shape[2]} x {patterns.shape[3]} pixels is too large for the page")
 

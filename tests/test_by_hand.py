@@ -49,6 +49,43 @@ def test_steps_do_not_touch_each_other_and_a_choice_can_be_taken_back(tmp_path):
     assert helpers.hand_choices(tmp_path) == {STEP: second}
 
 
+def test_a_choice_joins_those_of_its_step_and_defaults_leave_it(place):
+    run = helpers.begin(STEP, dict(place))
+    run.choose_by_hand({"seed": 7, "grain_misorientation_deg": 3.0}, "by pen")
+    run.choose_by_hand({"least_margin_nats": 4.0, "seed": place["seed"]}, "by mouse")
+    entry = helpers.hand_choices(run.results)[STEP]
+    assert entry.parameters == {"grain_misorientation_deg": 3.0, "least_margin_nats": 4.0} and entry.reason == "by mouse"
+    assert run.choose_by_hand({"grain_misorientation_deg": 5.0, "least_margin_nats": 3.0}, "back again") is None
+    assert helpers.hand_choices(run.results) == {}
+
+
+def test_what_a_run_used_is_told_even_if_it_was_changed_since(place):
+    helpers.begin(STEP, dict(place)).choose_by_hand({"least_margin_nats": 4.0}, "a try")
+    names = dict(place)
+    run = helpers.begin(STEP, names)
+    helpers.save_hand_choice(run.results, STEP, None)
+    assert run.told()["by_hand"]["parameters"] == {"least_margin_nats": 4.0}
+    again = helpers.begin(STEP, names)  # the same cell once more: what was put there is no one's wish
+    assert names["least_margin_nats"] == 3.0 and "by_hand" not in again.told()
+
+
+def test_a_choice_in_another_folder_is_refused(place, tmp_path):
+    choice = HandChoice(parameters={"leave_out": ["A"]}, reason="because", date="2026-11-24")
+    helpers.save_hand_choice(tmp_path, helpers.COMPARISON, choice)
+    with pytest.raises(ResultError, match="unknown step 08_sample_comparison, expected one of 01_"):
+        helpers.hand_choices(tmp_path)
+
+
+def test_a_recording_in_a_linked_folder(place, tmp_path):
+    (tmp_path / "disk").mkdir()
+    image = tmp_path / "disk" / "haadf.tif"
+    image.write_bytes(b"one")
+    (tmp_path / "data" / "A" / "raw").symlink_to(tmp_path / "disk")
+    linked = tmp_path / "data" / "A" / "raw" / "haadf.tif"
+    helpers.begin(STEP, dict(place)).choose_by_hand({"seed": 3}, "drawn on it", made_on=[linked])
+    assert helpers.begin(STEP, dict(place)).by_hand.made_on == {"raw/haadf.tif": helpers.file_sha256(image)}
+
+
 def test_a_choice_made_on_another_file_is_refused(place, tmp_path):
     image = tmp_path / "data" / "A" / "haadf.tif"
     image.write_bytes(b"one")
@@ -90,7 +127,9 @@ def test_a_choice_needs_a_reason_and_a_parameter_that_exists(place):
 
 
 def test_the_file_is_plain_yaml(place):
-    path = helpers.begin(STEP, dict(place)).choose_by_hand({"least_margin_nats": np.float64(4.5)}, "größer: besser")
+    run = helpers.begin(STEP, dict(place))
+    run.choose_by_hand({"least_margin_nats": np.float64(4.5)}, "größer: besser")
+    path = run.results / "manual.yaml"
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert content[STEP]["parameters"] == {"least_margin_nats": 4.5} and content[STEP]["reason"] == "größer: besser"
 
@@ -159,8 +198,10 @@ def test_a_surface_drawn_on_the_edge_that_was_found_gives_its_thickness():
     assert helpers.measure_surface_layer(rng, columns, cations, drawn_nm=outwards).thickness_nm == pytest.approx(
         drawn.thickness_nm + 0.4, abs=0.12
     )
-    with pytest.raises(ParameterError, match="three or more"):
-        helpers.measure_surface_layer(rng, columns, cations, drawn_nm=points[:2])
+    inside = points + 3.0 * found.contour.inwards[:1]
+    for wrong, told in ((points[:2], "three or more"), (inside[[0, 2, 1, 3]], "turns back"), (np.full((3, 2), 5.0), "no point twice")):
+        with pytest.raises(ParameterError, match=told):
+            helpers.measure_surface_layer(rng, columns, cations, drawn_nm=wrong)
 
 
 @pytest.mark.parametrize(

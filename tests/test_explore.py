@@ -109,8 +109,10 @@ def test_a_zone_axis_is_named_by_its_indices(uvw):
 @pytest.fixture
 def ped(scan, tmp_path):
     patterns, _, calibration, banks, mapped = scan
-    thresholds = {"least_support": 2.0, "least_margin": 3.0}
-    return helpers.PedExplorer(begun("06_ped_matching", tmp_path), patterns, calibration, banks, 8.0, mapped=mapped, thresholds=thresholds)
+    run, box = begun("06_ped_matching", tmp_path), (slice(0, 9), slice(0, 9))
+    whole = helpers.Reading(*box, banks, {"least_support": 2.0, "least_margin": 3.0}, *mapped)
+    made_on = (run.sample.folder / "recording.tif",)
+    return helpers.PedExplorer(run, patterns, calibration, banks, 8.0, whole=whole, made_on=made_on)
 
 
 def test_click_and_keys_choose_the_pattern(ped, scan):
@@ -151,22 +153,88 @@ def test_a_region_tells_its_fractions_and_is_matched_again_as_batch_does(ped, sc
     ended(ped)
     some = helpers.replace(calibration, centre_px=calibration.centre_px[1:7, 1:8])
     again, _, _ = helpers.map_scan(patterns[1:7, 1:8], some, [banks[0], banks[2], banks[3]], {"least_support": 2.0, "least_margin": 3.0})
-    assert np.array_equal(ped.regional[0]["phase_id"], again["phase_id"])
-    assert np.array_equal(ped._renumbered(), np.array([0, 2, 3, -1])[again["phase_id"]])
+    assert np.array_equal(ped.again.maps["phase_id"], again["phase_id"])
+    assert np.array_equal(ped._numbered(ped.again), np.array([0, 2, 3, -1])[again["phase_id"]])
     assert "with these choices: layered" in ped.status.value and "42 patterns matched again" in ped.message.value
     before = ped.work.thread
     ped.least_support.value = 30.0  # a threshold alone needs no other search
-    assert ped.work.thread is before and (ped.regional[0]["phase_id"] < 0).sum() > (again["phase_id"] < 0).sum()
+    assert ped.work.thread is before and (ped.again.maps["phase_id"] < 0).sum() > (again["phase_id"] < 0).sum()
     ped.clear_region()
     assert "Region" not in ped.status.value
 
 
+def test_other_thresholds_change_what_is_read_and_nothing_that_was_found(ped, scan):
+    maps, found, _ = scan[4]
+    ped.least_margin.value = 6.0
+    for y, x in ((0, 0), (4, 4), (8, 2)):
+        ped.pick(y, x)
+        assert ped.work.thread is None
+        assert f"margin to the next phase {maps['phase_margin'][y, x]:.1f} nats" in ped.status.value
+    ped.set_region(slice(2, 6), slice(0, 9))
+    again = helpers.decide_phases(found, maps["correlation"], least_support=2.0, least_margin=6.0)
+    assert np.array_equal(ped.again.maps["phase_id"], again["phase_id"][2:6])
+    assert ped.again.maps["decided"].sum() <= maps["decided"][2:6].sum()
+
+
+@pytest.fixture
+def held(ped, monkeypatch):
+    """Matching that waits for an event."""
+    go_on, matched = threading.Event(), ped._matched
+    monkeypatch.setattr(ped, "_matched", lambda *a: go_on.wait(60) and matched(*a))
+    return go_on
+
+
+@pytest.mark.parametrize("meanwhile", ["clear", "smaller", "reselect", "cancel", "pick"])
+def test_what_a_user_does_while_a_region_is_matched_leaves_a_consistent_map(ped, held, meanwhile):
+    ped.set_region(slice(0, 6), slice(0, 6))
+    ped.candidates.value = ("layered", "rocksalt")
+    assert ped.work.running
+    thread = ped.work.thread
+    if meanwhile == "clear":
+        ped.candidates.value = PHASES  # nothing waits to be matched when the region goes
+        ped.clear_region()
+    elif meanwhile == "smaller":
+        ped.candidates.value = PHASES
+        ped.set_region(slice(0, 2), slice(0, 2))
+    elif meanwhile == "reselect":
+        ped.candidates.value = PHASES
+    elif meanwhile == "cancel":
+        held.set()
+        ped.work.cancel()
+        assert ped.candidates.value == PHASES
+    held.set()
+    thread.join(60)
+    ended(ped)
+    if meanwhile == "pick":
+        ped.pick(2, 2)
+        assert ped.again.names == ["layered", "rocksalt"] and "36 patterns, with these choices" in ped.status.value
+        ped.pick(8, 8)
+    else:
+        assert ped.again is None
+    ped._draw_map()
+    ped.canvas.draw()
+
+
+def test_nothing_is_matched_without_a_candidate(ped):
+    ped.candidates.value = ()
+    assert "choose one candidate at least" in ped.message.value
+    for act in (lambda: ped._handle("on_click", mouse(ped.axes["map"], 3, 3)), lambda: ped.guarded(ped.match_whole)):
+        ped.say("")
+        act()
+        assert "choose one candidate at least" in ped.message.value
+    ped.reason.value = "nothing"
+    ped.guarded(ped.keep)
+    assert not (ped.run.results / "manual.yaml").exists()
+
+
 def test_the_whole_scan_can_be_matched_again(ped):
+    ped.candidates.value = ("layered", "spinel", "llzo")
     ped.match_whole()
     ended(ped)
-    assert ped.regional[0]["phase_id"].shape == (9, 9)
-    ped.candidates.value = ()
-    assert "one candidate at least" in ped.message.value
+    assert ped.again.maps["phase_id"].shape == (9, 9) and ped.rows.value == (0, 8)
+    ped.set_region(slice(0, 2), slice(0, 3))
+    ended(ped)
+    assert ped.again.maps["phase_id"].shape == (2, 3)
 
 
 def test_a_choice_is_kept_with_its_reason_alone(ped):
@@ -176,7 +244,11 @@ def test_a_choice_is_kept_with_its_reason_alone(ped):
     assert "say why" in ped.message.value and not (ped.run.results / "manual.yaml").exists()
     ped.reason.value = "spinel is not there"
     ped.keep()
-    assert kept(ped.run) == {"candidate_phases": ["layered", "rocksalt"], "least_support_nats": 2.0, "least_margin_nats": 8.0}
+    assert kept(ped.run) == {"candidate_phases": ["layered", "rocksalt"], "least_margin_nats": 8.0}
+    assert list(helpers.hand_choices(ped.run.results)["06_ped_matching"].made_on) == ["recording.tif"]
+    ped.candidates.value = PHASES
+    ped.keep()
+    assert kept(ped.run) == {"least_margin_nats": 8.0}
     ped.forget()
     assert helpers.hand_choices(ped.run.results) == {}
 
@@ -195,7 +267,8 @@ def test_lines_and_single_patterns_and_single_phases_can_be_explored(scan, tmp_p
     patterns, _, calibration, banks, _ = scan
     some = helpers.replace(calibration, centre_px=calibration.centre_px[part])
     mapped = helpers.map_scan(patterns[part], some, banks[:1], {})
-    explorer = helpers.PedExplorer(begun("06_ped_matching", tmp_path), patterns[part], some, banks[:1], 8.0, mapped=mapped, thresholds={})
+    whole = helpers.Reading(*(slice(0, n) for n in patterns[part].shape[:2]), banks[:1], {}, *mapped)
+    explorer = helpers.PedExplorer(begun("06_ped_matching", tmp_path), patterns[part], some, banks[:1], 8.0, whole=whole)
     for layer in explorer.layer.options:
         explorer.layer.value = layer
         explorer.canvas.draw()
@@ -305,11 +378,12 @@ def test_a_moved_surface_moves_the_thickness_and_is_kept_as_batch_uses_it(surfac
     for k in range(len(surface.points)):
         y, x = surface.points[k]
         surface.on_click(mouse(surface.axes["image"], y, x))
-        assert surface.point.value == k
+        assert surface.point.value == k and np.array_equal(surface.points[k], [y, x])
         surface.on_move(mouse(surface.axes["image"], *(surface.points[k] + step_px)))
         surface.dragged = None
-    surface.dragged = k
+    surface.dragged = np.zeros(2)
     surface.on_release(mouse(None, 0, 0))
+    assert surface.by_hand
     ended(surface)
     assert surface.layer.thickness_nm == pytest.approx(found + 0.4, abs=0.15)
     assert f"As found: {found:.2f} nm" in surface.status.value
@@ -319,9 +393,11 @@ def test_a_moved_surface_moves_the_thickness_and_is_kept_as_batch_uses_it(surfac
     points = np.array(kept(surface.run)["surface_px"])
     again = measure(lattice.to_lattice(points) @ lattice.columns.basis_nm)
     assert again.thickness_nm == pytest.approx(surface.layer.thickness_nm, abs=0.005)
+    later = helpers.SurfaceExplorer(surface.run, image, lattice, again.columns, again, None, surface.made_on[0], measure, points.tolist())
+    assert "with the surface by hand" in later.status.value and f"As found: {found:.2f} nm" in later.status.value
+    assert np.array_equal(later.choice()["surface_px"], points)
     surface.reset()
     assert surface.layer.thickness_nm == found and surface.choice() == {"surface_px": []}
-    assert image.shape == (448, 448)
 
 
 def test_keys_move_a_point_of_the_surface_along_its_normal(surface):
@@ -340,7 +416,7 @@ def test_a_surface_can_be_drawn_where_none_was_found(surface_parts, tmp_path):
     explorer = helpers.SurfaceExplorer(run, image, lattice, columns, None, None, run.sample.folder / "recording.tif", measure)
     assert "No surface was found" in explorer.status.value
     edge = measure().contour.curve()
-    explorer.points = explorer._to_px(edge[np.linspace(2, len(edge) - 3, 6).astype(int)])
+    explorer.points, explorer.by_hand = explorer._to_px(edge[np.linspace(2, len(edge) - 3, 6).astype(int)]), True
     explorer.measure()
     ended(explorer)
     assert explorer.layer.thickness_nm == pytest.approx(measure().thickness_nm, abs=0.1)
@@ -363,7 +439,8 @@ def interface_parts():
 @pytest.fixture
 def interface(interface_parts, tmp_path):
     image, names, analyse, result = interface_parts
-    return helpers.InterfaceExplorer(begun("04_interface_phases", tmp_path), image, result, names, analyse)
+    run = begun("04_interface_phases", tmp_path)
+    return helpers.InterfaceExplorer(run, image, result, names, names, run.sample.folder / "recording.tif", analyse)
 
 
 def test_the_window_follows_mouse_and_keys(interface):
@@ -420,4 +497,12 @@ def test_samples_are_compared_and_left_out(tmp_path):
     assert explorer.compared.value == ("A", "B") and explorer.table.value.count("<tr>") == 2
     explorer.reason.value = "a bad lamella"
     explorer.keep()
-    assert kept(run) == {"leave_out": ["C"]}
+    assert helpers.hand_choices(run.results, (helpers.COMPARISON,))[helpers.COMPARISON].parameters == {"leave_out": ["C"]}
+
+
+def test_a_sample_without_spinel_among_its_candidates_can_be_compared(tmp_path):
+    row = sample_row("A", 0.02)
+    row |= {key: None for key in row if key.startswith("spinel")}
+    explorer = helpers.ComparisonExplorer(begun("08_sample_comparison", tmp_path), [row, sample_row("B", 0.05)])
+    explorer.phase.value = "spinel"
+    assert "no spinel fraction; 700 NCM patterns" in explorer.status.value

@@ -82,13 +82,13 @@ box
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with LabServer(tmp_path_factory.mktemp("lab")) as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(server):
     with open_browser() as browser:
         yield browser
@@ -240,11 +240,12 @@ def keep(cell, folders, step: str, sample: str = "tiny") -> dict:
     cell.lab.page.keyboard.press("Tab")
     cell.press_button("Keep for batch runs")
     cell.wait_for_text("manual.yaml")
-    choice = helpers.hand_choices(results)[step]
+    steps = helpers.STEPS if step in helpers.STEPS else (step,)
+    choice = helpers.hand_choices(results, steps)[step]
     assert choice.reason == "for a test"
     cell.press_button("Forget")
     cell.wait_for_text("Forgotten")
-    assert helpers.hand_choices(results) == {}
+    assert helpers.hand_choices(results, steps) == {}
     return choice.parameters
 
 
@@ -263,7 +264,7 @@ def use_drift(cell, folders):
     cell.wait_for_text("left out by hand [4]", 90)
     cell.wait_for_text("resolution of the average")
     plot.wait_redrawn(before)
-    assert keep(cell, folders, "02_cryo_stem_drift") == {"leave_out": [4], "take_in": []}
+    assert keep(cell, folders, "02_cryo_stem_drift") == {"leave_out": [4]}
     plot.press(" ")
     cell.wait_for_text("registering")
     cell.press_button("Cancel")
@@ -341,7 +342,7 @@ def use_ped(cell, folders):
     cell.wait_for_text("with these choices:")
     cell.move_slider("least margin (nats)", 4)
     kept = keep(cell, folders, "06_ped_matching")
-    assert kept == {"candidate_phases": ["layered", "rocksalt", "llzo"], "least_support_nats": 2.0, "least_margin_nats": 5.0}
+    assert kept == {"candidate_phases": ["layered", "rocksalt", "llzo"], "least_margin_nats": 5.0}
     cell.press_button("no region")
     cell.lab.wait(lambda: "Region of" not in cell.text, "the region to go")
 

@@ -202,6 +202,17 @@ def test_results_older_than_the_data_are_told(changed):
     assert changed.map_data()["patterns"] is None
 
 
+def test_a_choice_made_by_hand_since_is_told(changed):
+    choice = helpers.HandChoice(parameters={"seed": 3}, reason="a try", date="2026-11-24")
+    helpers.save_hand_choice(changed.results / "A", "06_ped_matching", choice)
+    changed.render()
+    assert "What is chosen by hand for 06 PED matching has changed since." in changed.text("A/06_ped_matching.html")
+    assert "by hand" not in changed.text("A/03_haadf_surface.html")
+    helpers.save_hand_choice(changed.results / "A", "06_ped_matching", None)
+    changed.render()
+    assert "by hand" not in changed.text("A/06_ped_matching.html")
+
+
 def test_a_large_input_is_told_by_its_time(changed, monkeypatch):
     monkeypatch.setattr(helpers, "_HASHED_UP_TO", 10)
     changed.render()

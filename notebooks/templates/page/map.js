@@ -267,8 +267,7 @@
 
     /** Number among the kept patterns of the one nearest to a place, and its own place. */
     function kept(i) {
-      const { every, across } = data.patterns;
-      const down = Math.ceil((ny * data.stride) / every);
+      const { every, across, down } = data.patterns;
       const x = Math.min(Math.round(((i % nx) * data.stride) / every), across - 1);
       const y = Math.min(Math.round((Math.floor(i / nx) * data.stride) / every), down - 1);
       return { number: y * across + x, column: x * every, row: y * every };
