@@ -11010,7 +11010,6 @@ class SurfaceExplorer(_Explorer):
             self.layer, self.before = layer, None
             self.show_surface()
             self.show_column()
-            self.say("")
 
         def back() -> None:
             (self.layer, self.points, self.by_hand), self.before = before, None
@@ -11553,25 +11552,26 @@ class PedExplorer(_Explorer):
     def read_again(self) -> None:
         """Read the region as the present choices do, at once where that needs no other search; without a region, the pattern."""
         self.work.drop()
-        before = self.again
-        reading = None if self.region is None or self._as_mapped() else self._reading_of(*self.region)
-        if self.region is None or self._as_mapped() or reading:
-            self._read(reading)
-        else:
-            started, region = time.monotonic(), self.region
-            undo = self.candidates.value if before is None else tuple(before.names)
+        if self.region is None or self._as_mapped():
+            self._read(None)
+            return
+        before, region, started = self.again, self.region, time.monotonic()
+        at_once = self._reading_of(*region)
+        if at_once:
+            self._read(at_once)
+            return
 
-            def back() -> None:
-                with self.silently(self.candidates):
-                    self.candidates.value = self.whole.names if before is None else undo
-                self._read(before)
+        def back() -> None:
+            with self.silently(self.candidates):
+                self.candidates.value = (before or self.whole).names
+            self._read(before)
 
-            def done(found: Reading) -> None:
-                self._read(found)
-                self.say(f"{found.found.winner.size} patterns matched again in {time.monotonic() - started:.1f} s.")
+        def done(found: Reading) -> None:
+            self._read(found)
+            self.say(f"{found.found.winner.size} patterns matched again in {time.monotonic() - started:.1f} s.")
 
-            self._draw_map()
-            self.work.start("matching", lambda progress: self._matched(*region, progress), done, back)
+        self._draw_map()
+        self.work.start("matching", lambda progress: self._matched(*region, progress), done, back)
 
     def _read(self, reading: Reading | None) -> None:
         self.again = reading
