@@ -11296,8 +11296,8 @@ class PedExplorer(_Explorer):
         self.columns = ipywidgets.IntRangeSlider(value=(0, nx - 1), min=0, max=nx - 1, description="columns", **at_rest)
         self.candidates = ipywidgets.SelectMultiple(options=self.names, value=chosen, rows=len(self.names), description="candidates")
         low, margin = thresholds.get("least_support", 2.0), thresholds.get("least_margin", 3.0)
-        style = {"min": 0, "max": max(30.0, 2 * low, 2 * margin), "step": 0.5, "style": {"description_width": "9em"}}
-        style |= {"layout": {"width": "24em"}, **at_rest}
+        style = {"min": 0, "max": max(30.0, 2 * low, 2 * margin), "step": 0.5, "style": {"description_width": "11em"}}
+        style |= {"layout": {"width": "27em"}, **at_rest}
         self.least_support = ipywidgets.FloatSlider(low, description="least score (nats)", tooltip="above chance, to be indexed", **style)
         self.least_margin = ipywidgets.FloatSlider(
             margin, description="least margin (nats)", tooltip="to the next phase, to be decided", **style
