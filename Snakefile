@@ -97,7 +97,7 @@ def write_parameters(step, sample):
 def chosen_by_hand(folder, step):
     """What manual.yaml holds for a step, or what is wrong with it."""
     try:
-        choice = helpers.hand_choices(folder, helpers.STEPS if step in helpers.STEPS else (step,)).get(step)
+        choice = helpers.hand_choice(folder, step)
     except helpers.ResultError as error:
         return str(error)
     return choice.model_dump_json() if choice else ""

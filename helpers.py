@@ -697,6 +697,11 @@ def _steps_beside(step: str) -> tuple[str, ...]:
     return STEPS if step in STEPS else (COMPARISON,)
 
 
+def hand_choice(results: str | Path, step: str) -> HandChoice | None:
+    """What ``manual.yaml`` in the folder of a step's results holds for it."""
+    return hand_choices(results, _steps_beside(step)).get(step)
+
+
 def save_hand_choice(results: str | Path, step: str, choice: HandChoice | None) -> Path:
     """Write one step's choice into ``manual.yaml``, or take it out (None); what other steps have there stays."""
     choices = {name: entry.model_dump() for name, entry in hand_choices(results, _steps_beside(step)).items() if name != step}
@@ -777,7 +782,7 @@ class Step:
         """
         defaults = notebook_parameters(PROJECT_ROOT / "notebooks" / f"{self.name}.ipynb")
         check_parameters(self.name, parameters, defaults)
-        known = hand_choices(self.results, _steps_beside(self.name)).get(self.name)
+        known = hand_choice(self.results, self.name)
         kept = {name: value for name, value in (known.parameters if known else {}).items() if name not in parameters}
         kept |= {name: value for name, value in plain(parameters, "parameters").items() if value != defaults[name]}
         hashes = {self._short(path): file_sha256(path) for path in made_on}
@@ -859,7 +864,7 @@ def begin(step: str, namespace: dict) -> Step:
     sample = load_sample(namespace["data_dir"], sample_id) if sample_id else None
     for name, value in namespace.pop("_chosen_by_hand", {}).items():  # what an earlier run of this cell put there is no one's wish
         namespace[name] = known[name] if namespace.get(name) == value else namespace[name]
-    by_hand = hand_choices(results, _steps_beside(step)).get(step)
+    by_hand = hand_choice(results, step)
     if by_hand:
         open_to_hands = [name for name in known if name != "sample_id" and not name.endswith("_dir")]
         check_parameters(f"{sample_id or 'results'}/{MANUAL}: {step}", by_hand.parameters, open_to_hands)
@@ -3391,6 +3396,14 @@ def sum_frames(
     return total, coverage, (int(-low[0]), int(-low[1]))
 
 
+def placed_frame(image: np.ndarray, by: np.ndarray) -> np.ndarray:
+    """An image (y, x) moved by whole pixels, its mean where nothing comes in."""
+    out = np.full(image.shape, image.mean())
+    to, source = (tuple(slice(max(0, s * b), n + min(0, s * b)) for b, n in zip(by, image.shape, strict=True)) for s in (1, -1))
+    out[to] = image[source]
+    return out
+
+
 def covered_average(total: np.ndarray, coverage: np.ndarray, least_share: float = 0.5) -> tuple[np.ndarray, tuple[int, int]]:
     """Mean counts a frame over the largest box where at least this share of the frames lies; and the box's corner (y, x)."""
     good = coverage >= least_share * coverage.max()
@@ -4702,6 +4715,14 @@ def _locally_straight(way: np.ndarray, line: np.ndarray, reach: float) -> np.nda
     return ((s2[:, None] * (weight @ line)) - s1[:, None] * ((weight * apart) @ line)) / (s0 * s2 - s1**2)[:, None]
 
 
+def _normals_and_way(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normals (m, 2) of a line of densely set points (m, 2), all on one side, and the way (m,) along it."""
+    tangent = np.gradient(line, axis=0)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    way = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    return np.stack([tangent[:, 1], -tangent[:, 0]], axis=1), way
+
+
 def _base_line(columns: Columns, present: np.ndarray, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Points, inward normals and way of the longest line where the blurred share of occupied places is one half."""
     from scipy.interpolate import CubicSpline
@@ -4727,13 +4748,11 @@ def _base_line(columns: Columns, present: np.ndarray, nm: np.ndarray) -> tuple[n
     coarse, fine = np.linspace(0.0, way[-1], max(30, int(way[-1] / 0.1))), np.arange(0.0, way[-1], 0.02)
     line = _locally_straight(coarse, np.stack([np.interp(coarse, way, line[:, k]) for k in (0, 1)], axis=1), _BASE_BLUR_NM)
     line = CubicSpline(coarse, line)(fine)
-    tangent = np.gradient(line, axis=0)
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    inwards = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
+    inwards, length = _normals_and_way(line)
     probe = np.rint((line + 0.3 * inwards - low) / step).astype(int), np.rint((line - 0.3 * inwards - low) / step).astype(int)
     inner, outer = (share[tuple(np.clip(p, 0, np.array(shape) - 1).T)].mean() for p in probe)
     inwards = inwards if inner > outer else -inwards
-    return line, inwards, np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    return line, inwards, length
 
 
 def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | None = None) -> SurfaceContour | None:
@@ -4791,10 +4810,7 @@ def drawn_contour(columns: Columns, points_nm: np.ndarray, spacing_nm: float) ->
         raise ParameterError("surface drawn by hand: it turns back on itself, expected points one after the other along the edge")
     way = np.append(0.0, np.cumsum(chords))
     line = CubicSpline(way, points)(np.arange(0.0, way[-1], 0.02))
-    tangent = np.gradient(line, axis=0)
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    inwards = np.stack([tangent[:, 1], -tangent[:, 0]], axis=1)
-    length = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    inwards, length = _normals_and_way(line)
     s, u = _beside(line, inwards, length, columns.nm[columns.is_metal])
     beside, occupied = (s > 0) & (s < length[-1]), columns.present[columns.is_metal]
     inner, outer = (float(occupied[side].mean()) if side.any() else 0.0 for side in (beside & (u > 0), beside & (u < 0)))
@@ -5861,7 +5877,7 @@ def _searched_windows(spectra: WindowSpectra, bank: _PatternBank, scale: float, 
     return windows
 
 
-def _score_placed(window: _Window, spots: np.ndarray, weight: np.ndarray, amplitude: np.ndarray | None) -> float:
+def _scoreplaced_frame(window: _Window, spots: np.ndarray, weight: np.ndarray, amplitude: np.ndarray | None) -> float:
     """Score of spots that are already placed; without amplitudes nothing is expected to be there."""
     if len(window.q) < 2:
         return -1e9
@@ -5903,7 +5919,7 @@ def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list
     ones and pairs of those before it do not."""
     proposals = _proposals(windows, bank)
     scores = np.array(
-        [[_score_placed(w, spots, bank.patterns[i].weight, bank.patterns[i].amplitude) for i, spots in proposals] for w in windows]
+        [[_scoreplaced_frame(w, spots, bank.patterns[i].weight, bank.patterns[i].amplitude) for i, spots in proposals] for w in windows]
     )
     base = np.zeros(len(windows))
     accepted: list[int] = []
@@ -5918,7 +5934,7 @@ def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list
         for other in accepted:
             both = np.concatenate([spots, proposals[other][1]])
             weight = 0.5 * np.concatenate([bank.patterns[index].weight, bank.patterns[proposals[other][0]].weight])
-            pair = np.array([_score_placed(w, both, weight, None) - 4 for w in windows])
+            pair = np.array([_scoreplaced_frame(w, both, weight, None) - 4 for w in windows])
             base = np.maximum(base, pair)
         base = np.maximum(base, scores[:, best])
         accepted.append(best)
@@ -10694,7 +10710,7 @@ class DriftExplorer(_Explorer):
         whole = -np.round(self.solution.shift_px).astype(int)
         pictures = (("recorded", np.zeros_like(whole)), ("undone", whole - whole[k]))
         for name, moved in pictures:
-            image = sum(_placed(self.frames[i].astype(float), moved[i]) for i in near) / len(near)
+            image = sum(placed_frame(self.frames[i].astype(float), moved[i]) for i in near) / len(near)
             low, high = np.percentile(image, [1, 99.7])
             ax = self.axes[name]
             ax.clear()
@@ -10809,14 +10825,6 @@ class DriftExplorer(_Explorer):
 
 
 _PAPER = {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 1}
-
-
-def _placed(image: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """An image (y, x) moved by whole pixels, its mean where nothing comes in."""
-    out = np.full(image.shape, image.mean())
-    to, source = (tuple(slice(max(0, s * b), n + min(0, s * b)) for b, n in zip(by, image.shape, strict=True)) for s in (1, -1))
-    out[to] = image[source]
-    return out
 
 
 def _nice_length(most: float) -> float:
@@ -11873,7 +11881,7 @@ def _own_sha256() -> str:
 def _chosen_since(folder: Path, step: str, result: dict) -> list[str]:
     """One sentence where ``manual.yaml`` holds another choice for a step than its result was made with, else none."""
     try:
-        now = hand_choices(folder, _steps_beside(step)).get(step)
+        now = hand_choice(folder, step)
     except ResultError as error:
         return [f"{error}."]
     made_with = {k: v for k, v in result.get("by_hand", {}).items() if k != "statement"}

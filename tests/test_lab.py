@@ -240,12 +240,11 @@ def keep(cell, folders, step: str, sample: str = "tiny") -> dict:
     cell.lab.page.keyboard.press("Tab")
     cell.press_button("Keep for batch runs")
     cell.wait_for_text("manual.yaml")
-    steps = helpers.STEPS if step in helpers.STEPS else (step,)
-    choice = helpers.hand_choices(results, steps)[step]
+    choice = helpers.hand_choice(results, step)
     assert choice.reason == "for a test"
     cell.press_button("Forget")
     cell.wait_for_text("Forgotten")
-    assert helpers.hand_choices(results, steps) == {}
+    assert helpers.hand_choice(results, step) is None
     return choice.parameters
 
 
