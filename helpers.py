@@ -469,6 +469,40 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     return max(frames, key=lambda s: s.data.size)
 
 
+class RecordedFrames:
+    """The frames of a recording, read where they are used: it stands for the array ([[scan y,] scan x or frame,] y, x).
+
+    ``frames[index]`` is a numpy array, read then; nothing else of the file is in memory. To another process it goes
+    as the name of its file, which has to be there too. Raises `RecordingError` as `load_recording` does, and where a part cannot be read.
+    """
+
+    def __init__(self, path: str | Path, navigation_dimension: int):
+        self.path, self.navigation_dimension = Path(path).resolve(), navigation_dimension
+        data = self.signal.data
+        self.shape, self.dtype, self.chunks = data.shape, data.dtype, data.chunks
+
+    @property
+    def signal(self) -> Any:
+        """The lazy hyperspy signal, with its axes and metadata."""
+        state = self.path.stat()
+        return _opened_recording(str(self.path), self.navigation_dimension, state.st_size, state.st_mtime_ns)
+
+    def __reduce__(self) -> tuple:
+        return RecordedFrames, (str(self.path), self.navigation_dimension)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        try:
+            return self.signal.data[index].compute(scheduler="threads")
+        except Exception as error:  # readers raise whatever they meet in a broken file
+            raise RecordingError(f"{self.path.name}: cannot be read at {index}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _opened_recording(path: str, navigation_dimension: int, size: int, changed_ns: int) -> Any:
+    """`load_recording`, once in a process for a file of this size and date."""
+    return load_recording(path, navigation_dimension=navigation_dimension)
+
+
 def _known_suffixes() -> set[str]:
     """Suffixes, in lower case and without the dot, of all formats that RosettaSciIO reads."""
     from rsciio import IO_PLUGINS
@@ -613,6 +647,12 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache
+def _own_sha256() -> str:
+    """The hash of this module."""
+    return file_sha256(__file__)
+
+
 def read_result(results_dir: str | Path, sample_id: str, step: str) -> dict:
     """The JSON that a step wrote; `ResultError` saying which step to run where there is none."""
     path = _results_root(results_dir) / sample_id / f"{step}.json"
@@ -628,7 +668,7 @@ def software_versions() -> dict[str, str]:
     """Versions of Python, the libraries that compute, and the hash of this module."""
     names = ("numpy", "scipy", "numba", "hyperspy", "pyxem", "diffsims", "orix", "ase", "scikit-image", "statsmodels", "papermill")
     found = {"python": platform.python_version(), **{name: version(name) for name in names}}
-    return found | {"helpers_sha256": file_sha256(__file__)[:16]}
+    return found | {"helpers_sha256": _own_sha256()[:16]}
 
 
 def _results_root(results_dir: str | Path) -> Path:
@@ -729,6 +769,10 @@ def _today() -> str:
     return time.strftime("%Y-%m-%d", time.gmtime())
 
 
+#: How the folder begins in whose files a step writes before it is through.
+_STAGING = ".staged-"
+
+
 @dataclass
 class Step:
     """One notebook at work on one sample: where it reads, where it writes, what it was told."""
@@ -742,10 +786,19 @@ class Step:
     started: float = field(default_factory=time.monotonic)
     sample: Sample | None = None
     by_hand: HandChoice | None = None
+    inputs_at_start: dict[Path, str] = field(default_factory=dict)
+    staging: Path | None = None
+    staging_lock: int = -1
+    withdrawn: set[str] = field(default_factory=set)
+
+    def _will_read(self, *paths: Path) -> None:
+        """Note the hashes of files before they are read: `save` refuses a result whose inputs are others by then."""
+        self.inputs_at_start |= {path: file_sha256(path) for path in paths}
 
     def previous(self, step: str) -> dict:
         """The result of an earlier step for this sample; ends this one too if that had no acquisition."""
         result = read_result(self.results.parent, self.sample_id, step)
+        self._will_read(self.results / f"{step}.json")
         if result["status"] == "not_acquired":
             self.not_acquired(result["reason"])
         return result
@@ -755,7 +808,13 @@ class Step:
         found = getattr(self.sample.acquisitions, kind)
         if found is None:
             self.not_acquired(f"{self.sample_id} has no {kind} acquisition in its sample.yaml")
+        self._will_read(*self.sample.files(kind).values())
         return found
+
+    def long_work(self, scheduler: str = "") -> LongWork:
+        """Where this step keeps finished chunks until it saves its result; ``scheduler``, else the environment's SCHEDULER, does them."""
+        inputs = {self._short(path): sha256 for path, sha256 in self.inputs_at_start.items()}
+        return LongWork(self.results / ".work" / self.name, inputs, scheduler or os.environ.get("SCHEDULER", ""))
 
     def told(self) -> dict[str, Any]:
         """The parameters of this run, and what of them was chosen by hand."""
@@ -797,14 +856,57 @@ class Step:
         warnings.filterwarnings("ignore", message="To exit: use")
         sys.exit(0)
 
+    def staged(self, name: str) -> Path:
+        """Where to write a result file ``<results>/<name>``: `save` puts all of them in their places, once the step is through."""
+        if self.staging is None:
+            self.results.mkdir(parents=True, exist_ok=True)
+            for left in self.results.glob(f"{_STAGING}*"):  # by a process that was killed
+                if not _in_use(left):
+                    shutil.rmtree(left, ignore_errors=True)
+            self.staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.results))
+            self.staging_lock = _lock(self.staging / ".lock")
+        return self.staging / name
+
+    def withdraw(self, name: str) -> None:
+        """This run has no such result file: `save` takes away one that an earlier run wrote."""
+        self.withdrawn.add(name)
+
     def save(self, numbers: dict, *, inputs: list[Path] | None = None, status: str = "ok", **more: Any) -> None:
-        """Write ``<results>/<step>.json`` atomically; `ResultError` where a number is NaN or an unexplained null."""
+        """Put the staged files in their places and write ``<results>/<step>.json``, each in one step; finished chunks are then let go.
+
+        Nothing is written, and a `ResultError` raised, where a number is NaN or an unexplained null; a `RecordingError` where a file
+        that was read is another one by now.
+        """
+        hashes = {path: file_sha256(path) if path.exists() else "none, it is gone" for path in {*(inputs or []), *self.inputs_at_start}}
+        for path, sha256 in self.inputs_at_start.items():
+            if hashes[path] != sha256:
+                raise RecordingError(
+                    f"{self.sample_id}/{self._short(path)}: changed while {self.name} ran: sha256 {sha256[:16]}… at the start, "
+                    f"{hashes[path][:16]}… at the end; nothing is written, run the step again"
+                )
         content = {"status": status, "sample": self.sample_id, **more, **numbers}
-        content["inputs"] = {self._short(p): file_sha256(p) for p in inputs or []}
+        content["inputs"] = {self._short(p): hashes[p] for p in inputs or []}
         content |= self.told()
         content["versions"] = software_versions()
         text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(self.results / f"{self.name}.json", text + "\n")
+        self._publish(text + "\n")
+        shutil.rmtree(self.results / ".work" / self.name, ignore_errors=True)
+
+    def _publish(self, text: str) -> None:
+        self.results.mkdir(parents=True, exist_ok=True)
+        lock = _lock(self.results / ".lock", wait=True)  # another run's files do not come between these
+        try:
+            for path in sorted(self.staging.glob("[!.]*")) if self.staging else ():
+                os.replace(path, self.results / path.name)
+            for name in self.withdrawn:
+                (self.results / name).unlink(missing_ok=True)
+            write_atomically(self.results / f"{self.name}.json", text)
+        finally:
+            os.close(lock)
+        if self.staging is not None:
+            os.close(self.staging_lock)
+            shutil.rmtree(self.staging)
+            self.staging = None
 
     def _short(self, path: Path) -> str:
         roots = [root for root in (self.sample.folder if self.sample else None, self.results, PROJECT_ROOT) if root is not None]
@@ -825,7 +927,9 @@ class Step:
             fig.text(1, 0, "simulated data", ha="right", va="top", fontsize=7, color="0.35")  # below the axes, in the margin
         for suffix in (".png", ".svg"):
             options = {"metadata": {"Date": None}} if suffix == ".svg" else {}
-            fig.savefig(stem.with_suffix(suffix), dpi=130, bbox_inches="tight", facecolor="white", **options)
+            drawn = io.BytesIO()
+            fig.savefig(drawn, format=suffix[1:], dpi=130, bbox_inches="tight", facecolor="white", **options)
+            write_atomically(stem.with_suffix(suffix), drawn.getvalue())
         plt.close(fig)
         display(Image(filename=stem.with_suffix(".png"), alt=alt))
 
@@ -918,6 +1022,267 @@ def check_parameters(step: str, given: Any, known: Any) -> None:
 
 def _assigned_names(source: str) -> list[str]:
     return [node.targets[0].id for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+
+
+# --------------------------------------------------------------------------------------
+# Long work: chunk by chunk, kept as it goes, here or on a cluster
+# --------------------------------------------------------------------------------------
+#
+# Long work is one function of one chunk, whose result depends on nothing else than its arguments. So a chunk can be done in this
+# process or by any worker of a cluster, now or after a crash, with the same result to the bit. This process alone writes.
+
+
+@dataclass(frozen=True)
+class LongWork:
+    """Where the finished chunks of long work are kept, what they depend on beside its arguments, and who does them.
+
+    ``folder`` holds one folder for every key of all that a result depends on; ``inputs`` are the files read (name: sha256) and
+    ``scheduler`` is the address of a dask.distributed scheduler, empty for this process.
+    """
+
+    folder: Path
+    inputs: dict[str, str]
+    scheduler: str = ""
+
+    def chunk_folder(self, *depends_on: Any) -> Path:
+        """The folder for results that depend on this content; folders of other content are taken away."""
+        versions = [version(name) for name in ("numpy", "scipy", "numba")]
+        folder = self.folder / content_key(self.inputs, _own_sha256(), versions, depends_on)
+        for other in self.folder.glob("*") if self.folder.is_dir() else ():
+            if other != folder and not _in_use(other):
+                shutil.rmtree(other, ignore_errors=True)
+        return folder
+
+
+def content_key(*content: Any) -> str:
+    """A key of 24 hexadecimal digits of arrays, dataclasses, tuples, lists, dicts, texts and numbers, by their content alone."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            digest.update(f"array {value.dtype} {value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).tobytes())
+        elif dataclasses.is_dataclass(value):
+            add({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+        elif isinstance(value, (list, tuple, dict)):
+            digest.update(f"{type(value).__name__} {len(value)}".encode())
+            for item in value.items() if isinstance(value, dict) else value:
+                add(item)
+        elif value is None or isinstance(value, (str, bool, int, float, np.generic)):
+            digest.update(f"{type(value).__name__} {value!r}".encode())
+        else:
+            raise TypeError(f"content_key: got {type(value).__name__}, expected arrays, dataclasses, texts and numbers")
+
+    add(content)
+    return digest.hexdigest()[:24]
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a process holds the lock of a chunk folder."""
+    for path in folder.rglob(".lock"):
+        try:
+            os.close(_lock(path))
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lock(path: Path, *, wait: bool = False) -> int:
+    """Take a lock until the file that is returned is closed, or the process ends; else `BlockingIOError` where another one has it."""
+    import fcntl
+
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+class ChunkStore:
+    """Arrays that long work fills chunk by chunk: in memory, or in files that outlive the process.
+
+    Parameters
+    ----------
+    layout
+        For every array its shape, type, and how many axes come before those that a chunk is a part of.
+    chunks
+        For every chunk its part of the arrays, as a tuple of slices.
+    folder
+        Where the arrays are kept, one file each, memory-mapped, with a journal of what is finished; None keeps them in memory.
+        Chunks that an earlier process finished there are taken over where the array still has the checksum (CRC-32) that the journal holds.
+
+    Raises
+    ------
+    ResultError
+        Where another process is at work in the folder, or there is no room for the arrays.
+    """
+
+    def __init__(
+        self, layout: dict[str, tuple[tuple[int, ...], Any, int]], chunks: dict[str, tuple[slice, ...]], folder: Path | None = None
+    ):
+        self.chunks, self._lead = chunks, {name: lead for name, (_, _, lead) in layout.items()}
+        self._done: set[str] = set()
+        self._open_files: list[int] = []
+        if folder is None:
+            self.arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype, _) in layout.items()}
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._open_files.append(_lock(folder / ".lock"))
+            self.arrays = {name: _array_in_file(folder / f"{name}.bin", shape, dtype) for name, (shape, dtype, _) in layout.items()}
+            self._take_over(folder / "journal")
+        except BlockingIOError:
+            raise ResultError(f"{_told(folder)}: another process is at work on this, expected one at a time: wait for its end") from None
+        except OSError as error:
+            size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype, _ in layout.values()) / 1e6
+            raise ResultError(f"{_told(folder)}: no place to keep finished work, {size:.0f} MB: {error.strerror or error}") from error
+
+    def _take_over(self, journal: Path) -> None:
+        for line in journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.is_file() else ():
+            chunk, _, checksum = line.rpartition(" ")  # the last line may have been broken off
+            if chunk in self.chunks and checksum == self._checksum(chunk):
+                self._done.add(chunk)
+        self._open_files.append(os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644))
+        os.write(self._open_files[-1], b"\n")
+
+    def _part(self, name: str, chunk: str) -> np.ndarray:
+        return self.arrays[name][(slice(None),) * self._lead[name] + self.chunks[chunk]]
+
+    def _checksum(self, chunk: str) -> str:
+        crc = 0
+        for name in sorted(self.arrays):
+            crc = zlib.crc32(np.ascontiguousarray(self._part(name, chunk)).view(np.uint8), crc)
+        return f"{crc:08x}"
+
+    def todo(self) -> list[str]:
+        """The chunks that are not finished."""
+        return [chunk for chunk in self.chunks if chunk not in self._done]
+
+    def put(self, chunk: str, values: dict[str, np.ndarray]) -> None:
+        """Take the results of a chunk, for every array its part."""
+        for name in self.arrays:
+            self._part(name, chunk)[...] = values[name]
+        if self._open_files:
+            os.write(self._open_files[-1], f"{chunk} {self._checksum(chunk)}\n".encode())
+        self._done.add(chunk)
+
+    def close(self) -> None:
+        """Give the folder free; the arrays stay as they are."""
+        while self._open_files:
+            os.close(self._open_files.pop())
+
+
+def _told(path: Path) -> str:
+    """The last parts of a path, for messages."""
+    return "/".join(path.parts[-4:])
+
+
+def _array_in_file(path: Path, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """A writable array in a file of its size, whose room on the disk is taken now: later, a full disk would end the process."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    with open(path, "a+b") as file:
+        if size:
+            os.posix_fallocate(file.fileno(), 0, size)
+    return np.asarray(np.memmap(path, dtype, "r+", shape=shape)) if size else np.zeros(shape, dtype)
+
+
+def finish_chunks(
+    store: ChunkStore,
+    task: Callable[..., dict[str, np.ndarray]],
+    shared: tuple,
+    arguments: Callable[[str], tuple],
+    scheduler: str = "",
+    progress: Callable[[list], Iterable] | None = None,
+) -> dict[str, np.ndarray]:
+    """Do what is left of long work: ``task(*shared, *arguments(chunk))`` gives the arrays of a chunk. Returns all arrays.
+
+    ``scheduler`` is the address of a dask.distributed scheduler whose workers do it; empty: this process.
+    """
+    todo = store.todo()
+    if scheduler:
+        done = _done_on_cluster(task, shared, todo, arguments, scheduler)
+    else:
+        done = ((chunk, task(*shared, *arguments(chunk))) for chunk in todo)
+    for _ in progress(todo) if progress and todo else todo:
+        store.put(*next(done))
+    return store.arrays
+
+
+#: Kernels take all threads of a process, and numba's pool is for one at a time.
+_ONE_POOL = threading.Lock()
+_TRIES = 3  # of a chunk whose worker was lost
+
+
+def _on_worker(task: Callable[..., dict[str, np.ndarray]], shared: tuple, arguments: tuple) -> dict[str, np.ndarray]:
+    with _ONE_POOL:
+        return task(*shared, *arguments)
+
+
+def _done_on_cluster(
+    task: Callable[..., dict[str, np.ndarray]], shared: tuple, todo: list[str], arguments: Callable[[str], tuple], address: str
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Chunks and their results in the order in which workers finish them; a chunk of a lost worker is done by another.
+
+    Raises `ParameterError` where no scheduler answers, or workers have another helpers.py or cannot read the recording.
+    """
+    from distributed import as_completed
+
+    if not todo:
+        return
+    with _cluster(address) as client:
+        running: dict[Any, tuple[str, int]] = {}
+        completed = as_completed(loop=client.loop)
+        spread = client.scatter([shared], broadcast=True)[0]
+        waiting = [(chunk, 1) for chunk in reversed(todo)]
+        while waiting or running:
+            while waiting and len(running) < 2 * max(1, len(client.scheduler_info(n_workers=-1)["workers"])):
+                chunk, tries = waiting.pop()
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="Sending large graph")  # a tile's patterns go to one worker alone
+                    future = client.submit(_on_worker, task, spread, arguments(chunk), pure=False)
+                running[future] = (chunk, tries)
+                completed.add(future)
+            future = next(completed)
+            chunk, tries = running.pop(future)
+            if future.status == "finished":
+                result = future.result()
+                future.release()
+                yield chunk, result
+                continue
+            error = future.exception() if future.status == "error" else None
+            if isinstance(error, WorkbookError):
+                raise error
+            if tries == _TRIES:
+                raise ParameterError(
+                    f"scheduler {address}: part {chunk} failed {tries} times on the workers, the last time with {_one_line(repr(error))}; "
+                    "is there enough memory for a worker? What is finished is kept: run again"
+                )
+            spread = client.scatter([shared], broadcast=True)[0]  # it may be gone with the workers that had it
+            waiting.append((chunk, tries + 1))
+
+
+@contextlib.contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    """A client of a dask.distributed scheduler that has workers with this very module."""
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=20, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:  # a timeout is an OSError
+        raise ParameterError(
+            f"scheduler: got {address!r}, where no dask scheduler answers ({_one_line(error)}); expected the address of one, tcp://host:8786"
+        ) from None
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=60)
+        except TimeoutError:
+            raise ParameterError(f"scheduler {address}: has no worker after a minute, expected one at least") from None
+        others = [worker for worker, sha256 in client.run(_own_sha256).items() if sha256 != _own_sha256()]
+        if others:
+            raise ParameterError(f"scheduler {address}: worker {others[0]} has another helpers.py, expected the same on all machines")
+        yield client
 
 
 # --------------------------------------------------------------------------------------
@@ -6513,7 +6878,7 @@ def check_patterns(patterns: Any, scale_invA_per_px: float, name: str) -> None:
 
 
 def scan_statistics(patterns: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and variance (ky, kx) over a scan (ny, nx, ky, kx), numpy or dask, and the sum (ny, nx) of every pattern; read row by row.
+    """Mean and variance (ky, kx) over a scan (ny, nx, ky, kx), numpy or dask, and the sum (ny, nx) of every pattern; read box by box.
 
     `RecordingError` where the scan holds NaN or nothing at all.
     """
@@ -6521,13 +6886,14 @@ def scan_statistics(patterns: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first = np.zeros(patterns.shape[2:])
     second = np.zeros(patterns.shape[2:])
     total = np.zeros((ny, nx))
-    for y in range(ny):
-        row = _read_patterns(patterns, slice(y * nx, (y + 1) * nx)).astype(np.float64)
-        if not np.isfinite(row).all():
-            raise RecordingError(f"PED scan: line {y} holds NaN or infinity, expected counts")
-        first += row.sum(axis=0)
-        second += np.einsum("iyx,iyx->yx", row, row)
-        total[y] = row.sum(axis=(1, 2))
+    for box in scan_boxes(patterns, most=256):
+        block = _read_box(patterns, box).astype(np.float64)
+        if not np.isfinite(block).all():
+            bad = np.unravel_index(np.flatnonzero(~np.isfinite(block).all(axis=(1, 2)))[0], total[box].shape)
+            raise RecordingError(f"PED scan: line {box[0].start + bad[0]} holds NaN or infinity, expected counts")
+        first += block.sum(axis=0)
+        second += np.einsum("iyx,iyx->yx", block, block)
+        total[box] = block.sum(axis=(1, 2)).reshape(total[box].shape)
     if not total.any():
         raise RecordingError("PED scan: all patterns are zero, expected counts")
     mean = first / (ny * nx)
@@ -6544,6 +6910,34 @@ def longest_g(calibration: Calibration) -> float:
     ky, kx = calibration.mask.shape
     cy, cx = calibration.centre_px.reshape(-1, 2).mean(axis=0)
     return float(min(1.6, 1.1 * max(min(cy, ky - cy), min(cx, kx - cx)) * calibration.scale_invA_per_px))
+
+
+_BOX_BYTES = 128_000_000  # of patterns that are read at once
+
+
+def scan_boxes(patterns: Any, most: int = 2048) -> list[tuple[slice, slice]]:
+    """The boxes, as slices of lines and columns, in which a scan (ny, nx, ky, kx) is read: up to ``most`` patterns and 128 MB.
+
+    They follow the chunks of a lazy array, so that none is read more often than it must be.
+    """
+    ny, nx = patterns.shape[:2]
+    most = max(1, min(most, _BOX_BYTES // (math.prod(patterns.shape[2:]) * patterns.dtype.itemsize)))
+    cy, cx = (max(c) for c in patterns.chunks[:2]) if getattr(patterns, "chunks", None) else (1, 1)
+    if cy * cx >= most:
+        width = min(cx, most)
+        height = most // width
+    else:
+        width = min(nx, most // (cy * cx) * cx)
+        height = cy if width < nx else max(1, most // (cy * nx)) * cy
+    spans = [[slice(a, min(a + step, n)) for a in range(0, n, step)] for n, step in ((ny, height), (nx, width))]
+    return list(product(*spans))
+
+
+def _read_box(patterns: Any, box: tuple[slice, slice]) -> np.ndarray:
+    """Patterns (n, ky, kx) of a box of a scan, line by line, from numpy, dask or `RecordedFrames`."""
+    block = patterns[box]
+    block = np.asarray(block.compute(scheduler="threads") if hasattr(block, "compute") else block)
+    return np.ascontiguousarray(block.reshape(-1, *block.shape[2:]))
 
 
 def _read_patterns(patterns: Any, part: slice) -> np.ndarray:
@@ -6593,8 +6987,11 @@ def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.
     smooth = ndimage.gaussian_filter(np.where(mask, 0, mean), 2)
     middle = np.hypot(*(np.indices(mean.shape) - (np.array(mean.shape)[:, None, None] - 1) / 2)) < 0.3 * min(mean.shape)
     start = np.array(np.unravel_index(np.argmax(np.where(middle, smooth, 0)), mean.shape), float)
-    lines = [_centroids(_read_patterns(patterns, slice(y * nx, (y + 1) * nx))[None], mask, start, radius_px) for y in range(ny)]
-    return np.concatenate([line[0] for line in lines]), np.concatenate([line[1] for line in lines])
+    centre, total = np.zeros((ny, nx, 2)), np.zeros((ny, nx))
+    for box in scan_boxes(patterns):
+        block = _read_box(patterns, box).reshape(*total[box].shape, *mean.shape)
+        centre[box], total[box] = _centroids(block, mask, start, radius_px)
+    return centre, total
 
 
 @numba.njit(cache=True, parallel=True)
@@ -8639,16 +9036,19 @@ def _learn(i, spots, keys, scale, mean, variance, rows, room, weights, gained, k
 
 
 @numba.njit(cache=True, parallel=True)
-def _fit_all_shares(table, number, centre, sigma, keys, scale, mean, variance, rows, weights, normals, gained, known, threads):
-    """`_fit_shares` and `_learn` for all patterns; ``gained`` and ``known`` (threads, keys, reflections) are added up per thread."""
-    for thread in numba.prange(threads):
+def _fit_all_shares(table, number, centre, sigma, keys, scale, mean, variance, rows, weights, normals, gained, known):
+    """`_fit_shares` and `_learn` for all patterns; ``gained`` and ``known`` (sums, keys, reflections) are added up in as many sums."""
+    for part in numba.prange(len(gained)):
         room = np.zeros((4, _MOST_SPOTS, _MOST_PARTS))
-        for i in range(thread, len(table), threads):
+        for i in range(part, len(table), len(gained)):
             if keys[i, 0] < 0:
                 continue
             spots = table[i, : number[i]]
             _fit_shares(i, spots, centre[i], sigma, keys, scale, mean, variance, rows, room, weights[i], normals[i])
-            _learn(i, spots, keys, scale, mean, variance, rows, room, weights[i], gained[thread], known[thread])
+            _learn(i, spots, keys, scale, mean, variance, rows, room, weights[i], gained[part], known[part])
+
+
+_LEARNING_SUMS = 4  # side by side; not one a thread, so that the result is the same to the bit however many there are
 
 
 def _standardise(keys: np.ndarray, group: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -8698,14 +9098,14 @@ def _measure_shares(
     keys[chosen >= 0] = number
     group = np.unique(crystals[:, :1], return_inverse=True)[1].ravel()
     rows = _predicted_rows(spots, camera, refs, first, parts, chosen, _unit_of_phases(family, phase[:, 0], unit))
-    threads, shape = numba.get_num_threads(), (len(crystals), len(refs.g))
+    shape = (len(crystals), len(refs.g))
     mean, variance, scale = np.ones(shape), np.full(shape, _UNKNOWN_SPREAD**2), np.ones(len(crystals))
     weights, normals = np.where(keys >= 0, 1 / np.maximum((keys >= 0).sum(axis=1, keepdims=True), 1), 0.0), np.zeros((n, 3, 3))
     for turn in range(6 if learn else 2):
-        gained, known = np.zeros((threads, *shape)), np.zeros((threads, *shape))
+        gained, known = np.zeros((_LEARNING_SUMS, *shape)), np.zeros((_LEARNING_SUMS, *shape))
         _fit_all_shares(
             spots.table, spots.number, spots.centre_px, camera.spot_sigma, keys, scale, mean, variance, rows, weights, normals, gained,
-            known, threads,
+            known,
         )  # fmt: skip
         scale = scale * _standardise(keys, group, weights)
         if learn and turn >= 2:
@@ -8796,6 +9196,7 @@ def index_scan(
     neighbour_nats: float = 1.5,
     seed: int = 1,
     progress: Any = None,
+    work: LongWork | None = None,
 ) -> tuple[Indexing, Spots]:
     """Find the best orientation of every phase, and what overlaps, for every pattern of a scan (ny, nx, ky, kx), numpy or dask.
 
@@ -8806,28 +9207,33 @@ def index_scan(
     the strengths of a crystal's reflections are learned from all its patterns. With
     ``mixtures`` two or three crystals may share a pattern; else it is one.
 
+    ``work`` says where finished chunks are kept (`LongWork`), so that a run that was broken off goes on, and who does them; the
+    results are the same, to the bit, with any of it and without. Without, all is done here and kept in memory.
+
     Returns the `Indexing` and the `Spots` of all patterns in the order of the scan.
     """
-    ny, nx = patterns.shape[:2]
-    alone = _search_all(patterns, calibration, banks, neighbours, progress)
-    spots = alone[0]
-    chance = chance_evidence(spots, calibration, banks, patterns.shape[2:], seed=seed)
-    found = _empty_indexing(banks, (ny, nx), chance)
-    tiles = _tiles(ny, nx)
-    for tile, inner in progress(tiles) if progress and len(tiles) > 1 else tiles:
-        chosen = np.arange(ny * nx).reshape(ny, nx)[tile]
-        local = (spots[chosen.ravel()], *(a[:, chosen.ravel()] for a in alone[1:]))
-        solved = _solve_tile(local, chosen.shape, calibration, banks, chance, neighbours, mixtures, neighbour_nats)
-        target = tuple(slice(t.start + i.start, t.start + i.stop) for t, i in zip(tile, inner, strict=True))
-        for name in ("part_lattice", "part_crystal"):  # tiles number their own
-            solved[name] = np.where(solved[name] >= 0, solved[name] + getattr(found, name).max() + 1, -1)
-        for name, values in solved.items():
-            whole = getattr(found, name)
-            if name in ("rotation", "evidence", "runner_up"):
-                whole[(slice(None), *target)] = values[(slice(None), *inner)]
-            else:
-                whole[target] = values[inner]
-    return found, spots
+    centre_px = np.ascontiguousarray(calibration.centre_px, dtype=float)
+    calibration = replace(calibration, centre_px=centre_px[:1, :1])  # the rest goes with the patterns that it is of
+    options = (neighbours, mixtures, neighbour_nats, seed)
+    folder = work.chunk_folder(calibration, centre_px, banks, patterns.shape, options) if work else None
+    scheduler = work.scheduler if work else ""
+    with contextlib.ExitStack() as open_stores:
+        alone = ChunkStore(*_searches(patterns, banks), folder and folder / "alone")
+        open_stores.callback(alone.close)
+        found = ChunkStore(*_solutions(patterns.shape[:2], len(banks)), folder and folder / "found")
+        open_stores.callback(found.close)
+        place = lambda name: (alone.chunks[name], centre_px[alone.chunks[name]].reshape(-1, 2))
+        finish_chunks(alone, _search_box, (patterns, calibration, banks, neighbours), place, scheduler, progress)
+        spots = _spots_of(alone.arrays, centre_px)
+        chance = chance_evidence(spots, calibration, banks, patterns.shape[2:], seed=seed)
+        tiles = _tiles(*patterns.shape[:2])
+        cut = lambda name: (_cut(alone, spots, tiles[name][0]), tiles[name])
+        several = progress if len(tiles) > 1 else None
+        finish_chunks(found, _solve_tile, (calibration, banks, chance, *options[:3]), cut, scheduler, several)
+        solved = dict(found.arrays)
+    for name in ("part_lattice", "part_crystal"):  # tiles number their own
+        solved[name] = _numbered_on(solved[name], found.chunks.values())
+    return Indexing(names=[b.crystal.name for b in banks], chance=chance, **solved), spots
 
 
 _SPARSE_SPOTS = 40  # a template: the votes of banks with fewer may miss an orientation all over a grain, ...
@@ -8835,35 +9241,69 @@ _DEEP_EVERY = 4  # ... so one pattern in four is searched deeper, and what is fo
 _DEEP_COARSE, _DEEP_FINE = 80, 30
 
 
-def _search_all(
-    patterns: Any, calibration: Calibration, banks: list[TemplateBank], neighbours: bool, progress: Any
-) -> tuple[Spots, Any, Any, Any]:  # fmt: skip
-    """Spots of all patterns and, for every phase, rotation (p, n, 3, 3), evidence and runner-up (p, n), each pattern on its own.
+def _searches(patterns: Any, banks: list[TemplateBank]) -> tuple[dict, dict]:
+    """Layout and chunks of `ChunkStore` for what each pattern gives on its own: its spots, and for every phase the best that was found."""
+    shape, p = patterns.shape[:2], len(banks)
+    room = _no_spots(np.zeros((1, 2)), patterns.shape[2:])
+    layout = {name: ((*shape, *a.shape[1:]), a.dtype, 0) for name in ("table", "number", "background") for a in [getattr(room, name)]}
+    layout |= {"rotation": ((p, *shape, 3, 3), np.float32, 1)}
+    layout |= {name: ((p, *shape), np.float64, 1) for name in ("evidence", "runner_up")}
+    return layout, {f"box_{rows.start}_{cols.start}": (rows, cols) for rows, cols in scan_boxes(patterns)}
 
-    With ``neighbours``, which can make use of it, some patterns are searched deeper in sparse banks.
+
+def _search_box(
+    patterns: Any, calibration: Calibration, banks: list[TemplateBank], neighbours: bool, box: tuple[slice, slice], centre_px: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Spots of the patterns in a box of a scan and, for every phase, rotation, evidence and runner-up, each pattern on its own.
+
+    With ``neighbours``, which can make use of it, some patterns are searched deeper in sparse banks. ``centre_px`` is (n, 2).
     """
-    ny, nx = patterns.shape[:2]
-    n, p = ny * nx, len(banks)
-    diagonal = np.indices((ny, nx)).sum(axis=0).ravel() % _DEEP_EVERY == 0
-    lines = max(1, 2048 // nx)
-    parts = [slice(y * nx, min(y + lines, ny) * nx) for y in range(0, ny, lines)]
+    spots = find_spots(_read_box(patterns, box), centre_px, calibration)
+    rows, cols = (np.arange(part.start, part.stop) for part in box)
+    n, p = len(centre_px), len(banks)
+    diagonal = np.add.outer(rows, cols).ravel() % _DEEP_EVERY == 0
     rotation, evidence, runner_up = np.zeros((p, n, 3, 3), np.float32), np.zeros((p, n)), np.zeros((p, n))
-    centre = calibration.centre_px.reshape(-1, 2)
-    spots = _no_spots(centre, patterns.shape[2:])
-    for part in progress(parts) if progress else parts:
-        here = find_spots(_read_patterns(patterns, part), centre[part], calibration)
-        spots.table[part], spots.number[part], spots.background[part] = here.table, here.number, here.background
-        for k, bank in enumerate(banks):
-            sparse = len(bank.spot_radius) < _SPARSE_SPOTS * len(bank.frames)
-            deep = diagonal[part] & sparse & neighbours
-            for some, depth in ((~deep, {}), (deep, {"n_coarse": _DEEP_COARSE, "n_fine": _DEEP_FINE})):
-                chosen = part.start + np.flatnonzero(some)
-                rotation[k, chosen], evidence[k, chosen], runner_up[k, chosen] = search_phase(here[some], calibration, bank, **depth)
-    return spots, rotation, evidence, runner_up
+    for k, bank in enumerate(banks):
+        sparse = len(bank.spot_radius) < _SPARSE_SPOTS * len(bank.frames)
+        deep = diagonal & sparse & neighbours
+        for some, depth in ((~deep, {}), (deep, {"n_coarse": _DEEP_COARSE, "n_fine": _DEEP_FINE})):
+            rotation[k, some], evidence[k, some], runner_up[k, some] = search_phase(spots[some], calibration, bank, **depth)
+    shape = len(rows), len(cols)
+    by_pattern = {"table": spots.table, "number": spots.number, "background": spots.background}
+    by_phase = {"rotation": rotation, "evidence": evidence, "runner_up": runner_up}
+    return {name: a.reshape(*shape, *a.shape[1:]) for name, a in by_pattern.items()} | {
+        name: a.reshape(p, *shape, *a.shape[2:]) for name, a in by_phase.items()
+    }
 
 
-def _tiles(ny: int, nx: int, size: int = 96, margin: int = 4) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
-    """Tiles of a scan with a margin, as slices of the scan, and the slices of each tile that are its own."""
+def _spots_of(arrays: dict[str, np.ndarray], centre_px: np.ndarray) -> Spots:
+    """The spots of all patterns of a scan, in its order, from their arrays (ny, nx, …)."""
+    return Spots(
+        *(arrays[name].reshape(-1, *arrays[name].shape[2:]) for name in ("table", "number", "background")), centre_px.reshape(-1, 2)
+    )
+
+
+def _cut(alone: ChunkStore, spots: Spots, tile: tuple[slice, slice]) -> tuple[Spots, np.ndarray, np.ndarray, np.ndarray]:
+    """What `_search_box` gave for the patterns of a tile, in its order."""
+    chosen = np.arange(len(spots.number)).reshape(alone.arrays["number"].shape)[tile].ravel()
+    by_phase = (alone.arrays[name][(slice(None), *tile)] for name in ("rotation", "evidence", "runner_up"))
+    return spots[chosen], *(a.reshape(len(a), len(chosen), *a.shape[3:]) for a in by_phase)
+
+
+class _Tile(NamedTuple):
+    """A part of a scan with a margin, as slices of the scan; ``inner`` is what of it is its own, as slices of the part."""
+
+    outer: tuple[slice, slice]
+    inner: tuple[slice, slice]
+
+    @property
+    def own(self) -> tuple[slice, slice]:
+        """What is its own, as slices of the scan."""
+        return tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(self.outer, self.inner, strict=True))
+
+
+def _tiles(ny: int, nx: int, size: int = 96, margin: int = 4) -> dict[str, _Tile]:
+    """Tiles that cover a scan, by name."""
 
     def spans(n: int) -> list[tuple[slice, slice]]:
         edges = np.linspace(0, n, max(1, round(n / size)) + 1).astype(int)
@@ -8873,26 +9313,27 @@ def _tiles(ny: int, nx: int, size: int = 96, margin: int = 4) -> list[tuple[tupl
             spans.append((outer, slice(low - outer.start, high - outer.start)))
         return spans
 
-    return [((y, x), (v, u)) for y, v in spans(ny) for x, u in spans(nx)]
+    return {f"tile_{j}_{i}": _Tile((y, x), (v, u)) for j, (y, v) in enumerate(spans(ny)) for i, (x, u) in enumerate(spans(nx))}
 
 
-def _empty_indexing(banks: list[TemplateBank], shape: tuple[int, int], chance: np.ndarray) -> Indexing:
-    p = len(banks)
-    return Indexing(
-        names=[b.crystal.name for b in banks],
-        rotation=np.zeros((p, *shape, 3, 3), np.float32),
-        evidence=np.zeros((p, *shape)),
-        runner_up=np.zeros((p, *shape)),
-        chance=chance,
-        winner=np.zeros(shape, int),
-        prior=np.zeros(shape),
-        part_phase=np.full((*shape, _MOST_PARTS), -1),
-        part_share=np.zeros((*shape, _MOST_PARTS)),
-        part_sd=np.zeros((*shape, _MOST_PARTS)),
-        part_rotation=np.zeros((*shape, _MOST_PARTS, 3, 3), np.float32),
-        part_lattice=np.full((*shape, _MOST_PARTS), -1),
-        part_crystal=np.full((*shape, _MOST_PARTS), -1),
-    )
+def _solutions(shape: tuple[int, int], p: int) -> tuple[dict, dict]:
+    """Layout and chunks of `ChunkStore` for the fields of `Indexing`."""
+    layout = {"rotation": ((p, *shape, 3, 3), np.float32, 1), "winner": (shape, int, 0), "prior": (shape, float, 0)}
+    layout |= {name: ((p, *shape), float, 1) for name in ("evidence", "runner_up")}
+    layout |= {name: ((*shape, _MOST_PARTS), int, 0) for name in ("part_phase", "part_lattice", "part_crystal")}
+    layout |= {name: ((*shape, _MOST_PARTS), float, 0) for name in ("part_share", "part_sd")}
+    layout |= {"part_rotation": ((*shape, _MOST_PARTS, 3, 3), np.float32, 0)}
+    return layout, {name: tile.own for name, tile in _tiles(*shape).items()}
+
+
+def _numbered_on(number: np.ndarray, tiles: Iterable[tuple[slice, slice]]) -> np.ndarray:
+    """Numbers (ny, nx, 3) that begin at 0 in every tile, -1 for none, made to go on from tile to tile."""
+    result, first = np.full_like(number, -1), 0
+    for tile in tiles:
+        here = number[tile]
+        result[tile] = np.where(here >= 0, here + first, -1)
+        first = max(first, int(result[tile].max()) + 1)
+    return result
 
 
 def _joined_reflections(banks: list[TemplateBank]) -> tuple[_Reflections, np.ndarray]:
@@ -8903,11 +9344,12 @@ def _joined_reflections(banks: list[TemplateBank]) -> tuple[_Reflections, np.nda
 
 
 def _solve_tile(
-    alone: tuple[Spots, np.ndarray, np.ndarray, np.ndarray], shape: tuple[int, int], calibration: Calibration, banks: list[TemplateBank],
-    chance: np.ndarray, neighbours: bool, mixtures: bool, neighbour_nats: float,
+    calibration: Calibration, banks: list[TemplateBank], chance: np.ndarray, neighbours: bool, mixtures: bool, neighbour_nats: float,
+    alone: tuple[Spots, np.ndarray, np.ndarray, np.ndarray], tile: _Tile,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """The fields of `Indexing` for a part of a scan, from what each of its patterns gave on its own."""
+    """The fields of `Indexing` for what is a tile's own, from what each of its patterns gave on its own; lattices are numbered from 0."""
     spots, rotation, evidence, runner_up = alone
+    shape = tuple(part.stop - part.start for part in tile.outer)
     n, p = len(spots.number), len(banks)
     rotation = rotation.astype(float)
     families, camera = _families(banks), _camera(calibration)
@@ -8924,8 +9366,8 @@ def _solve_tile(
         _costs(shape, parts, chance, chosen if neighbours else np.full_like(chosen, -1), share, cost)
         chosen, share, sd = _overlaps(spots, camera, refs, first, families.family, parts, cost, nats * agreeing, neighbours)
     solved |= _largest_first(parts, chosen, share, sd, nats * agreeing, families)
-    ny, nx = shape
-    return {k: v.reshape(p, ny, nx, *v.shape[2:]) if k in ("rotation", "evidence", "runner_up") else v.reshape(ny, nx, *v.shape[1:])
+    by_phase = ("rotation", "evidence", "runner_up")
+    return {k: v.reshape(p, *shape, *v.shape[2:])[:, *tile.inner] if k in by_phase else v.reshape(*shape, *v.shape[1:])[tile.inner]
             for k, v in solved.items()}  # fmt: skip
 
 
@@ -9424,9 +9866,25 @@ def map_scan(
 def read_maps(
     found: Indexing, spots: Spots, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float] | None = None
 ) -> dict[str, np.ndarray]:
-    """The maps of `map_scan` from what was found; other thresholds need no other search."""
+    """The maps of `map_scan` from what was found, some lines of the scan at a time; other thresholds need no other search."""
+    ny, nx = found.winner.shape
+    lines = max(1, _PATTERNS_READ // nx)
+    blocks = []
+    for y in range(0, ny, lines):
+        rows = slice(y, min(y + lines, ny))
+        here = spots[rows.start * nx : rows.stop * nx]
+        blocks.append(_read_lines(found.part(rows, slice(0, nx)), here, calibration, banks, thresholds or {}))
+    return {name: np.concatenate([block[name] for block in blocks], axis=int(name in ("probability", "support"))) for name in blocks[0]}
+
+
+_PATTERNS_READ = 200_000  # at a time, by `read_maps`
+
+
+def _read_lines(
+    found: Indexing, spots: Spots, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float]
+) -> dict[str, np.ndarray]:
     correlation = correlation_map(spots, calibration, banks, found)
-    maps = decide_phases(found, correlation, **(thresholds or {}))
+    maps = decide_phases(found, correlation, **thresholds)
     telling = discriminating_spots(spots, calibration, banks, maps["phase_id"], found.rotation)
     decided = maps["decided"] & (telling > 0) if len(banks) > 1 else maps["decided"]
     maps |= {"correlation": correlation, "discriminating_spots": telling, "decided": decided, "support": found.support}
@@ -11870,12 +12328,6 @@ def _stale_text(inputs: list[dict]) -> list[str]:
         return []
     listed = ", ".join(changed[:-1]) + " and " * (len(changed) > 1) + changed[-1]
     return [f"{listed} {'have' if len(changed) > 1 else 'has'} changed since this step was run. Run `make run` to bring it up to date."]
-
-
-@functools.cache
-def _own_sha256() -> str:
-    """The hash of this module."""
-    return file_sha256(__file__)
 
 
 def _chosen_since(folder: Path, step: str, result: dict) -> list[str]:
