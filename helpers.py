@@ -1204,7 +1204,7 @@ def finish_chunks(
     if scheduler:
         done = _done_on_cluster(task, shared, todo, arguments, scheduler)
     else:
-        done = ((chunk, task(*shared, *arguments(chunk))) for chunk in todo)
+        done = ((chunk, _one_chunk(task, shared, arguments(chunk))) for chunk in todo)
     for _ in progress(todo) if progress and todo else todo:
         store.put(*next(done))
     return store.arrays
@@ -1215,8 +1215,11 @@ _ONE_POOL = threading.Lock()
 _TRIES = 3  # of a chunk whose worker was lost
 
 
-def _on_worker(task: Callable[..., dict[str, np.ndarray]], shared: tuple, arguments: tuple) -> dict[str, np.ndarray]:
-    with _ONE_POOL:
+def _one_chunk(task: Callable[..., dict[str, np.ndarray]], shared: tuple, arguments: tuple) -> dict[str, np.ndarray]:
+    """A chunk's result, here or on a worker. BLAS, whose last bits depend on the number of its threads, gets one."""
+    from threadpoolctl import threadpool_limits
+
+    with _ONE_POOL, threadpool_limits(1, user_api="blas"):
         return task(*shared, *arguments)
 
 
@@ -1241,7 +1244,7 @@ def _done_on_cluster(
                 chunk, tries = waiting.pop()
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message="Sending large graph")  # a tile's patterns go to one worker alone
-                    future = client.submit(_on_worker, task, spread, arguments(chunk), pure=False)
+                    future = client.submit(_one_chunk, task, spread, arguments(chunk), pure=False)
                 running[future] = (chunk, tries)
                 completed.add(future)
             future = next(completed)
