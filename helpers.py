@@ -1134,8 +1134,10 @@ class ChunkStore:
             self.arrays = {name: _array_in_file(folder / f"{name}.bin", shape, dtype) for name, (shape, dtype, _) in layout.items()}
             self._take_over(folder / "journal")
         except BlockingIOError:
+            self.close()
             raise ResultError(f"{_told(folder)}: another process is at work on this, expected one at a time: wait for its end") from None
         except OSError as error:
+            self.close()
             size = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype, _ in layout.values()) / 1e6
             raise ResultError(f"{_told(folder)}: no place to keep finished work, {size:.0f} MB: {error.strerror or error}") from error
 
@@ -1213,6 +1215,7 @@ def finish_chunks(
 #: Kernels take all threads of a process, and numba's pool is for one at a time.
 _ONE_POOL = threading.Lock()
 _TRIES = 3  # of a chunk whose worker was lost
+_ANSWER_S = 20  # a scheduler has to answer
 
 
 def _one_chunk(task: Callable[..., dict[str, np.ndarray]], shared: tuple, arguments: tuple) -> dict[str, np.ndarray]:
@@ -1272,7 +1275,7 @@ def _cluster(address: str) -> Iterator[Any]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout=20, set_as_default=False)
+        client = Client(address, timeout=_ANSWER_S, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:  # a timeout is an OSError
         raise ParameterError(
             f"scheduler: got {address!r}, where no dask scheduler answers ({_one_line(error)}); expected the address of one, tcp://host:8786"
@@ -6889,14 +6892,14 @@ def scan_statistics(patterns: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first = np.zeros(patterns.shape[2:])
     second = np.zeros(patterns.shape[2:])
     total = np.zeros((ny, nx))
-    for box in scan_boxes(patterns, most=256):
-        block = _read_box(patterns, box).astype(np.float64)
-        if not np.isfinite(block).all():
-            bad = np.unravel_index(np.flatnonzero(~np.isfinite(block).all(axis=(1, 2)))[0], total[box].shape)
-            raise RecordingError(f"PED scan: line {box[0].start + bad[0]} holds NaN or infinity, expected counts")
-        first += block.sum(axis=0)
-        second += np.einsum("iyx,iyx->yx", block, block)
-        total[box] = block.sum(axis=(1, 2)).reshape(total[box].shape)
+    for box in scan_boxes(patterns):
+        block = _read_box(patterns, box)
+        counts = np.zeros(len(block))
+        _add_statistics(block, first, second, counts)
+        total[box] = counts.reshape(total[box].shape)
+        bad = np.argwhere(~np.isfinite(total[box]))
+        if len(bad):
+            raise RecordingError(f"PED scan: line {box[0].start + bad[0, 0]} holds NaN or infinity, expected counts")
     if not total.any():
         raise RecordingError("PED scan: all patterns are zero, expected counts")
     mean = first / (ny * nx)
@@ -6913,6 +6916,24 @@ def longest_g(calibration: Calibration) -> float:
     ky, kx = calibration.mask.shape
     cy, cx = calibration.centre_px.reshape(-1, 2).mean(axis=0)
     return float(min(1.6, 1.1 * max(min(cy, ky - cy), min(cx, kx - cx)) * calibration.scale_invA_per_px))
+
+
+@numba.njit(cache=True, parallel=True)
+def _add_statistics(patterns, first, second, total):
+    """Add patterns (n, ky, kx) and their squares to ``first`` and ``second`` (ky, kx), and their sums to ``total`` (n,)."""
+    n, ny, nx = patterns.shape
+    for y in numba.prange(ny):
+        for i in range(n):
+            for x in range(nx):
+                value = float(patterns[i, y, x])
+                first[y, x] += value
+                second[y, x] += value * value
+    for i in numba.prange(n):
+        counted = 0.0
+        for y in range(ny):
+            for x in range(nx):
+                counted += float(patterns[i, y, x])
+        total[i] = counted
 
 
 _BOX_BYTES = 128_000_000  # of patterns that are read at once
@@ -9305,14 +9326,17 @@ class _Tile(NamedTuple):
         return tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(self.outer, self.inner, strict=True))
 
 
-def _tiles(ny: int, nx: int, size: int = 96, margin: int = 4) -> dict[str, _Tile]:
+_TILE, _TILE_MARGIN = 96, 4  # patterns a side, in which overlap is sought at once
+
+
+def _tiles(ny: int, nx: int) -> dict[str, _Tile]:
     """Tiles that cover a scan, by name."""
 
     def spans(n: int) -> list[tuple[slice, slice]]:
-        edges = np.linspace(0, n, max(1, round(n / size)) + 1).astype(int)
+        edges = np.linspace(0, n, max(1, round(n / _TILE)) + 1).astype(int)
         spans = []
         for low, high in itertools.pairwise(edges.tolist()):
-            outer = slice(max(0, low - margin), min(n, high + margin))
+            outer = slice(max(0, low - _TILE_MARGIN), min(n, high + _TILE_MARGIN))
             spans.append((outer, slice(low - outer.start, high - outer.start)))
         return spans
 
