@@ -1,5 +1,5 @@
 # The workbook's commands. On a machine with Python 3.11 or newer, git and make:
-#   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders)
+#   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders; SCHEDULER= of a dask cluster)
 #   make test    the tests
 # and: lab, share, pdf, screenshots, validation (FULL=1), lock, lint, clean.
 
@@ -9,7 +9,8 @@ DATA ?=
 RESULTS ?=
 FIGURES ?=
 FULL ?=
-export DATA RESULTS FIGURES FULL
+SCHEDULER ?=
+export DATA RESULTS FIGURES FULL SCHEDULER
 
 VENV := .venv
 BIN := $(VENV)/bin
