@@ -27,6 +27,7 @@ import difflib
 import functools
 import hashlib
 import html
+import importlib
 import inspect
 import io
 import itertools
@@ -55,7 +56,7 @@ import numba
 import numpy as np
 import yaml
 from numba import njit
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 # --------------------------------------------------------------------------------------
 # Project, names and colours
@@ -142,6 +143,15 @@ def _number(low: float, high: float, unit: str) -> Any:
     return Annotated[float, Field(ge=low, le=high, description=unit)]
 
 
+def _name_of_phase(name: str) -> str:
+    if not re.fullmatch(r"\w[\w .+()-]{0,79}", name):
+        raise ValueError("the name of a CIF without .cif: letters, digits, spaces and . + ( ) - _")
+    return name
+
+
+_PhaseName = Annotated[str, AfterValidator(_name_of_phase)]
+
+
 class Composition(_Strict):
     """What cathode and electrolyte are made of, as formulae."""
 
@@ -213,17 +223,24 @@ class Haadf(_Acquisition):
     """An HAADF image along a zone axis of ``phase``; ``series`` are further images of the same area, at other doses."""
 
     pixel_size_nm: _number(1e-4, 100, "nm") | None = None
-    zone_axis: Annotated[list[int], Field(min_length=3, max_length=3)] = [1, 0, 0]
+    zone_axis: Annotated[list[Annotated[int, Field(ge=-20, le=20)]], Field(min_length=3, max_length=3)] = [1, 0, 0]
     dose_e_per_A2: _number(0, 1e9, "electrons/Å²") | None = None
-    phase: str = "layered"
+    phase: _PhaseName = "layered"
     series: list[FurtherImage] = []
+
+    @field_validator("zone_axis")
+    @classmethod
+    def _a_direction(cls, zone_axis: list[int]) -> list[int]:
+        if not any(zone_axis):
+            raise ValueError("a direction, not [0, 0, 0]")
+        return zone_axis
 
 
 class Interface(_Acquisition):
     """A bright-field lattice image of the interface."""
 
     pixel_size_nm: _number(1e-4, 100, "nm") | None = None
-    phases: list[str] | None = None
+    phases: list[_PhaseName] | None = None
 
 
 class Ped(_Acquisition):
@@ -232,7 +249,7 @@ class Ped(_Acquisition):
     step_nm: _number(0.01, 1e5, "nm") | None = None
     scale_invA_per_px: _number(1e-4, 1.0, "1/Å per pixel") | None = None
     precession_deg: _number(0, 5, "degrees")
-    phases: Annotated[list[str], Field(min_length=1)]
+    phases: Annotated[list[_PhaseName], Field(min_length=1)]
 
     @field_validator("phases")
     @classmethod
@@ -279,10 +296,14 @@ class Sample(_Strict):
         return {key: self.folder / file for key, file in {f"{acquisition}.file": found.file, **further}.items()}
 
 
+def _cut(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def _expected(error: dict, model: type[BaseModel]) -> str:
     """One validation error of pydantic as `key: what came, what was expected`."""
     keys = [k for k in error["loc"] if isinstance(k, (str, int)) and not str(k).startswith(("float", "constrained"))]
-    key = ".".join(str(k) for k in keys)
+    key = _cut(".".join(str(k) for k in keys))
     came = error["input"]
     if error["type"] == "extra_forbidden":
         owner: Any = model
@@ -296,7 +317,7 @@ def _expected(error: dict, model: type[BaseModel]) -> str:
         return f"{key}: missing, expected a value here"
     unit = _unit_of(model, keys)
     expected = error["msg"].replace("Input should be ", "").replace("Value error, ", "")
-    return f"{key}: got {came!r}, expected {expected}{f' ({unit})' if unit else ''}"
+    return f"{key}: got {_cut(repr(came))}, expected {expected}{f' ({unit})' if unit else ''}"
 
 
 def _field_model(owner: Any, key: str | int) -> type[BaseModel] | None:
@@ -348,6 +369,64 @@ def list_samples(data_dir: str | Path = "") -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir() and any(p.glob("*.y*ml")))
 
 
+_YAML_BYTES = 200_000  # of a file that a person writes, at most
+_YAML_ALIASES = 10
+_YAML_DEPTH = 30
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML of plain values. A key that stands twice is an error, and so are more aliases than a person writes: they multiply."""
+
+    aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node; `yaml.YAMLError` where it is one alias too many."""
+        event = self.peek_event()
+        self.aliases += isinstance(event, yaml.AliasEvent)
+        if self.aliases > _YAML_ALIASES:
+            raise yaml.MarkedYAMLError(problem=f"more than {_YAML_ALIASES} aliases (*)", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        """A mapping; `yaml.YAMLError` naming the key that it holds twice."""
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {_cut(key.value)!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _unheard_of(value: Any, depth: int = 0) -> str:
+    """What no file here may hold: values deeper than `_YAML_DEPTH` (or in themselves), text that cannot be written; "" for neither."""
+    if depth > _YAML_DEPTH:
+        return f"more than {_YAML_DEPTH} values within each other"
+    if isinstance(value, str) and re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", value):
+        return f"characters that cannot be shown: {_cut(ascii(value))}"
+    parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
+    return next((fault for fault in (_unheard_of(part, depth + 1) for part in parts) if fault), "")
+
+
+def _read_yaml(path: Path, name: str, error: type[WorkbookError]) -> Any:
+    """The content of a YAML file as plain values; an ``error`` that begins with ``name`` where that is not what it holds."""
+    if path.stat().st_size > _YAML_BYTES:
+        raise error(f"{name}: {path.stat().st_size} bytes, expected at most {_YAML_BYTES}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_PlainLoader)
+    except UnicodeDecodeError as fault:
+        raise error(f"{name}: not YAML in UTF-8: {fault.reason} at byte {fault.start}") from None
+    except yaml.YAMLError as fault:
+        where = getattr(fault, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise error(f"{name}{line}: not YAML: {_one_line(getattr(fault, 'problem', None) or fault)}") from None
+    except (ValueError, RecursionError) as fault:  # a date or a number that there is not, or thousands of brackets
+        raise error(f"{name}: not YAML: {_one_line(fault)}") from None
+    fault = _unheard_of(content)
+    if fault:
+        raise error(f"{name}: holds {fault}")
+    return content
+
+
 def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
     """Read and check ``<data_dir>/<sample_id>/sample.yaml`` and the files that it names.
 
@@ -361,12 +440,9 @@ def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
         beside = ", ".join(sorted(p.name for p in folder.glob("*.y*ml")))
         have = ", ".join(list_samples(data_dir)) or "none: notebook 00_demo_data writes three"
         raise SampleError(f"{name}: no such file; " + (f"the folder holds {beside}" if beside else f"samples here: {have}"))
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise SampleError(f"{name}{line}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise SampleError(f"{name}: a link out of the sample's folder, expected a file inside")
+    content = _read_yaml(path, name, SampleError)
     if not isinstance(content, dict):
         raise SampleError(f"{name}: got {type(content).__name__}, expected keys and values (id, label, …)")
     if "folder" in content:
@@ -374,7 +450,8 @@ def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
     try:
         sample = Sample.model_validate(content | {"folder": folder})
     except ValidationError as error:
-        raise SampleError("\n".join(f"{name}: {_expected(e, Sample)}" for e in error.errors())) from None
+        told = [f"{name}: {_expected(e, Sample)}" for e in error.errors()[:20]]
+        raise SampleError("\n".join(told + [f"{name}: {error.error_count() - 20} more faults"] * (error.error_count() > 20))) from None
     faults = _sample_faults(sample, sample_id, _phase_folders(data_dir))
     if faults:
         raise SampleError("\n".join(f"{name}: {fault}" for fault in faults))
@@ -384,8 +461,8 @@ def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
 def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) -> list[str]:
     """What pydantic cannot see: the id against the folder, the files, the phases."""
     faults = []
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", sample.id):
-        faults.append(f"id: got {sample.id!r}, expected letters, digits, - and _ only")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", sample.id):
+        faults.append(f"id: got {sample.id!r}, expected letters, digits, - and _ only, the first one no -")
     if sample.id != folder_name:
         faults.append(f"id: got {sample.id!r}, expected {folder_name!r}, the name of its folder")
     for kind in Acquisitions.model_fields:
@@ -394,9 +471,15 @@ def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) 
             continue
         for key, path in sample.files(kind).items():
             name = path.relative_to(sample.folder).as_posix() if path.is_relative_to(sample.folder) else str(path)
-            if not path.resolve().is_relative_to(sample.folder.resolve()):
+            try:
+                inside = path.resolve().is_relative_to(sample.folder.resolve())
+                there = path.is_file() or (path.suffix == ".zspy" and path.is_dir())
+            except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name that is too long
+                faults.append(f"acquisitions.{key}: got {_cut(name)!r}, expected the name of a file ({_cut(_one_line(error), 80)})")
+                continue
+            if not inside:
                 faults.append(f"acquisitions.{key}: got {name!r}, expected a path inside the sample's folder")
-            elif not (path.is_file() or (path.suffix == ".zspy" and path.is_dir())):
+            elif not there:
                 faults.append(f"acquisitions.{key}: no file {name!r} in the sample's folder")
         for phase in getattr(acquisition, "phases", None) or []:
             if not any((folder / f"{phase}.cif").is_file() for folder in phase_folders):
@@ -445,28 +528,29 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     RecordingError
         Where the file cannot be read or does not hold such frames; the text says why.
     """
-    import hyperspy.api as hs
-
     path = Path(path)
     if not path.exists():
         raise RecordingError(f"{path.name}: no such file")
+    if not (path.is_file() or (path.suffix == ".zspy" and path.is_dir())):
+        raise RecordingError(f"{path.name}: neither a file nor a .zspy folder, expected a recording")
     if path.stat().st_size == 0 or (path.is_dir() and not any(path.iterdir())):
         raise RecordingError(f"{path.name}: the file is empty")
-    if path.suffix.lower().lstrip(".") not in _known_suffixes():
-        raise RecordingError(f"{path.name}: no reader for {path.suffix or 'a name without a suffix'}, expected a format of RosettaSciIO")
+    reader = _reader(path)
+    _refuse_links(path, path.parent.resolve(), set())
     try:
         with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy"):
             warnings.simplefilter("ignore")
-            loaded = hs.load(str(path), lazy=True)
+            signals = [_plain_signal(found) for found in reader(str(path), lazy=True) if "data" in found]
+            frames = [s for s in (_as_frames(s, navigation_dimension) for s in signals) if s is not None]
     except Exception as error:  # readers raise whatever they meet in a broken file
         raise RecordingError(f"{path.name}: cannot be read: {type(error).__name__}: {_one_line(error)}") from error
-    signals = loaded if isinstance(loaded, list) else [loaded]
-    frames = [s for s in (_as_frames(s, navigation_dimension) for s in signals) if s is not None]
     if not frames:
         shapes = ", ".join(str(s.data.shape) for s in signals) or "nothing"
         kind = {0: "one image", 1: "a stack of frames", 2: "a scan of patterns"}.get(navigation_dimension, "2-D frames")
         raise RecordingError(f"{path.name}: holds arrays of shape {shapes}, expected {kind}")
-    return max(frames, key=lambda s: s.data.size)
+    signal = max(frames, key=lambda s: s.data.size)
+    _check_size(path, signal.data, read_whole=navigation_dimension in (0, 1))
+    return signal
 
 
 class RecordedFrames:
@@ -477,7 +561,7 @@ class RecordedFrames:
     """
 
     def __init__(self, path: str | Path, navigation_dimension: int):
-        self.path, self.navigation_dimension = Path(path).resolve(), navigation_dimension
+        self.path, self.navigation_dimension = Path(path).absolute(), navigation_dimension
         data = self.signal.data
         self.shape, self.dtype, self.chunks = data.shape, data.dtype, data.chunks
 
@@ -503,16 +587,135 @@ def _opened_recording(path: str, navigation_dimension: int, size: int, changed_n
     return load_recording(path, navigation_dimension=navigation_dimension)
 
 
-def _known_suffixes() -> set[str]:
-    """Suffixes, in lower case and without the dot, of all formats that RosettaSciIO reads."""
+#: Formats of spectra whose readers open whatever file a recording names
+_READERS_LEFT_OUT = ("EDAX", "EMPAD", "JEOL")
+
+
+def _reader(path: Path) -> Callable[..., list[dict]]:
+    """The function of RosettaSciIO that reads files of a path's suffix; `RecordingError` where there is none, or several."""
     from rsciio import IO_PLUGINS
 
-    return {suffix.lower() for plugin in IO_PLUGINS for suffix in plugin["file_extensions"]}
+    suffix = path.suffix.lower().lstrip(".")
+    plugins = [p for p in IO_PLUGINS if p["name"] not in _READERS_LEFT_OUT and suffix in map(str.lower, p["file_extensions"])]
+    plugins = [p for p in plugins if p["name"].lower() == suffix] or plugins
+    if not plugins:
+        raise RecordingError(f"{path.name}: no reader for {path.suffix or 'a name without a suffix'}, expected a format of RosettaSciIO")
+    if len(plugins) > 1:
+        names = ", ".join(p["name"] for p in plugins)
+        raise RecordingError(f"{path.name}: cannot be read: {path.suffix} may be any of {names}; expected a suffix of one format")
+    return importlib.import_module(plugins[0]["api"]).file_reader
+
+
+def _plain_signal(found: dict[str, Any]) -> Any:
+    """A lazy signal of an array and its uniform axes, as a reader of RosettaSciIO found them.
+
+    All else that a file holds stays out: hyperspy would import the package that it names, compile the formula of an axis, and keep
+    models whose functions are pickled. Numbers are in the byte order of this machine.
+    """
+    from hyperspy.io import dict2signal
+
+    data = found["data"]
+    if data.dtype.kind in "iuf":
+        data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    kept = {"data": data, "metadata": {"General": {}, "Signal": {}}, "post_process": found.get("post_process", [])}
+    if "axes" in found:
+        axes = sorted(found["axes"], key=lambda axis: axis.get("index_in_array") or 0)  # those without a place stand in order
+        kept["axes"] = [_plain_axis(axis, size) for axis, size in zip(axes, data.shape, strict=True)]
+    return dict2signal(kept, lazy=True)
+
+
+def _plain_axis(axis: dict[str, Any], size: int) -> dict[str, Any]:
+    """What counts of an axis: its step and unit; neither where one of them is no such thing, or steps differ."""
+    scale, units = axis.get("scale"), axis.get("units")
+    if not (isinstance(units, str) and isinstance(scale, (int, float, np.number)) and np.isfinite(scale)):
+        scale, units = 1.0, None
+    kept = {"size": size, "scale": float(scale), "offset": 0.0, "units": units}
+    return kept | ({"navigate": bool(axis["navigate"])} if "navigate" in axis else {})
+
+
+def _refuse_links(path: Path, home: Path, seen: set[Path]) -> None:
+    """`RecordingError` where a recording, or a file beside it that belongs to it, leads out of its folder ``home``.
+
+    By a symbolic link, or by one within an HDF5 file; where that leads to a file in the folder, the same holds for this one.
+    """
+    first = re.split(r"[._]", path.name)[0]
+    for other in [*(path.rglob("*") if path.is_dir() else ()), *(p for p in path.parent.iterdir() if p.name.startswith(first))]:
+        if other.is_symlink() and not other.resolve().is_relative_to(home):
+            raise RecordingError(f"{path.name}: {other.name} is a link out of its folder, expected files inside")
+    seen.add(path)
+    for name in _hdf5_links(path) if path.is_file() else ():
+        linked = (home / name).resolve()
+        if not (linked.is_relative_to(home) and linked.is_file()):
+            raise RecordingError(f"{path.name}: links to {_cut(name)!r}, expected data inside the file or in a file beside it")
+        if linked not in seen:
+            _refuse_links(linked, home, seen)
+
+
+def _hdf5_links(path: Path) -> list[str]:
+    """Names of the files that an HDF5 file takes data from: by external links, virtual datasets and external storage."""
+    import h5py
+
+    names: list[str] = []
+
+    def look(_: str, link: Any) -> None:
+        if isinstance(link, h5py.ExternalLink):
+            names.append(os.fsdecode(link.filename))
+
+    def look_inside(_: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            names.extend(os.path.join("/", os.fsdecode(name)) for name, *_ in item.external or ())  # HDF5 looks in the working folder
+            names.extend(source.file_name for source in (item.virtual_sources() if item.is_virtual else ()) if source.file_name != ".")
+
+    if not h5py.is_hdf5(path):
+        return []
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems_links(look)
+            file.visititems(look_inside)
+    except Exception as error:  # h5py raises whatever it meets in a broken file
+        raise RecordingError(f"{path.name}: cannot be read: {type(error).__name__}: {_one_line(error)}") from error
+    return names
+
+
+_MOST_COMPRESSION = 1100  # bytes of data for a byte of a file; deflate reaches 1032
+_MEMORY_SHARE = 1 / 8  # of the memory, for what is read whole: computing takes several times as much
+
+
+def _memory_bytes() -> int:
+    """The memory that this process may have: the machine's, or less where a limit is set, by a container or a shell."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    with contextlib.suppress(ImportError):
+        import resource
+
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+    with contextlib.suppress(OSError, ValueError):
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(limit for limit in limits if limit > 0)
+
+
+def _check_size(path: Path, data: Any, *, read_whole: bool) -> None:
+    """`RecordingError` where a file cannot hold what it announces, or what is read at a time would take too much of the memory."""
+    files = path.rglob("*") if path.is_dir() else path.parent.iterdir()  # data may lie in a file beside it
+    held = sum(p.stat().st_size for p in files if p.is_file())
+    told = f"{path.name}: announces {' × '.join(map(str, data.shape))} {data.dtype} ({data.nbytes / 1e6:.4g} MB)"
+    if data.nbytes > _MOST_COMPRESSION * held:
+        raise RecordingError(f"{told}, expected no more than {held} bytes on disk can hold")
+    block = math.prod(max(sizes) for sizes in data.chunks) if hasattr(data, "chunks") else data.size
+    at_once = data.size if read_whole else max(block, math.prod(data.shape[-2:]))
+    most = _MEMORY_SHARE * _memory_bytes()
+    if at_once * data.dtype.itemsize > most:
+        part = "" if read_whole else f", of which {at_once * data.dtype.itemsize / 1e6:.4g} MB are read at once"
+        raise RecordingError(f"{told}{part}; expected at most {most / 1e6:.4g} MB, an eighth of the memory")
 
 
 def _as_frames(signal: Any, navigation_dimension: int | None) -> Any | None:
     """The signal with 2-D frames and the wanted number of navigation axes, or None."""
-    if signal.data.dtype.kind not in "iuf" or len(signal.axes_manager._axes) < 2 or min(signal.data.shape) < 1:
+    if (
+        signal.data.dtype.kind not in "iuf"
+        or signal.data.dtype.itemsize > 8
+        or len(signal.axes_manager._axes) < 2
+        or min(signal.data.shape) < 1
+    ):
         return None
     if signal.axes_manager.signal_dimension != 2:
         signal = signal.transpose(signal_axes=2)
@@ -521,7 +724,7 @@ def _as_frames(signal: Any, navigation_dimension: int | None) -> Any | None:
         return signal if min(signal.data.shape[-2:]) > 1 else None
     if navigation_dimension == 2 and have in (0, 1):
         signal.data = signal.data.reshape((1,) * (2 - have) + signal.data.shape)
-        return type(signal)(signal.data, metadata=signal.metadata.as_dictionary(), axes=_with_unit_axes(signal, 2 - have))
+        return type(signal)(signal.data, axes=_with_unit_axes(signal, 2 - have))
     return None
 
 
@@ -534,6 +737,10 @@ def _with_unit_axes(signal: Any, count: int) -> list[dict]:
 _UNITS_AS_WRITTEN = {"n_m": "nm", "n_m^-1": "1/nm", "A^{-1}": "1/angstrom", "A^-1": "1/angstrom", "nm^{-1}": "1/nm", "1/A": "1/angstrom"}
 
 
+#: One unit or its inverse
+_ONE_UNIT = re.compile(r"(1 ?/ ?)?[^\W\d]{1,24}( ?(\*\*|\^) ?\(?-?[12]\)?|⁻¹)?")
+
+
 def axis_scale(signal: Any, unit: str, *, scan: bool = False) -> float | None:
     """The step of the frames' x axis, or of the scan's, in ``unit`` ("nm", "1/angstrom"); None if it is not calibrated in such a unit."""
     import pint
@@ -542,8 +749,11 @@ def axis_scale(signal: Any, unit: str, *, scan: bool = False) -> float | None:
     if not axes or axes[0].scale <= 0 or not isinstance(axes[0].units, str):
         return None
     written = axes[0].units.strip("$[] ")
+    written = _UNITS_AS_WRITTEN.get(written, written)
+    if not _ONE_UNIT.fullmatch(written):  # pint computes what it is given, 9**9**9 too
+        return None
     try:
-        return float(pint.application_registry.Quantity(axes[0].scale, _UNITS_AS_WRITTEN.get(written, written)).to(unit).magnitude)
+        return float(pint.application_registry.Quantity(axes[0].scale, written).to(unit).magnitude)
     except (pint.errors.PintError, ValueError, TypeError, AssertionError):
         return None
 
@@ -653,15 +863,34 @@ def _own_sha256() -> str:
     return file_sha256(__file__)
 
 
+class _Result(dict):
+    """A part of a result that was read: to ask for a key that it lacks is a `ResultError`."""
+
+    where = ""
+
+    def __missing__(self, key: str) -> None:
+        raise ResultError(
+            f"{self.where}: holds no {key!r}, expected a result as this version of the workbook writes it; run the step again"
+        )
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number that a result holds")
+
+
 def read_result(results_dir: str | Path, sample_id: str, step: str) -> dict:
-    """The JSON that a step wrote; `ResultError` saying which step to run where there is none."""
+    """The JSON that a step wrote; `ResultError` saying which step to run where there is none, or asked for a key that it lacks."""
     path = _results_root(results_dir) / sample_id / f"{step}.json"
     if not path.is_file():
         raise ResultError(f"run {step} for {sample_id} first: there is no {sample_id}/{step}.json in the results")
+    part = type("_Part", (_Result,), {"where": f"{sample_id}/{step}.json"})
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        result = json.loads(path.read_text(encoding="utf-8"), object_hook=part, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise ResultError(f"{sample_id}/{step}.json: not JSON ({_one_line(error)}); run {step} for {sample_id} again") from None
+    if not isinstance(result, dict) or result.get("status") not in ("ok", "not_acquired"):
+        raise ResultError(f"{sample_id}/{step}.json: holds no status ok or not_acquired; run {step} for {sample_id} again")
+    return result
 
 
 def software_versions() -> dict[str, str]:
@@ -714,10 +943,7 @@ def hand_choices(results: str | Path, steps: tuple[str, ...] = STEPS) -> dict[st
     if not path.is_file():
         return {}
     where = f"{path.parent.name}/{MANUAL}"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ResultError(f"{where}: not YAML ({_one_line(error)})") from None
+    content = _read_yaml(path, where, ResultError) or {}
     if not isinstance(content, dict):
         raise ResultError(f"{where}: got {type(content).__name__}, expected steps with their parameters, reason and date")
     choices = {}
@@ -756,8 +982,10 @@ def save_hand_choice(results: str | Path, step: str, choice: HandChoice | None) 
 def _not_made_on(choice: HandChoice, step: str, sample: Sample | None) -> str:
     """Which file that a choice was made on is another one now, in a sentence: what was drawn on one image does not fit the next."""
     for name, sha256 in choice.made_on.items():
-        path = (sample.folder if sample else PROJECT_ROOT) / name
-        if not path.exists() or file_sha256(path) != sha256:
+        folder = sample.folder if sample else PROJECT_ROOT
+        path = folder / name
+        inside = path.resolve().is_relative_to(folder.resolve()) and (path.is_file() or path.is_dir())
+        if not inside or file_sha256(path) != sha256:
             return (
                 f"{sample.id if sample else 'results'}/{MANUAL}: {step}: made on {name} with sha256 {sha256[:16]}…, which is another file "
                 f"now or gone; expected the same: choose again, or take the entry {step} out"
@@ -771,6 +999,38 @@ def _today() -> str:
 
 #: How the folder begins in whose files a step writes before it is through.
 _STAGING = ".staged-"
+
+
+_LATEX_OF_TICKS = re.compile(r"\$\\mathdefault\{[-−0-9.^{}]*(\\times[-−0-9.^{}]*)?\}\$")
+
+
+def without_formulae(fig: Any) -> None:
+    """Make a figure's texts show a $ as it is: labels and names are no formulae, and matplotlib raises at one that is half."""
+    from matplotlib.text import Text
+
+    for text in fig.findobj(Text):
+        if "$" in text.get_text() and not _LATEX_OF_TICKS.fullmatch(text.get_text()):
+            text.set_parse_math(False)
+
+
+def in_markdown(text: str) -> str:
+    """A label or a name as Markdown shows it letter by letter: no markup, no link, no HTML.
+
+    >>> in_markdown("600 °C *new* <b>")
+    '600 °C \\\\*new\\\\* &lt;b&gt;'
+    """
+    return re.sub(r"([\\`*_{}\[\]()#$|~!])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def csv_of(table: Any, **options: Any) -> str:
+    """A pandas table as CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay.
+
+    >>> import pandas as pd
+    >>> csv_of(pd.DataFrame({"name": ["=1+1", "a"], "x": [-1.5, 2.0]}))
+    "name,x\\n'=1+1,-1.5\\na,2.0\\n"
+    """
+    told = lambda value: f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return table.map(told).to_csv(index=False, **options)
 
 
 @dataclass
@@ -925,6 +1185,7 @@ class Step:
         stem.parent.mkdir(parents=True, exist_ok=True)
         if self.sample is not None and self.sample.simulated:
             fig.text(1, 0, "simulated data", ha="right", va="top", fontsize=7, color="0.35")  # below the axes, in the margin
+        without_formulae(fig)
         for suffix in (".png", ".svg"):
             options = {"metadata": {"Date": None}} if suffix == ".svg" else {}
             drawn = io.BytesIO()
@@ -1344,12 +1605,17 @@ def _named_colour(colour: str) -> str:
     return min(CSS4_COLORS, key=lambda name: float(np.sum((np.array(to_rgb(name)) - wanted) ** 2)))
 
 
+_CIF_BYTES = 1_000_000  # of a crystal structure at most
+
+
 def read_crystal(path: str | Path, name: str | None = None) -> Crystal:
     """Read a CIF with ase; `SampleError` where it holds no atoms or cannot be read."""
     import ase.io
     from ase.geometry import cellpar_to_cell
 
     path = Path(path)
+    if path.stat().st_size > _CIF_BYTES:
+        raise SampleError(f"{path.name}: {path.stat().st_size} bytes, expected a crystal structure of at most {_CIF_BYTES}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -1358,6 +1624,10 @@ def read_crystal(path: str | Path, name: str | None = None) -> Crystal:
         raise SampleError(f"{path.name}: cannot be read as a crystal structure: {_one_line(error)}") from error
     if len(atoms) == 0:
         raise SampleError(f"{path.name}: holds no atoms, expected a structure that can diffract")
+    edges = atoms.cell.lengths()
+    if not (np.all((edges > 1) & (edges < 60)) and 4 < atoms.cell.volume < 10_000 and np.isfinite(atoms.positions).all()):
+        told = " × ".join(f"{edge:.4g}" for edge in edges)
+        raise SampleError(f"{path.name}: a cell of {told} Å and {atoms.cell.volume:.4g} Å³, expected edges of 1 to 60 Å and up to 10000 Å³")
     cell = cellpar_to_cell(atoms.cell.cellpar())
     occupancy = atoms.info.get("occupancy") or {}
     kinds = atoms.arrays.get("spacegroup_kinds", np.arange(len(atoms)))
@@ -8382,33 +8652,27 @@ def load_calibration(results: Path) -> Calibration:
     path = results / "05_ped_calibration.npz"
     if not path.is_file():
         raise ResultError(f"run 05_ped_calibration for {results.name} first: there is no {results.name}/{path.name} in the results")
-    with np.load(path, allow_pickle=False) as arrays:
-        return Calibration(
-            scale_invA_per_px=numbers["scale_invA_per_px"],
-            strain=arrays["strain"],
-            centre_px=arrays["centre_px"],
-            mask=arrays["mask"],
-            spot_sigma_px=numbers["spot_sigma_px"],
-            gain=numbers["detector_gain"],
-            offset=numbers["detector_offset"],
-            place_strain=numbers["place_strain"],
-        )
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            strain, centre_px, mask = (arrays[name] for name in ("strain", "centre_px", "mask"))
+    except Exception as error:  # numpy and zipfile raise whatever they meet in a broken file
+        where = f"{results.name}/{path.name}"
+        raise ResultError(f"{where}: cannot be read ({_one_line(error)}); run 05_ped_calibration for {results.name} again") from None
+    return Calibration(
+        scale_invA_per_px=numbers["scale_invA_per_px"],
+        strain=strain,
+        centre_px=centre_px,
+        mask=mask,
+        spot_sigma_px=numbers["spot_sigma_px"],
+        gain=numbers["detector_gain"],
+        offset=numbers["detector_offset"],
+        place_strain=numbers["place_strain"],
+    )
 
 
 def scan_step_nm(sample: Sample, signal: Any) -> float:
     """Distance of neighbouring patterns in nm, from sample.yaml or the file; an error naming the key if neither has it."""
-    import pint
-
-    if sample.acquisitions.ped.step_nm is not None:
-        return sample.acquisitions.ped.step_nm
-    axis = signal.axes_manager.navigation_axes[0]
-    try:
-        return float(axis.scale_as_quantity.to("nm").magnitude)
-    except (pint.errors.PintError, ValueError, TypeError):
-        raise SampleError(
-            f"{sample.id}/sample.yaml: acquisitions.ped.step_nm: missing, and {sample.path('ped').name} holds no step in nm; "
-            "expected a value here"
-        ) from None
+    return calibration(sample, "ped", "step_nm", signal, "nm")
 
 
 # --------------------------------------------------------------------------------------
@@ -9251,7 +9515,7 @@ def index_scan(
         spots = _spots_of(alone.arrays, centre_px)
         chance = chance_evidence(spots, calibration, banks, patterns.shape[2:], seed=seed)
         tiles = _tiles(*patterns.shape[:2])
-        cut = lambda name: (_cut(alone, spots, tiles[name][0]), tiles[name])
+        cut = lambda name: (_cut_tile(alone, spots, tiles[name][0]), tiles[name])
         several = progress if len(tiles) > 1 else None
         finish_chunks(found, _solve_tile, (calibration, banks, chance, *options[:3]), cut, scheduler, several)
         solved = dict(found.arrays)
@@ -9307,7 +9571,7 @@ def _spots_of(arrays: dict[str, np.ndarray], centre_px: np.ndarray) -> Spots:
     )
 
 
-def _cut(alone: ChunkStore, spots: Spots, tile: tuple[slice, slice]) -> tuple[Spots, np.ndarray, np.ndarray, np.ndarray]:
+def _cut_tile(alone: ChunkStore, spots: Spots, tile: tuple[slice, slice]) -> tuple[Spots, np.ndarray, np.ndarray, np.ndarray]:
     """What `_search_box` gave for the patterns of a tile, in its order."""
     chosen = np.arange(len(spots.number)).reshape(alone.arrays["number"].shape)[tile].ravel()
     by_phase = (alone.arrays[name][(slice(None), *tile)] for name in ("rotation", "evidence", "runner_up"))
@@ -10111,7 +10375,10 @@ def load_maps(path: Path, matched: dict[str, Any]) -> dict[str, np.ndarray]:
     where, phases = f"{path.parent.name}/{path.name}", matched["phases"]
     if not path.is_file():
         raise ResultError(f"run 06_ped_matching for {path.parent.name} first: there is no {where} in the results")
-    crystal_map = io.load(str(path))
+    try:
+        crystal_map = io.load(str(path))
+    except Exception as error:  # h5py and orix raise whatever they meet in a file that was cut short
+        raise ResultError(f"{where}: cannot be read ({_one_line(error)}); run 06_ped_matching for {path.parent.name} again") from None
     lacking = [name for name in (*_MAP_PROPERTIES, *(f"probability_{p}" for p in phases)) if name not in crystal_map.prop]
     if lacking:
         raise ResultError(
@@ -10754,7 +11021,8 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
 
 def _choices_behind(folder: Path) -> dict[str, str]:
     """What was chosen by hand for the results in a sample's folder, in words, by step."""
-    said = {path.stem: json.loads(path.read_text(encoding="utf-8")).get("by_hand") for path in sorted(folder.glob("0[2-7]_*.json"))}
+    made = [path.stem for path in sorted(folder.glob("0[2-7]_*.json"))]
+    said = {step: read_result(folder.parent, folder.name, step).get("by_hand") for step in made}
     return {step: choice["statement"] for step, choice in said.items() if choice}
 
 
@@ -13127,7 +13395,7 @@ def _safe_html(text: str) -> str:
 
     def allowed(tag: str, name: str, value: str) -> bool:
         if name in ("href", "src"):
-            return value.startswith("data:image/") if tag == "img" else value.startswith(("#", "http:", "https:")) or "://" not in value
+            return value.startswith("data:image/") if tag == "img" else value.startswith(("#", "http:", "https:")) or ":" not in value
         return name in ("id", "alt", "title", "class", "scope", "colspan", "rowspan", "lang")
 
     tags = "h1 h2 h3 h4 h5 h6 p br hr div span section ul ol li dl dt dd table caption thead tbody tfoot tr th td"
