@@ -7178,7 +7178,8 @@ def scan_statistics(patterns: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def patterns_at(patterns: Any, indices: np.ndarray) -> np.ndarray:
     """Patterns (n, ky, kx) at indices (n,) of the flattened scan (ny, nx, ky, kx)."""
-    return np.stack([_read_patterns(patterns, slice(int(i), int(i) + 1))[0] for i in indices])
+    places = (divmod(int(i), patterns.shape[1]) for i in indices)
+    return np.concatenate([_read_box(patterns, (slice(y, y + 1), slice(x, x + 1))) for y, x in places])
 
 
 def longest_g(calibration: Calibration) -> float:
@@ -7232,15 +7233,6 @@ def _read_box(patterns: Any, box: tuple[slice, slice]) -> np.ndarray:
     block = patterns[box]
     block = np.asarray(block.compute(scheduler="threads") if hasattr(block, "compute") else block)
     return np.ascontiguousarray(block.reshape(-1, *block.shape[2:]))
-
-
-def _read_patterns(patterns: Any, part: slice) -> np.ndarray:
-    """Patterns (n, ky, kx) of a slice of the flattened scan, read by whole lines of the scan from a lazy array."""
-    nx = patterns.shape[1]
-    rows = patterns[part.start // nx : (part.stop - 1) // nx + 1]
-    rows = np.asarray(rows.compute() if hasattr(rows, "compute") else rows)
-    first = part.start - part.start // nx * nx
-    return np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:])[first : first + part.stop - part.start])
 
 
 def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patterns: int, direct_beam_radius_px: float) -> np.ndarray:
@@ -13111,15 +13103,18 @@ def _bunge_deg(rotation: np.ndarray) -> np.ndarray:
 
 
 def _kept_patterns(patterns: Any, every: int) -> Iterator[np.ndarray]:
-    """Every n-th pattern of every n-th line of a scan, in blocks (m, ky, kx), no more than a chunk's lines held at a time."""
-    ny, nx, ky, kx = patterns.shape
-    line_bytes = nx * ky * kx * patterns.dtype.itemsize
-    chunk = patterns.chunks[0][0] if hasattr(patterns, "chunks") else 1
-    lines = max(1, min(chunk, 2**28 // line_bytes), 2**24 // line_bytes)
-    for first in range(0, ny, every * max(1, lines // every)):
-        block = patterns[first : min(ny, first + every * max(1, lines // every)) : every, ::every]
-        block = np.asarray(block.compute() if hasattr(block, "compute") else block)
-        yield block.reshape(-1, ky, kx)
+    """Every n-th pattern of every n-th line of a scan, in blocks (m, ky, kx) of whole lines; the scan itself is read box by box."""
+    ky, kx = patterns.shape[2:]
+    for _, boxes in itertools.groupby(scan_boxes(patterns), key=lambda box: box[0].start):
+        pieces = []
+        for rows, cols in boxes:
+            first, left = (-part.start % every for part in (rows, cols))
+            box = slice(rows.start + first, rows.stop, every), slice(cols.start + left, cols.stop, every)
+            shape = [len(range(part.start, part.stop, every)) for part in box]
+            pieces.append(_read_box(patterns, box).reshape(*shape, ky, kx) if all(shape) else np.empty((*shape, ky, kx), patterns.dtype))
+        block = np.concatenate(pieces, axis=1)
+        if block.size:
+            yield block.reshape(-1, ky, kx)
 
 
 def _shown_patterns(block: np.ndarray, binning: int, mask: np.ndarray, offset: float) -> np.ndarray:
@@ -13190,7 +13185,7 @@ def _packed_patterns(patterns: Any, calibration: Calibration, most_bytes: float)
     show = lambda block, binning: _shown_patterns(block, binning, calibration.mask, calibration.offset)
     lines = np.unique(np.linspace(0, ny - 1, 8).astype(int))
     columns = np.unique(np.linspace(0, nx - 1, 64 // len(lines)).astype(int))
-    tried = np.concatenate([_read_patterns(patterns, slice(y * nx, (y + 1) * nx))[columns] for y in lines])
+    tried = patterns_at(patterns, np.add.outer(nx * lines, columns).ravel())
     bytes_of = functools.cache(lambda binning: len(_sprite(show(tried, binning))) / len(tried))
     for every, binning in _pattern_choices(patterns.shape, bytes_of, most_bytes):
         sprites = _sprites(patterns, every, functools.partial(show, binning=binning), most_bytes)
