@@ -1051,14 +1051,14 @@ class Step:
     staging_lock: int = -1
     withdrawn: set[str] = field(default_factory=set)
 
-    def _will_read(self, *paths: Path) -> None:
+    def reads(self, *paths: Path) -> None:
         """Note the hashes of files before they are read: `save` refuses a result whose inputs are others by then."""
         self.inputs_at_start |= {path: file_sha256(path) for path in paths}
 
     def previous(self, step: str) -> dict:
         """The result of an earlier step for this sample; ends this one too if that had no acquisition."""
         result = read_result(self.results.parent, self.sample_id, step)
-        self._will_read(self.results / f"{step}.json")
+        self.reads(self.results / f"{step}.json")
         if result["status"] == "not_acquired":
             self.not_acquired(result["reason"])
         return result
@@ -1068,7 +1068,7 @@ class Step:
         found = getattr(self.sample.acquisitions, kind)
         if found is None:
             self.not_acquired(f"{self.sample_id} has no {kind} acquisition in its sample.yaml")
-        self._will_read(*self.sample.files(kind).values())
+        self.reads(*self.sample.files(kind).values())
         return found
 
     def long_work(self, scheduler: str = "") -> LongWork:
@@ -1260,6 +1260,8 @@ def begin(step: str, namespace: dict) -> Step:
     )
     if by_hand:
         print(run.hand_choice_in_words())
+    if sample is not None:
+        run.reads(sample.folder / "sample.yaml")
     return run
 
 
