@@ -1,5 +1,6 @@
 # The workbook's commands. On a machine with Python 3.11 or newer, git and make:
-#   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders; SCHEDULER= of a dask cluster)
+#   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders; SCHEDULER= of a dask cluster,
+#                PROFILE=profiles/slurm: every step a job of a SLURM cluster)
 #   make test    the tests
 # and: lab, share, pdf, screenshots, validation (FULL=1), lock, lint, clean.
 
@@ -10,6 +11,7 @@ RESULTS ?=
 FIGURES ?=
 FULL ?=
 SCHEDULER ?=
+PROFILE ?=
 export DATA RESULTS FIGURES FULL SCHEDULER
 
 VENV := .venv
@@ -20,7 +22,7 @@ DEMO = $${RESULTS:-results}/00_demo_data
 VALIDATION = $${RESULTS:-results}/09_validation
 DEMO_MARK = data/samples/.unfinished
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
-	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock
+	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock $(if $(PROFILE),--profile $(PROFILE))
 
 .PHONY: setup run demo test lab share pdf screenshots validation lock lint clean
 

@@ -8,10 +8,15 @@ so that a sample that fails stops neither the others nor the comparison.
 
 Every rule calls papermill, and the executed notebook is its log. Its output is a mark,
 results/<id>/.done/<step>: Snakemake deletes the outputs of a job that fails, and results written before stay.
-A step runs again where its notebook, helpers.py, its sample.yaml, a file that it reads or a step that it needs changed.
+A step runs again where its notebook, helpers.py, its sample.yaml, a file that it reads or a step that it needs changed: by their content,
+for times alone do not tell where a clock was set back. A step whose kernel died is tried once more.
+
+Jobs on the nodes of a cluster (`make run PROFILE=profiles/slurm`) read this file again; what is written before a run, the first process alone does.
 """
 
 import fcntl
+import functools
+import hashlib
 import os
 import re
 import shlex
@@ -39,15 +44,13 @@ GRAPH = {
 GATE = "01_lamella_metadata"
 STAGE = config.get("stage", "steps")
 
-workdir: RESULTS
-
-
 def stop(message):
     """End the run before it starts, with a status that is not that of a failed step."""
     print(message, flush=True)
     sys.exit(3)
 
 
+@functools.cache
 def content_of(path):
     """A file's identity: the hash of a small one, size and time of a recording, None where it is absent."""
     path = Path(path)
@@ -75,10 +78,21 @@ def sample_files(sample):
     return files, ""
 
 
+@functools.cache
+def known_parameters(step):
+    return helpers.notebook_parameters(ROOT / "notebooks" / f"{step}.ipynb")
+
+
+@functools.cache
+def code_of(step):
+    """The hashes of what a step is made of."""
+    return [helpers.file_sha256(ROOT / "notebooks" / f"{step}.ipynb"), helpers.file_sha256(ROOT / "helpers.py")]
+
+
 def step_parameters(step, sample):
     """What a notebook is told beside its own defaults."""
     given = {"sample_id": sample, "data_dir": DATA, "results_dir": RESULTS, "figures_dir": FIGURES}
-    known = helpers.notebook_parameters(ROOT / "notebooks" / f"{step}.ipynb")
+    known = known_parameters(step)
     if not sample:
         del given["sample_id"]
     helpers.check_parameters(step, given, known)
@@ -89,6 +103,8 @@ def write_parameters(step, sample):
     """The YAML file for papermill, written only where its content changed."""
     path = Path(RESULTS, sample, ".params", f"{step}.yaml")
     text = yaml.safe_dump(step_parameters(step, sample), allow_unicode=True, sort_keys=False)
+    if not workflow.is_main_process:
+        return path
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         helpers.write_atomically(path, text)
     return path
@@ -104,32 +120,42 @@ def chosen_by_hand(folder, step):
 
 
 def forget_lost_results(folder):
-    """Remove the mark of a step where a result that it lists is gone, or was written by someone else since."""
-    for done in Path(folder, ".done").glob("*"):
-        results = [Path(folder, name) for name in done.read_text(encoding="utf-8").splitlines()[1:]]
-        if any(not p.is_file() or p.stat().st_mtime > done.stat().st_mtime for p in results):
+    """Remove the mark of a step where a result that it lists is gone, or was written by someone else since, or a step that it needs ran again."""
+    for done in sorted(Path(folder, ".done").glob("*")):
+        results, needs = [], []
+        for line in done.read_text(encoding="utf-8").splitlines()[1:]:
+            needs.append(line.split(maxsplit=2)[1:]) if line.startswith("needs ") else results.append(Path(folder, line))
+        lost = any(not p.is_file() or p.stat().st_mtime > done.stat().st_mtime for p in results)
+        marks = ((sha256, Path(RESULTS, name)) for sha256, name in needs)
+        if lost or any(not mark.is_file() or hashlib.sha256(mark.read_bytes()).hexdigest() != sha256 for sha256, mark in marks):
             done.unlink()
 
 
 def only_one_run():
     """Hold a lock on the results for as long as this process lives."""
-    Path(RESULTS).mkdir(parents=True, exist_ok=True)
-    lock = open(Path(RESULTS, ".lock"), "w")
+    try:
+        Path(RESULTS).mkdir(parents=True, exist_ok=True)
+        lock = open(Path(RESULTS, ".run.lock"), "w")
+    except OSError as error:
+        stop(f"{os.path.relpath(RESULTS, ROOT)}: no place for results: {error.strerror}; give another RESULTS=")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         stop(f"another run is writing to {os.path.relpath(RESULTS, ROOT)}: wait for its end, or give another RESULTS=")
     return lock
 
 
-LOCK = only_one_run()
+LOCK = only_one_run() if workflow.is_main_process else None
+
+workdir: RESULTS
+
 try:
     SAMPLES = helpers.list_samples(DATA)
 except helpers.SampleError as error:
     stop(str(error))
 if not SAMPLES:
     stop(f"{os.environ.get('DATA') or 'data'}: holds no sample, expected at least one folder with a sample.yaml")
-for folder in (RESULTS, *(Path(RESULTS, sample) for sample in SAMPLES)):
+for folder in (RESULTS, *(Path(RESULTS, sample) for sample in SAMPLES)) if workflow.is_main_process else ():
     forget_lost_results(folder)
 
 def quoted(path):
@@ -143,24 +169,27 @@ PAPERMILL = (
     " -f {input.parameters:q} {input.notebook:q} {log:q} 2>{params.errors:q}"
 )
 ONE_POOL = " ".join(f"{p}_NUM_{'WORKERS' if p == 'DASK' else 'THREADS'}={{threads}}" for p in ("OMP", "OPENBLAS", "MKL", "NUMBA", "DASK"))
-# the mark holds its time and the results that the step wrote
+# papermill ends with 138 where the kernel died; the mark holds its time, the results that the step wrote, and the marks of the steps it needs
 RUN = (
     "label={params.label:q}; started=$SECONDS; echo \"$label …\"; mkdir -p \"$(dirname {log:q})\"; "
-    f"if {ONE_POOL} {PAPERMILL} && written=$(ls {{params.folder:q}} | grep '^{{params.number}}_.*[^g]$'); "
-    "then echo \"done $(date), process $$\" >{output:q}; echo \"$written\" >>{output:q}; echo \"$label … $((SECONDS - started)) s\"; "
+    f"papermill() {{{{ {ONE_POOL} {PAPERMILL}; }}}}; "
+    "status=0; papermill || status=$?; "
+    "if [ $status -eq 138 ]; then echo \"$label … the kernel died, once more\"; status=0; papermill || status=$?; fi; "
+    "if [ $status -eq 0 ] && written=$(ls {params.folder:q} | grep '^{params.number}_.*[^g]$'); then "
+    "mark=$(echo \"done $(date), process $$\"; echo \"$written\"; for need in {input.needs:q}; do echo \"needs $(sha256sum \"$need\")\"; done); "
+    "echo \"$mark\" >{output:q}; echo \"$label … $((SECONDS - started)) s\"; "
     "else echo \"$label … failed\"; exit 1; fi"
 )
+CORES = workflow.cores or 1
 
 if STAGE == "comparison":
     FAILED = {sample: helpers.failed_step(RESULTS, sample) for sample in SAMPLES}
 
     rule comparison:
         input:
-            notebook=ROOT / "notebooks" / f"{helpers.COMPARISON}.ipynb",
-            helpers=ROOT / "helpers.py",
-            parameters=write_parameters(helpers.COMPARISON, ""),
-            samples=[helpers.samples_folder(DATA) / sample / "sample.yaml" for sample in SAMPLES],
-            steps=sorted(p.as_posix() for sample in SAMPLES for p in Path(RESULTS, sample, ".done").glob("0[2-7]_*")),
+            notebook=ancient(ROOT / "notebooks" / f"{helpers.COMPARISON}.ipynb"),
+            parameters=ancient(write_parameters(helpers.COMPARISON, "")),
+            needs=sorted(p.as_posix() for sample in SAMPLES for p in Path(RESULTS, sample, ".done").glob("0[2-7]_*")),
         output:
             f".done/{helpers.COMPARISON}",
         log:
@@ -172,7 +201,12 @@ if STAGE == "comparison":
             number=helpers.COMPARISON[:2],
             by_hand=chosen_by_hand(RESULTS, helpers.COMPARISON),
             samples=[f"{sample}: {FAILED[sample] or 'ok'}" for sample in SAMPLES],
-        threads: workflow.cores
+            content=[content_of(helpers.samples_folder(DATA) / sample / "sample.yaml") for sample in SAMPLES],
+            code=code_of(helpers.COMPARISON),
+        threads: CORES
+        resources:
+            mem_mb=4000,
+            runtime=60,
         shell:
             RUN
 
@@ -196,10 +230,9 @@ else:
             name:
                 step
             input:
-                notebook=ROOT / "notebooks" / f"{step}.ipynb",
-                helpers=ROOT / "helpers.py",
-                parameters=lambda wc: str(write_parameters(step, wc.sample)),
-                files=lambda wc: read_by(step, wc.sample),
+                notebook=ancient(ROOT / "notebooks" / f"{step}.ipynb"),
+                parameters=ancient(lambda wc: str(write_parameters(step, wc.sample))),
+                files=ancient(lambda wc: read_by(step, wc.sample)),
                 needs=[f"{{sample}}/.done/{other}" for other in GRAPH[step][1]],
             output:
                 f"{{sample}}/.done/{step}",
@@ -211,10 +244,13 @@ else:
                 folder="{sample}",
                 number=step[:2],
                 by_hand=lambda wc: chosen_by_hand(Path(RESULTS, wc.sample), step),
-                # what times alone do not tell: a file that was replaced by an older one, or is gone
+                code=code_of(step),
                 content=lambda wc: [FILES[wc.sample][1], *(str(content_of(p)) for p in read_by(step, wc.sample))],
             priority: 1 if GRAPH[step][0] == "ped" else 0  # the longest chain first
-            threads: max(1, workflow.cores // len(SAMPLES)) if GRAPH[step][0] == "ped" else 1
+            threads: max(1, CORES // len(SAMPLES)) if GRAPH[step][0] == "ped" else 1
+            resources:
+                mem_mb=4000,
+                runtime=240 if GRAPH[step][0] in ("ped", "cryo_stem") else 30,
             shell:
                 RUN
 

@@ -12509,7 +12509,19 @@ def run_error(executed: str | Path) -> str | None:
                 return f"{output['ename']}: {output['evalue']}"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     errors = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Killed)\b", line)]
+    if errors and "DeadKernelError" in errors[-1] and executed.is_file():
+        return _where_the_kernel_died(cells)
     return errors[-1] if errors else None
+
+
+def _where_the_kernel_died(cells: list[dict]) -> str:
+    """The last cell that was begun, in a sentence."""
+    code = [k for k, cell in enumerate(cells, 1) if cell["cell_type"] == "code"]
+    begun = [k for k in code if cells[k - 1]["metadata"].get("papermill", {}).get("start_time")]
+    if not begun:
+        return "the kernel died before the first cell; run the step again"
+    line = "".join(cells[begun[-1] - 1]["source"]).strip().partition("\n")[0]
+    return f"the kernel died, twice, in cell {begun[-1]} of the notebook, which begins with {line!r}; was there enough memory?"
 
 
 def failed_step(results_dir: str | Path, sample_id: str) -> tuple[str, str] | None:
