@@ -7,6 +7,7 @@ took and its peak memory. A fork has all modules loaded already, its own limit o
 
 import contextlib
 import json
+import math
 import os
 import resource
 import signal
@@ -17,6 +18,11 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def literal(value: object) -> str:
+    """A value as papermill writes it into the cell of injected parameters."""
+    return f"float('{value}')" if isinstance(value, float) and not math.isfinite(value) else repr(value)
 
 
 def run_cells(notebook: str, parameters: dict) -> int:
@@ -30,7 +36,7 @@ def run_cells(notebook: str, parameters: dict) -> int:
         for cell in (c for c in cells if c["cell_type"] == "code" and "explore" not in c["metadata"].get("tags", [])):
             sources = ["".join(cell["source"])]
             if "parameters" in cell["metadata"].get("tags", []):
-                sources.append("# Parameters\n" + "".join(f"{name} = {value!r}\n" for name, value in parameters.items()))
+                sources.append("# Parameters\n" + "".join(f"{name} = {literal(value)}\n" for name, value in parameters.items()))
             for source in sources:
                 namespace["In"].append(source)
                 exec(compile(source, notebook, "exec"), namespace)
@@ -55,7 +61,7 @@ def run_in_fork(job: dict) -> dict:
             with contextlib.suppress(BaseException):
                 for stream, number in ((out, 1), (errors, 2)):
                     os.dup2(stream.fileno(), number)
-                sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))
+                sys.stdout, sys.stderr = out, errors
                 most = resource.RLIM_INFINITY if job["megabytes"] is None else job["megabytes"] * 1_000_000
                 resource.setrlimit(resource.RLIMIT_AS, (most, most))
                 status = run_cells(job["notebook"], job["parameters"])
