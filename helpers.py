@@ -538,7 +538,7 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     reader = _reader(path)
     _refuse_links(path, path.parent.resolve(), set())
     try:
-        with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy"):
+        with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"):
             warnings.simplefilter("ignore")
             signals = [_plain_signal(found) for found in reader(str(path), lazy=True) if "data" in found]
             frames = [s for s in (_as_frames(s, navigation_dimension) for s in signals) if s is not None]
@@ -646,7 +646,7 @@ def _refuse_links(path: Path, home: Path, seen: set[Path]) -> None:
     for name in _hdf5_links(path) if path.is_file() else ():
         linked = (home / name).resolve()
         if not (linked.is_relative_to(home) and linked.is_file()):
-            raise RecordingError(f"{path.name}: links to {_cut(name)!r}, expected data inside the file or in a file beside it")
+            raise RecordingError(f"{path.name}: links to {_cut(Path(name).name)!r} elsewhere, expected data inside the file or beside it")
         if linked not in seen:
             _refuse_links(linked, home, seen)
 
@@ -706,6 +706,14 @@ def _check_size(path: Path, data: Any, *, read_whole: bool) -> None:
     if at_once * data.dtype.itemsize > most:
         part = "" if read_whole else f", of which {at_once * data.dtype.itemsize / 1e6:.4g} MB are read at once"
         raise RecordingError(f"{told}{part}; expected at most {most / 1e6:.4g} MB, an eighth of the memory")
+
+
+def read_array(data: Any, name: str) -> np.ndarray:
+    """A lazy array read into the memory; `RecordingError` where the file, which ``name`` tells, is broken in the middle."""
+    try:
+        return np.asarray(data)
+    except Exception as error:  # readers raise whatever they meet in a broken file
+        raise RecordingError(f"{name}: cannot be read to its end: {type(error).__name__}: {_one_line(error)}") from error
 
 
 def _as_frames(signal: Any, navigation_dimension: int | None) -> Any | None:
@@ -1248,6 +1256,8 @@ def begin(step: str, namespace: dict) -> Step:
         came = parameters[name]
         if default is not None and any(isinstance(default, kind) != isinstance(came, kind) for kind in (str, list)):
             raise ParameterError(f"{step}: parameter {name}: got {came!r}, expected {type(default).__name__} like {default!r}")
+        if isinstance(came, float) and not math.isfinite(came):
+            raise ParameterError(f"{step}: parameter {name}: got {came}, expected a finite number like {default!r}")
     run = Step(
         name=step,
         sample_id=sample_id,
@@ -2691,8 +2701,7 @@ def check_recording(sample: Sample, kind: str) -> dict[str, Any]:
     acquisition, path = getattr(sample.acquisitions, kind), sample.path(kind)
     where = f"{sample.id}/sample.yaml: acquisitions.{kind}.file"
     try:
-        with _QuietLogging("tifffile"):
-            signal = load_recording(path, navigation_dimension=dimensions)
+        signal = load_recording(path, navigation_dimension=dimensions)
     except RecordingError as error:
         raise RecordingError(f"{where}: {error}; expected {words} in a file that is whole") from None
     frames = signal.data.reshape((-1, *signal.data.shape[-2:]))
@@ -7029,6 +7038,9 @@ def analyse_interface(
     RecordingError, SampleError
         Where the image cannot hold a lattice at this pixel size.
     """
+    for name, value, least, most in (("window_nm", window_nm, 0.5, 100), ("stride_nm", stride_nm, 0.05, window_nm)):
+        if not least <= value <= most:
+            raise ParameterError(f"{name}: got {value:g}, expected {least:g} to {most:g} nm")
     check_lattice_image(image, pixel_size_nm, window_nm, where)
     bank = _PatternBank([p for crystal in crystals for p in zone_patterns(crystal, max_index)])
     spectra = window_spectra(image, pixel_size_nm, window_nm, stride_nm)
@@ -8640,8 +8652,8 @@ def _scale_by_phase(pairs: _Pairs, calibration: Calibration, names: list[str]) -
     return found
 
 
-def load_calibration(results: Path) -> Calibration:
-    """The calibration that notebook 05 left in a sample's results folder."""
+def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
+    """The calibration that notebook 05 left in a sample's results folder; `ResultError` where it is not of a scan of this shape."""
     numbers = read_result(results.parent, results.name, "05_ped_calibration")
     path = results / "05_ped_calibration.npz"
     if not path.is_file():
@@ -8652,6 +8664,13 @@ def load_calibration(results: Path) -> Calibration:
     except Exception as error:  # numpy and zipfile raise whatever they meet in a broken file
         where = f"{results.name}/{path.name}"
         raise ResultError(f"{where}: cannot be read ({_one_line(error)}); run 05_ped_calibration for {results.name} again") from None
+    of = (*centre_px.shape[:2], *mask.shape)
+    if of != tuple(shape) or not (np.isfinite(strain).all() and np.isfinite(centre_px).all()):
+        told = " × ".join(map(str, of)), " × ".join(map(str, shape))
+        raise ResultError(
+            f"{results.name}/{path.name}: the calibration of a scan of {told[0]}, but the scan is one of {told[1]}; "
+            f"run 05_ped_calibration for {results.name} again"
+        )
     return Calibration(
         scale_invA_per_px=numbers["scale_invA_per_px"],
         strain=strain,
@@ -13234,7 +13253,7 @@ def _pattern_data(results: Path, sample: Sample, explored: _Explored, most_bytes
     path = sample.path("ped")
     try:
         patterns = load_recording(path, navigation_dimension=2).data
-        calibration = load_calibration(results / sample.id)
+        calibration = load_calibration(results / sample.id, patterns.shape)
         if patterns.shape != (*explored.phase_id.shape, *calibration.mask.shape):
             raise RecordingError(f"{path.name}: holds patterns of another shape than those that were matched")
         most_spots = min(_SPOTS_SHOWN, 400_000 // explored.phase_id.size + 8) if explored.banks else 0
