@@ -2,7 +2,7 @@
 #   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders; SCHEDULER= of a dask cluster,
 #                PROFILE=profiles/slurm: every step a job of a SLURM cluster)
 #   make test    the tests
-# and: lab, share, pdf, screenshots, validation (FULL=1), lock, lint, clean.
+# and: lab, share, pdf, screenshots, validation (FULL=1), audit, lock, lint, clean.
 
 PYTHON ?= python3
 CORES ?= all
@@ -24,7 +24,7 @@ DEMO_MARK = data/samples/.unfinished
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock $(if $(PROFILE),--profile $(PROFILE))
 
-.PHONY: setup run demo test lab share pdf screenshots validation lock lint clean
+.PHONY: setup run demo test lab share pdf screenshots validation audit lock lint clean
 
 setup: $(READY)
 
@@ -96,6 +96,12 @@ lock: $(READY)
 	@$(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file env.lock $(VENV)/lock/env.in
 	@echo "env.lock is made anew; the next make sets it up"
+
+# Known vulnerabilities of the pinned packages; tests/audit_exceptions.yaml says why one may stay
+audit: $(READY)
+	@[ -x $(VENV)/audit/bin/pip-audit ] || { $(PYTHON) -m venv $(VENV)/audit && \
+	$(VENV)/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit==2.10.1; }
+	@$(BIN)/python tests/audit.py $(VENV)/audit/bin/pip-audit env.lock
 
 lint: $(READY)
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -270,3 +270,19 @@ def test_jupyterlab_keeps_its_token(tmp_path):
     finally:
         lab.terminate()
         lab.wait(20)
+
+
+# --- what is known of the pinned packages -------------------------------------------------------
+
+
+def test_a_vulnerability_needs_a_reason():
+    from audit import judged
+
+    found = {"id": "PYSEC-1", "aliases": ["CVE-1"], "fix_versions": ["2.1"]}
+    packages = [
+        {"name": "a", "version": "2", "vulns": [found]},
+        {"name": "b", "skip_reason": "not found"},
+        {"name": "c", "version": "1", "vulns": []},
+    ]
+    assert judged({"dependencies": packages}, {}) == (["a 2: PYSEC-1: no exception; mended in 2.1"], 1, 2)
+    assert judged({"dependencies": packages}, {"CVE-1": "not reached"}) == (["a 2: PYSEC-1: not reached"], 0, 2)
