@@ -1,7 +1,7 @@
 """Known vulnerabilities of what env.lock pins, by pip-audit: `make audit`.
 
-Fails for one that audit_exceptions.yaml does not give a reason for. Where the service of the package index that knows vulnerabilities cannot be
-reached, or does not know the packages, it says so, and that nothing was checked.
+Fails for one that audit_exceptions.yaml does not give a reason for. Where the package index that is asked cannot be reached, or knows of no
+vulnerabilities, it says that nothing was checked.
 """
 
 import json
