@@ -13651,9 +13651,12 @@ def tell(work: Callable[..., Path], *given: Any) -> int:
 
 def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:
     """Render the pages of a run, tell every failure in one message, and return the exit status, 0 or 1."""
-    results = _results_root(results_dir)
-    index = render_pages(results, data_dir)
-    faults = []
+    results, faults = _results_root(results_dir), []
+    try:
+        pages = f"pages: {os.path.relpath(render_pages(results, data_dir))}"
+    except OSError as error:
+        pages = f"pages: those of before, {error.filename or 'they'} could not be written: {error.strerror}"
+        faults.append("FAILED to write the pages")
     for sample_id in list_samples(data_dir):
         failure = failed_step(results, sample_id)
         missing = [step for step in STEPS if not (results / sample_id / ".done" / step).exists()]
@@ -13664,5 +13667,5 @@ def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:
     if not (results / ".done" / COMPARISON).exists():
         reason = run_error(results / f"{COMPARISON}.ipynb") or "see run.log in the results"
         faults.append(f"FAILED {COMPARISON}: {reason}")
-    print("\n".join(["", *faults, f"pages: {os.path.relpath(index)}"]))
+    print("\n".join(["", *faults, pages]))
     return 1 if faults else 0

@@ -337,3 +337,14 @@ def test_a_full_disk_leaves_the_earlier_result(tmp_path, step):
             helpers.write_atomically(step.staged("03_columns.csv"), "x" * 1_000_000)
         assert error.value.errno == errno.ENOSPC
         assert (step.results / "03_haadf_surface.json").read_bytes() == before and not (step.results / "03_columns.csv").exists()
+
+
+def test_pages_that_cannot_be_written_are_told(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "data").mkdir()
+    monkeypatch.setattr(helpers, "render_pages", full)
+    assert helpers.finish_run(tmp_path / "data", tmp_path / "results") == 1
+    told = capsys.readouterr().out
+    assert "FAILED to write the pages" in told and "pages: those of before, they could not be written: No space left on device" in told
