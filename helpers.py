@@ -688,8 +688,9 @@ def _memory_bytes() -> int:
         import resource
 
         limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
-    with contextlib.suppress(OSError, ValueError):
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container: cgroups of version 2, and 1
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(Path("/sys/fs/cgroup", limit).read_text(encoding="ascii")))
     return min(limit for limit in limits if limit > 0)
 
 
