@@ -540,8 +540,12 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     try:
         with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"):
             warnings.simplefilter("ignore")
-            signals = [_plain_signal(found) for found in reader(str(path), lazy=True) if "data" in found]
+            arrays = [found for found in reader(str(path), lazy=True) if "data" in found]
+            _check_announced(path, [found["data"] for found in arrays])
+            signals = [_plain_signal(found) for found in arrays]
             frames = [s for s in (_as_frames(s, navigation_dimension) for s in signals) if s is not None]
+    except RecordingError:
+        raise
     except Exception as error:  # readers raise whatever they meet in a broken file
         raise RecordingError(f"{path.name}: cannot be read: {type(error).__name__}: {_one_line(error)}") from error
     if not frames:
@@ -549,7 +553,7 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
         kind = {0: "one image", 1: "a stack of frames", 2: "a scan of patterns"}.get(navigation_dimension, "2-D frames")
         raise RecordingError(f"{path.name}: holds arrays of shape {shapes}, expected {kind}")
     signal = max(frames, key=lambda s: s.data.size)
-    _check_size(path, signal.data, read_whole=navigation_dimension in (0, 1))
+    _check_memory(path, signal.data, read_whole=navigation_dimension in (0, 1))
     return signal
 
 
@@ -678,6 +682,7 @@ def _hdf5_links(path: Path) -> list[str]:
 
 
 _MOST_COMPRESSION = 1100  # bytes of data for a byte of a file; deflate reaches 1032
+_LONGEST_AXIS = 10_000_000
 _MEMORY_SHARE = 1 / 8  # of the memory, for what is read whole: computing takes several times as much
 
 
@@ -694,25 +699,36 @@ def _memory_bytes() -> int:
     return min(limit for limit in limits if limit > 0)
 
 
-def _check_size(path: Path, data: Any, *, read_whole: bool) -> None:
-    """`RecordingError` where a file cannot hold what it announces, or what is read at a time would take too much of the memory."""
+def _announced(path: Path, data: Any) -> str:
+    return f"{path.name}: announces {' × '.join(map(str, data.shape))} {data.dtype} ({data.nbytes / 1e6:.4g} MB)"
+
+
+def _check_announced(path: Path, arrays: list[Any]) -> None:
+    """`RecordingError` where a file cannot hold what it announces; hyperspy makes a number for every step of an axis."""
     files = path.rglob("*") if path.is_dir() else path.parent.iterdir()  # data may lie in a file beside it
     held = sum(p.stat().st_size for p in files if p.is_file())
-    told = f"{path.name}: announces {' × '.join(map(str, data.shape))} {data.dtype} ({data.nbytes / 1e6:.4g} MB)"
-    if data.nbytes > _MOST_COMPRESSION * held:
-        raise RecordingError(f"{told}, expected no more than {held} bytes on disk can hold")
+    for data in arrays:
+        if data.nbytes > _MOST_COMPRESSION * held:
+            raise RecordingError(f"{_announced(path, data)}, expected no more than {held} bytes on disk can hold")
+        if max(data.shape, default=0) > _LONGEST_AXIS:
+            raise RecordingError(f"{_announced(path, data)}, expected at most {_LONGEST_AXIS} along an axis")
+
+
+def _check_memory(path: Path, data: Any, *, read_whole: bool) -> None:
+    """`RecordingError` where what is read at a time would take too much of the memory."""
     block = math.prod(max(sizes) for sizes in data.chunks) if hasattr(data, "chunks") else data.size
     at_once = data.size if read_whole else max(block, math.prod(data.shape[-2:]))
     most = _MEMORY_SHARE * _memory_bytes()
     if at_once * data.dtype.itemsize > most:
         part = "" if read_whole else f", of which {at_once * data.dtype.itemsize / 1e6:.4g} MB are read at once"
-        raise RecordingError(f"{told}{part}; expected at most {most / 1e6:.4g} MB, an eighth of the memory")
+        raise RecordingError(f"{_announced(path, data)}{part}; expected at most {most / 1e6:.4g} MB, an eighth of the memory")
 
 
 def read_array(data: Any, name: str) -> np.ndarray:
     """A lazy array read into the memory; `RecordingError` where the file, which ``name`` tells, is broken in the middle."""
     try:
-        return np.asarray(data)
+        with _QuietLogging("rsciio", "tifffile"):
+            return np.asarray(data)
     except Exception as error:  # readers raise whatever they meet in a broken file
         raise RecordingError(f"{name}: cannot be read to its end: {type(error).__name__}: {_one_line(error)}") from error
 
@@ -1032,13 +1048,17 @@ def in_markdown(text: str) -> str:
 
 
 def csv_of(table: Any, **options: Any) -> str:
-    """A pandas table as CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay.
+    """A pandas table as CSV. A text is one line, with an apostrophe where a spreadsheet would take it for a formula; numbers stay.
 
     >>> import pandas as pd
     >>> csv_of(pd.DataFrame({"name": ["=1+1", "a"], "x": [-1.5, 2.0]}))
     "name,x\\n'=1+1,-1.5\\na,2.0\\n"
     """
-    told = lambda value: f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+    def told(value: Any) -> Any:
+        line = " ".join(value.split()) if isinstance(value, str) else value
+        return f"'{line}" if isinstance(line, str) and line.startswith(("=", "+", "-", "@")) else line
+
     return table.map(told).to_csv(index=False, **options)
 
 
