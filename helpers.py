@@ -553,7 +553,7 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
         kind = {0: "one image", 1: "a stack of frames", 2: "a scan of patterns"}.get(navigation_dimension, "2-D frames")
         raise RecordingError(f"{path.name}: holds arrays of shape {shapes}, expected {kind}")
     signal = max(frames, key=lambda s: s.data.size)
-    _check_memory(path, signal.data, read_whole=navigation_dimension in (0, 1))
+    _check_memory(path, signal.data, read_whole=navigation_dimension == 0)
     return signal
 
 
@@ -577,6 +577,9 @@ class RecordedFrames:
 
     def __reduce__(self) -> tuple:
         return RecordedFrames, (str(self.path), self.navigation_dimension)
+
+    def __len__(self) -> int:
+        return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
         try:
@@ -1337,6 +1340,10 @@ class LongWork:
     folder: Path
     inputs: dict[str, str]
     scheduler: str = ""
+
+    def part(self, name: str) -> LongWork:
+        """The same for one of several pieces of long work in a step, which do not take away each other's chunks."""
+        return replace(self, folder=self.folder / name)
 
     def chunk_folder(self, *depends_on: Any) -> Path:
         """The folder for results that depend on this content; folders of other content are taken away."""
@@ -2857,24 +2864,70 @@ def poisson_shift_information(rate: np.ndarray) -> np.ndarray:
 # -- counts ------------------------------------------------------------------------------
 
 
-def check_stack(frames: np.ndarray, name: str = "the stack") -> np.ndarray:
-    """The stack as an array (n, y, x); `RecordingError` for anything that cannot be frames of counts."""
-    frames = np.asarray(frames)
-    if frames.ndim != 3 or min(frames.shape) < 1 or frames.dtype.kind not in "iuf":
+def check_stack(frames: Any, name: str = "the stack", budget_bytes: float | None = None) -> Any:
+    """The stack as an array (n, y, x); `RecordingError` for anything that cannot be frames of counts.
+
+    Recorded frames (`RecordedFrames`, `PickedFrames`) stay what they are, and are read a few at a time, where the joint
+    solution would take more than ``budget_bytes`` of memory (3 GB if not given).
+    """
+    recorded = isinstance(frames, (RecordedFrames, PickedFrames))
+    if recorded and _joint_bytes(len(frames), frames.shape[1:]) <= (_JOINT_BYTES if budget_bytes is None else budget_bytes):
+        frames, recorded = frames[:], False
+    frames = frames if recorded else np.asarray(frames)
+    if len(frames.shape) != 3 or min(frames.shape) < 1 or frames.dtype.kind not in "iuf":
         raise RecordingError(f"{name}: got an array of {frames.dtype} with shape {frames.shape}, expected numbers of shape (frame, y, x)")
     if min(frames.shape[1:]) < 16:
         raise RecordingError(f"{name}: frames of {frames.shape[1]} x {frames.shape[2]} px, expected 16 x 16 at least")
-    if frames.dtype.kind == "f" and not np.all(np.isfinite(frames)):
-        bad = np.flatnonzero(~np.isfinite(frames).all(axis=(1, 2)))
+    least, most = (np.concatenate(part) for part in zip(*((f.min((1, 2)), f.max((1, 2))) for _, f in _blocks(frames)), strict=True))
+    bad = np.flatnonzero(~np.isfinite(least) | ~np.isfinite(most))  # NaN is the least and the most of a frame that has it
+    if len(bad):
         raise RecordingError(f"{name}: NaN or infinite values in {len(bad)} frames, the first is frame {bad[0]}; expected counts")
-    if frames.min() < 0:
-        bad = np.flatnonzero(frames.min(axis=(1, 2)) < 0)
+    bad = np.flatnonzero(least < 0)
+    if len(bad):
         raise RecordingError(
-            f"{name}: negative values (down to {frames.min():g}) in {len(bad)} frames, the first is frame {bad[0]}; expected counts"
+            f"{name}: negative values (down to {least.min():g}) in {len(bad)} frames, the first is frame {bad[0]}; expected counts"
         )
-    if not frames.any():
+    if not most.any():
         raise RecordingError(f"{name}: all frames are blank (every pixel is 0)")
     return frames
+
+
+class PickedFrames:
+    """Some frames of a recorded stack, in the order of ``index`` (n,), ascending, read where they are used."""
+
+    def __init__(self, frames: Any, index: np.ndarray):
+        self.frames, self.index = frames, np.asarray(index)
+        self.shape, self.dtype = (len(self.index), *frames.shape[1:]), frames.dtype
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        picked = self.index[which]
+        return read_frames(self.frames, picked) if np.ndim(picked) else self.frames[int(picked)]
+
+
+def read_frames(frames: Any, index: np.ndarray) -> np.ndarray:
+    """Frames (k, y, x) of ascending indices of a stack; of recorded frames in one piece, unless they lie far apart."""
+    index = np.asarray(index)
+    if isinstance(frames, np.ndarray):
+        return frames[index]
+    if index[-1] - index[0] >= 4 * len(index):
+        return np.stack([frames[int(i)] for i in index])
+    return frames[int(index[0]) : int(index[-1]) + 1][index - index[0]]
+
+
+def _blocks(frames: Any, index: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Frames of ascending indices (all if not given) a few at a time: the indices, and the frames (k, y, x)."""
+    index = np.arange(len(frames)) if index is None else index
+    step = max(1, int(_BLOCK_BYTES // (math.prod(frames.shape[1:]) * frames.dtype.itemsize)))
+    for k in range(0, len(index), step):
+        yield index[k : k + step], read_frames(frames, index[k : k + step])
+
+
+def frame_means(frames: Any) -> np.ndarray:
+    """Mean of every frame (n,)."""
+    return np.concatenate([f.reshape(len(f), -1).mean(axis=1, dtype=np.float64) for _, f in _blocks(frames)])
 
 
 def counts_per_unit(frames: np.ndarray) -> tuple[float, str | None]:
@@ -2888,14 +2941,16 @@ def counts_per_unit(frames: np.ndarray) -> tuple[float, str | None]:
     q = np.hypot(np.fft.fftfreq(n_y)[:, None], np.fft.rfftfreq(n_x)[None])
     window = np.outer(np.hanning(n_y), np.hanning(n_x)).astype(np.float32)
     means, levels = [], []
-    for frame in frames[:: max(1, len(frames) // 16)]:
+    for i in range(0, len(frames), max(1, len(frames) // 16)):
+        frame = frames[i]
         mean = float(frame.mean())
         power = np.abs(np.fft.rfft2((frame - mean) * window)) ** 2
         means.append(mean)
         levels.append(np.median(power[q > 0.5]) / math.log(2) / np.sum(window**2))
     mean = np.median(means)
     gain = float(np.median(levels) / mean) if mean > 0 else 0.0
-    whole = frames.dtype.kind in "iu" or bool(np.all(frames[:: max(1, len(frames) // 4)] % 1 == 0))
+    some = range(0, len(frames), max(1, len(frames) // 4))
+    whole = frames.dtype.kind in "iu" or all(bool(np.all(frames[i] % 1 == 0)) for i in some)
     if whole and 0.85 < gain < 1.15:
         return 1.0, None
     if gain <= 0 or mean <= 0:
@@ -2905,9 +2960,8 @@ def counts_per_unit(frames: np.ndarray) -> tuple[float, str | None]:
     return 1 / gain, note
 
 
-def unusable_frames(frames: np.ndarray) -> dict[int, str]:
-    """Frames whose mean alone rules them out, with the reason; blanked beams above all."""
-    means = frames.reshape(len(frames), -1).mean(axis=1, dtype=np.float64)
+def unusable_frames(means: np.ndarray) -> dict[int, str]:
+    """Frames whose mean (n,) alone rules them out, with the reason; blanked beams above all."""
     lit = means[means > 0.2 * means.max()]
     usual = float(np.median(lit))
     out = {}
@@ -2939,7 +2993,9 @@ class _Canvas:
         self.qx = (2 * np.pi * fft.rfftfreq(self.shape[1])).astype(np.float32)
         self.totals = counts.reshape(self.n, -1).sum(axis=1, dtype=np.float64)
         self.area = float(np.prod(self.frame_shape))
-        self.spectra = np.stack([fft.rfft2(c.astype(np.float32), self.shape) for c in counts])
+        self.spectra = np.empty((self.n, self.shape[0], len(self.qx)), np.complex64)
+        for spectrum, image in zip(self.spectra, counts, strict=True):
+            spectrum[:] = fft.rfft2(image.astype(np.float32), self.shape)
         self.box = fft.rfft2(np.ones(self.frame_shape, np.float32), self.shape)
         self.double = np.where((np.arange(len(self.qx)) == 0) | (2 * np.arange(len(self.qx)) == self.shape[1]), 1.0, 2.0)
         self.scale = self.totals / np.median(self.totals[self.totals > 0])
@@ -3054,10 +3110,17 @@ class _Sum:
         self.coverage += np.float32(sign * self.canvas.scale[i]) * self.canvas.coverage(shift)
         self.held ^= {i}
 
+    def most(self) -> float:
+        """Frames that cover a pixel at most."""
+        return float(self.canvas.scale[list(self.held)].sum())
+
+    def counts(self) -> float:
+        """All counts in the sum."""
+        return float(self.canvas.totals[list(self.held)].sum())
+
     def power(self) -> np.ndarray:
         """Spectral density of the scene's signal, (counts per pixel and frame)² a mode."""
-        canvas = self.canvas
-        noise = float(canvas.totals[list(self.held)].sum())
+        canvas, noise = self.canvas, self.counts()
         oversampling = float(np.prod(canvas.shape)) / canvas.area
         return _signal_power(np.abs(self.spectrum) ** 2, noise, oversampling) / float(np.sum(self.coverage.astype(np.float64) ** 2))
 
@@ -3069,7 +3132,7 @@ class _Sum:
         filter of full coverage: what few frames saw is held to what the lattice continues.
         """
         canvas, rate = self.canvas, self.canvas.rate
-        most = float(self.canvas.scale[list(self.held)].sum())
+        most = self.most()
         power = (self.power() if power is None else power) / rate**2
         known = power > 0
         inverse = np.divide(1, power, out=np.zeros_like(power), where=known).astype(np.float32)
@@ -3399,7 +3462,7 @@ class _CellScores:
     def moves(self, joint: _Joint) -> list[_Move]:
         """Moves of runs of members, by pair scores and drift prior, the best first."""
         members, n = joint.members, len(joint.members)
-        gaps, step = np.diff(members), np.diff(joint.shifts[members], axis=0)
+        gaps, step = np.diff(members), np.diff(joint.way(), axis=0)
         link = joint.prior.log_density(step, gaps)
         first, last = np.triu_indices(n + 1, 1)
         allowed = (2 * (last - first) <= n) | ((first > 0) & (last < n))  # a run at an end and the rest are the same move
@@ -3609,6 +3672,11 @@ class _Joint:
     prior: _DriftPrior
     jumps: list[dict] = field(default_factory=list)
     beyond: np.ndarray | None = None  # which frames drift as far as is looked for
+    about: np.ndarray | float = 0.0  # shifts (n, 2) that are expected: the drift prior is of what is off them
+
+    def way(self) -> np.ndarray:
+        """The members' shifts (m, 2) less those expected."""
+        return (self.shifts - self.about)[self.members]
 
     def total(self, leave_out: set[int] = frozenset()) -> _Sum:
         total = _Sum(self.canvas)
@@ -3649,13 +3717,14 @@ class _Joint:
             values.append(v)
             scale[i] = self.canvas.scale_at(i, scene, seen, self.shifts[i])
         self.canvas.scale = scale / np.median(scale[self.members])
-        solutions = []
+        about = np.broadcast_to(self.about, self.shifts.shape)[self.members]
+        off, solutions = [p - expected for p, expected in zip(places, about, strict=True)], []
         for spread in _SPREADS_PX:
             step = np.zeros(2)
             for _ in range(2):
                 prior = _DriftPrior(step, spread)
-                path, elsewhere, evidence = _best_path(places, values, self.members, prior)
-                solutions.append((evidence, path, elsewhere, prior))
+                path, elsewhere, evidence = _best_path(off, values, self.members, prior)
+                solutions.append((evidence, path + about, elsewhere, prior))
                 step = np.median(np.diff(path, axis=0) / np.diff(self.members)[:, None], axis=0)
         _, self.shifts[self.members], self.elsewhere[self.members], self.prior = max(solutions, key=lambda solution: solution[0])
 
@@ -3665,7 +3734,7 @@ class _Joint:
             return [self.members]
         prior = self.prior
         gaps = np.diff(self.members)[:, None]
-        away = np.linalg.norm(np.diff(self.shifts[self.members], axis=0) - prior.step * gaps, axis=1)
+        away = np.linalg.norm(np.diff(self.way(), axis=0) - prior.step * gaps, axis=1)
         cuts = np.flatnonzero(away > np.maximum(4 * prior.spread * np.sqrt(gaps[:, 0]), 1.5)) + 1
         return np.split(self.members, cuts)
 
@@ -3772,11 +3841,11 @@ class _Joint:
     def _step_prior(self, segment: np.ndarray, displacement: np.ndarray) -> float:
         """Log prior of the steps into and out of a displaced segment."""
         first, last = (int(np.flatnonzero(self.members == i)[0]) for i in (segment[0], segment[-1]))
-        value = 0.0
+        value, way = 0.0, self.way()
         for a, b, sign in ((first - 1, first, 1), (last, last + 1, -1)):
             if a >= 0 and b < len(self.members):
-                i, j = self.members[a], self.members[b]
-                value += float(self.prior.log_density(self.shifts[j] - self.shifts[i] + sign * displacement, int(j - i)))
+                gap = int(self.members[b] - self.members[a])
+                value += float(self.prior.log_density(way[b] - way[a] + sign * displacement, gap))
         return value
 
     def climb(self) -> tuple[float, np.ndarray]:
@@ -3839,12 +3908,16 @@ def _tight_canvas(counts: np.ndarray, shifts: np.ndarray, members: np.ndarray) -
 _ROOM_PX = 20  # between the largest shift that is looked for and where a canvas wraps around
 
 
-def _settled(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> _Joint:
-    """Members of a stack in their lattice cells, to the pixel; ``reach`` (2,) is the largest shift that is looked for, in px."""
-    shifts = _first_path(_Canvas(counts, reach + _ROOM_PX), members, reach)
-    beyond = np.abs(shifts).max(axis=1) > reach[0] - 3
+def _settled(counts: np.ndarray, members: np.ndarray, reach: np.ndarray, about: np.ndarray | None = None) -> _Joint:
+    """Members of a stack in their lattice cells, to the pixel; ``reach`` (2,) is the largest shift that is looked for, in px.
+
+    ``about`` (n, 2) are the shifts, where they are known but for lattice cells.
+    """
+    shifts = _first_path(_Canvas(counts, reach + _ROOM_PX), members, reach) if about is None else about
+    beyond = (np.abs(shifts).max(axis=1) > reach[0] - 3) & (about is None)
     canvas, shifts = _tight_canvas(counts, shifts, members)
     joint = _Joint(canvas, members, shifts, np.zeros(len(counts)), _DriftPrior(np.zeros(2), _START_SPREAD_PX), beyond=beyond)
+    joint.about = 0.0 if about is None else shifts.copy()
     for _ in range(3):
         before = joint.shifts.copy()
         joint.choose_peaks()
@@ -3854,13 +3927,14 @@ def _settled(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> _Joi
     return joint
 
 
-def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray) -> tuple[_Joint, np.ndarray]:
+def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray, about: np.ndarray | None = None) -> tuple[_Joint, np.ndarray]:
     """Joint shifts of members of a stack of counts (n, y, x) to the sub-pixel maximum, and -∂∂L of every frame.
 
     ``reach`` (2,) is the largest shift that is looked for, in px; a third of the frame first, because few drift farther.
+    ``about`` (n, 2) are the shifts, where they are known but for lattice cells.
     """
     near = np.minimum(reach, 0.33 * min(counts.shape[1:]))
-    joint = _settled(counts, members, near)
+    joint = _settled(counts, members, near, about)
     if np.any(reach > near) and joint.beyond.any():
         joint = _settled(counts, members, reach)
     for _ in range(5):
@@ -3915,11 +3989,11 @@ def _position_sigma(joint: _Joint, information: np.ndarray) -> tuple[np.ndarray,
 
 
 def _register_counts(
-    counts: np.ndarray, members: np.ndarray, reach: np.ndarray, take_in: frozenset[int] = frozenset()
+    counts: np.ndarray, members: np.ndarray, reach: np.ndarray, take_in: frozenset[int] = frozenset(), about: np.ndarray | None = None
 ) -> tuple[_Joint, dict[int, str], np.ndarray, float, np.ndarray] | None:
     """Joint solution without foreign frames, those, contrasts, signal-to-noise and information; None where nothing shows.
 
-    Frames in ``take_in`` are not foreign whatever they show.
+    Frames in ``take_in`` are not foreign whatever they show; ``about`` as in `_solve`.
     """
     foreign: dict[int, str] = {}
     for _ in range(3):
@@ -3927,7 +4001,7 @@ def _register_counts(
         power = _incoherent_power(alone, np.arange(len(members)))
         if float(np.sum(power * alone.double)) / alone.rate < _LEAST_SNR**2:
             return None
-        joint, information = _solve(counts, members, reach)
+        joint, information = _solve(counts, members, reach, about)
         weak, contrast, snr = _weak_frames(joint)
         weak = {i: why for i, why in (weak | _lost_frames(joint, reach)).items() if i not in take_in}
         if not weak or len(members) - len(weak) < 2:
@@ -3944,19 +4018,30 @@ def register_stack(
     leave_out: Iterable[int] = (),
     take_in: Iterable[int] = (),
     name: str = "the stack",
+    budget_bytes: float | None = None,
+    work: LongWork | None = None,
+    progress: Any = None,
 ) -> DriftSolution:
-    """Joint registration of a low-dose stack of frames (n, y, x) of counts; see `DriftSolution`.
+    """Joint registration of a low-dose stack of frames (n, y, x) of counts, an array or recorded frames; see `DriftSolution`.
 
     Where single frames do not show their lattice, 2, 4, then 8 neighbours are summed and share
     a shift; where that fails too, the solution says so and has no shifts. ``max_shift_px`` is
     the largest shift from the first frame (if not given the side of the frame, of frames over 512 px 0.6 of it).
-    Frames in ``leave_out`` are not used, those in ``take_in`` are although they look foreign. Raises
+    Frames in ``leave_out`` are not used, those in ``take_in`` are although they look foreign.
+
+    Where the joint solution would take more than ``budget_bytes`` of memory (3 GB if not given) the frames are solved jointly segment by
+    segment, the segments' sums likewise, and every frame then climbs against the sum of all. ``work`` says where
+    finished segments are kept (`LongWork`), so that a run that was broken off goes on, and who does them; the results are the same,
+    to the bit, with any of it and without.
+
+    Raises
     `RecordingError` for arrays that cannot be counts (NaN, negative, all blank), `ParameterError` for frames that are not there
     or hold nothing.
     """
     from scipy import fft
 
-    frames = check_stack(frames, name)
+    budget_bytes = _JOINT_BYTES if budget_bytes is None else budget_bytes
+    frames = check_stack(frames, name, budget_bytes)
     for strange in (k for k in (*leave_out, *take_in) if not (isinstance(k, int) and 0 <= k < len(frames))):
         raise ParameterError(f"{name}: frame {strange} by hand: expected whole numbers from 0 to {len(frames) - 1}")
     leave_out, take_in = frozenset(leave_out), frozenset(take_in)
@@ -3968,12 +4053,16 @@ def register_stack(
     if empty:
         raise ParameterError(f"{name}: frame {empty[0]} taken in by hand holds no counts: there is nothing in it to register")
     with fft.set_workers(numba.get_num_threads()):
-        return _register(frames, max_shift_px, leave_out, take_in)
+        if _joint_bytes(len(frames), frames.shape[1:]) <= budget_bytes:
+            return _register(frames, max_shift_px, leave_out, take_in)
+        return _register_long(frames, max_shift_px, leave_out, take_in, budget_bytes, work, progress)
 
 
 def _register(frames: np.ndarray, max_shift_px: float | None, leave_out: frozenset[int], take_in: frozenset[int]) -> DriftSolution:
     per_unit, note = counts_per_unit(frames)
-    left_out = {i: why for i, why in unusable_frames(frames).items() if i not in take_in} | dict.fromkeys(sorted(leave_out), "by hand")
+    left_out = {i: why for i, why in unusable_frames(frame_means(frames)).items() if i not in take_in} | dict.fromkeys(
+        sorted(leave_out), "by hand"
+    )
     members = np.array([i for i in range(len(frames)) if i not in left_out])
     notes = (note,) if note else ()
     if len(members) < 2:
@@ -4046,7 +4135,7 @@ def _solution(frames: np.ndarray, groups: list[np.ndarray], found: tuple, left_o
 
 
 def sum_frames(
-    frames: np.ndarray, shift_px: np.ndarray, used: np.ndarray, weight: np.ndarray | None = None
+    frames: Any, shift_px: np.ndarray, used: np.ndarray, weight: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Sum of frames moved back by their shifts to the nearest pixel: every count is kept, none is spread.
 
@@ -4060,11 +4149,11 @@ def sum_frames(
     shape = tuple(np.array(frames.shape[1:]) + high - low)
     total = np.zeros(shape, np.float64 if frames.dtype.kind == "f" or weight is not None else np.uint64)
     coverage = np.zeros(shape, np.uint32 if weight is None else np.float64)
-    for i in chosen:
+    for i, frame in ((i, frame) for index, block in _blocks(frames, chosen) for i, frame in zip(index, block, strict=True)):
         y, x = whole[i] - low
         here = np.s_[y : y + frames.shape[1], x : x + frames.shape[2]]
         once = 1 if weight is None else weight[i]
-        total[here] += frames[i].astype(total.dtype) * once
+        total[here] += frame.astype(total.dtype) * once
         coverage[here] += once
     return total, coverage, (int(-low[0]), int(-low[1]))
 
@@ -4093,7 +4182,544 @@ def covered_average(total: np.ndarray, coverage: np.ndarray, least_share: float 
     return total[box] / coverage[box], (top, left)
 
 
+# -- stacks that are larger than memory ---------------------------------------------------
+
+# Consecutive frames, few enough, are solved jointly as above: a segment, one chunk of long work. Neighbouring segments share some
+# frames, which tells how segments lie to each other but for errors of a lattice cell. Their sums are the frames of
+# a shorter stack with next to no noise, which is solved in the same way, about these places: what tells cells apart is seen best there.
+# At last every frame climbs to its sub-pixel maximum against the scene of the whole stack without the few frames around it.
+
+_JOINT_BYTES = 3e9  # of memory, that a joint solution may take: what needs more goes by segments
+_SEGMENT, _SHARED = 96, 8  # frames of a segment at most, and those it shares with the next
+_BLOCK_BYTES = 1.3e8  # of frames that are read at a time
+_FIELD_PX, _FIELD_SNR = 512, 20.0  # side of the field that segments are solved in, unless frames show less than this there
+_LEAST_AGREEMENT = 0.35  # of that of other sums, below which the sum of a segment shows something else
+_BINNING_LOSS = 0.05  # of the information on shifts, that pixels twice as large may cost where frames are larger than 1024
+_LEFT_OUT = (
+    "lies where no other frame does",
+    "foreign or blurred: does not show what the frames around it show",
+    "drifts beyond the largest shift that is looked for (max_shift_px), or follows frames that do",
+    "the frames around it show nothing that stands out of the noise",
+    "foreign: lies in a part of the stack that shows something else",
+)
+
+
+def _joint_bytes(n: int, frame_shape: tuple[int, ...]) -> float:
+    """Memory that the joint solution of n frames takes at most (measured: with drift over all of a frame), with the frames."""
+    return 60.0 * (n + 7) * math.prod(frame_shape) + n**2 * (6e4 if n <= 50 else 1.6e4)
+
+
+@dataclass(frozen=True)
+class _Items:
+    """What is registered: sums of ``groups`` of frames, their grey values times ``per_unit``, in pixels ``binning`` times as large."""
+
+    frames: Any
+    groups: list[np.ndarray]
+    usable: np.ndarray
+    per_unit: float = 1.0
+    binning: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(n // self.binning for n in self.frames.shape[1:])
+
+    def read(self, numbers: np.ndarray, field: tuple[slice, slice] = np.s_[:, :]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Items of ascending numbers a few at a time: the numbers, and counts (k, y, x) of a field of them."""
+        size, b = max(len(self.groups[i]) for i in numbers), self.binning
+        step = max(1, int(_BLOCK_BYTES // (4 * size * math.prod(self.frames.shape[1:]))))
+        for first in range(0, len(numbers), step):
+            part = numbers[first : first + step]
+            raw = read_frames(self.frames, np.concatenate([self.groups[i] for i in part]))
+            if b > 1:
+                raw = raw[:, : self.shape[0] * b, : self.shape[1] * b]
+                raw = raw.reshape(len(raw), self.shape[0], b, self.shape[1], b).sum(axis=(2, 4), dtype=np.float32)
+            raw = raw[(slice(None), *field)]
+            raw = raw if self.per_unit == 1 else raw.astype(np.float32) * np.float32(self.per_unit)
+            if size > 1:
+                ends = np.cumsum([len(self.groups[i]) for i in part])[:-1]
+                raw = np.stack([group.sum(axis=0, dtype=np.float32) for group in np.split(raw, ends)])
+            yield part, raw
+
+    def field(self, side: int) -> tuple[slice, slice]:
+        """The middle of an item, of this side at most."""
+        return tuple(slice((n - min(n, side)) // 2, (n - min(n, side)) // 2 + min(n, side)) for n in self.shape)
+
+    def sample(self, field: tuple[slice, slice], most: int = 8) -> np.ndarray:
+        """A few items (k, y, x), evenly spread, in a field."""
+        usable = np.flatnonzero(self.usable)
+        chosen = usable[np.unique(np.linspace(0, len(usable) - 1, most).astype(int))]
+        return np.concatenate([counts for i in chosen for _, counts in self.read(np.array([i]), field)])
+
+
+def _contrast_and_loss(counts: np.ndarray) -> tuple[float, float]:
+    """Signal-to-noise of all that one frame shows, and the share of the information on shifts that pixels twice as large lose."""
+    alone = _Canvas(counts, np.zeros(2))
+    power = _incoherent_power(alone, np.arange(len(counts))) * alone.double
+    told = power * (alone.qy[:, None] ** 2 + alone.qx[None] ** 2)
+    passed = (np.cos(alone.qy[:, None] / 2) * np.cos(alone.qx[None] / 2)) ** 2
+    inside = (np.abs(alone.qy[:, None]) < np.pi / 2) & (alone.qx[None] < np.pi / 2)
+    loss = 1 - float(np.sum(told * passed * inside) / np.sum(told)) if told.any() else 1.0
+    return math.sqrt(max(0.0, float(np.sum(power)) / alone.rate)), loss
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Consecutive items that are solved together; ``own`` is the part of them (slice of all items) that no other segment has."""
+
+    items: np.ndarray
+    own: slice
+
+
+def _segments_of(n: int, field: tuple[slice, slice], budget_bytes: float) -> dict[str, _Segment]:
+    """Segments of n items, as long as memory allows, by name."""
+    shape = tuple(part.stop - part.start for part in field)
+    most = max(16, max((k for k in range(2, _SEGMENT + 1) if _joint_bytes(k, shape) <= budget_bytes), default=2))
+    if n <= most:
+        return {"segment_0": _Segment(np.arange(n), slice(0, n))}
+    shared = min(_SHARED, most // 4)
+    edges = np.linspace(0, n - shared, math.ceil((n - shared) / (most - shared)) + 1).astype(int).tolist()
+    found = {}
+    for k, (low, high) in enumerate(itertools.pairwise(edges)):
+        first, last = low + (shared // 2 if k else 0), high + (shared // 2 if high < edges[-1] else shared)
+        found[f"segment_{k}"] = _Segment(np.arange(low, high + shared), slice(first, last))
+    return found
+
+
+def _margin(shape: tuple[int, ...]) -> int:
+    """How far (px) a frame may lie from the middle of its segment to be in its sum."""
+    return max(8, min(shape) // 12)
+
+
+def _segment_layout(items: _Items, segments: dict[str, _Segment]) -> tuple[dict, dict]:
+    """Layout and chunks of `ChunkStore` for the results of `_solve_segment`."""
+    k, length = len(segments), max(len(s.items) for s in segments.values())
+    summed = tuple(n + 2 * _margin(items.shape) for n in items.shape)
+    layout = {"shift": ((k, length, 2), np.float64, 0), "code": ((k, length), np.int8, 0), "middle": ((k, 2), np.int64, 0)}
+    layout |= {name: ((k, length), np.float64, 0) for name in ("elsewhere", "jump_nats")}
+    layout |= {"sum": ((k, *summed), np.float32, 0), "coverage": ((k, *summed), np.float32, 0), "snr": ((k,), np.float64, 0)}
+    return layout, {name: (slice(i, i + 1),) for i, name in enumerate(segments)}
+
+
+def _solve_segment(
+    items: _Items, field: tuple[slice, slice], reach: np.ndarray, rate: float, take_in: frozenset[int], length: int,
+    segment: _Segment, about: np.ndarray | None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Joint solution of a segment, in a field of its frames, and the sum of what is its own, in full: the arrays of `_segment_layout`.
+
+    ``code`` numbers the reasons in `_LEFT_OUT`, -1 is no item; ``jump_nats`` is the margin of a jump before an item, else 0. In the sum
+    an item at the shift ``middle`` has its pixel (0, 0) at `_margin`. ``rate`` is the usual mean of a pixel.
+    """
+    from scipy import fft
+
+    n, margin = len(segment.items), _margin(items.shape)
+    summed = tuple(size + 2 * margin for size in items.shape)
+    out = {"shift": np.zeros((length, 2)), "code": np.full(length, -1, np.int8), "middle": np.zeros(2, np.int64), "snr": np.zeros(())}
+    out |= {"elsewhere": np.zeros(length), "jump_nats": np.zeros(length)}
+    out |= {"sum": np.zeros(summed, np.float32), "coverage": np.zeros(summed, np.float32)}
+    members = np.flatnonzero(items.usable[segment.items])
+    out["code"][:n] = 3
+    with fft.set_workers(numba.get_num_threads()):
+        counts = np.concatenate([counts for _, counts in items.read(segment.items, field)])
+        kept = frozenset(k for k, i in enumerate(segment.items) if int(i) in take_in)
+        found = _register_counts(counts, members, reach, kept, about) if len(members) > 1 else None
+        for _ in range(2):  # the frames that it begins with may be those that are foreign
+            lost = [k for k, why in found[1].items() if not why.startswith("foreign")] if found else []
+            if len(lost) <= len(members) / 2:
+                break
+            found = _register_counts(counts, np.array(sorted(lost)), reach, kept, about)
+    del counts
+    if found is not None and found[3] >= _LEAST_SNR:
+        joint, foreign, _, out["snr"][...], _ = found
+        out["shift"][joint.members] = joint.shifts[joint.members]
+        out["elsewhere"][:n] = joint.elsewhere
+        out["code"][members] = 1
+        out["code"][joint.members] = 0
+        for k, why in foreign.items():
+            out["code"][k] = 1 if why.startswith("foreign") else 2
+        for jump in joint.jumps:
+            out["jump_nats"][jump["frame"]] = max(1e-3, jump["margin_nats"])
+        whole = np.round(out["shift"]).astype(int)
+        out["middle"][:] = np.round(np.median(whole[joint.members], axis=0))
+        off = out["middle"] - whole[:n]
+        own = (segment.items >= segment.own.start) & (segment.items < segment.own.stop)
+        summed_up = np.flatnonzero(own & (out["code"][:n] == 0) & (np.abs(off).max(axis=1) <= margin))
+        place = {int(segment.items[k]): off[k] + margin for k in summed_up}
+        for numbers, counts in items.read(segment.items[summed_up]) if len(summed_up) else ():
+            for i, image in zip(numbers, counts, strict=True):
+                here = tuple(slice(p, p + size) for p, size in zip(place[int(i)], items.shape, strict=True))
+                out["sum"][here] += image
+                out["coverage"][here] += np.float32(float(image.mean(dtype=np.float64)) / rate)
+    return {name: values[None] for name, values in out.items()}
+
+
+@dataclass
+class _Way:
+    """Shifts (n, 2) of items, ``code`` (n,) of `_LEFT_OUT`, probability of another cell, margins of jumps (0 none), signal-to-noise.
+
+    ``sums``, ``coverage`` and ``at`` (k, 2) are those of the segments: an item at the shift ``at`` has its pixel (0, 0) at `_margin`.
+    ``summed`` (n, 2) is the shift with which an item is in its segment's sum, where it is (``in_sum``).
+    """
+
+    shift: np.ndarray
+    code: np.ndarray
+    elsewhere: np.ndarray
+    jump_nats: np.ndarray
+    snr: float
+    segments: dict[str, _Segment]
+    sums: np.ndarray
+    coverage: np.ndarray
+    at: np.ndarray
+    summed: np.ndarray
+    in_sum: np.ndarray
+
+
+def _way_of(
+    items: _Items, reach: np.ndarray, rate: float, take_in: frozenset[int], budget_bytes: float, opened: Callable,
+    scheduler: str, progress: Callable | None, about: np.ndarray | None = None, level: int = 0,
+) -> _Way | None:  # fmt: skip
+    """The way of items through their segments, from segments of these, and so on; None where most segments show nothing.
+
+    ``opened`` gives a `ChunkStore` for a name, a layout and chunks.
+    """
+    side, field = _FIELD_PX, items.field(_FIELD_PX)
+    while side < max(items.shape) and _contrast_and_loss(items.sample(field))[0] < _FIELD_SNR:
+        side, field = 2 * side, items.field(2 * side)
+    segments = _segments_of(len(items.groups), field, budget_bytes)
+    store = opened(f"segments_{len(items.groups[0])}_{level}", *_segment_layout(items, segments))
+    length = store.arrays["code"].shape[1]
+    chosen = lambda name: (segments[name], None if about is None else about[segments[name].items])
+    found = finish_chunks(store, _solve_segment, (items, field, reach, rate, take_in, length), chosen, scheduler, progress)
+    solved = (found["code"] == 0).sum(axis=1) > 1
+    if solved.sum() <= len(segments) / 2:
+        return None
+    n, m = len(items.groups), _margin(items.shape)
+    fields = found["sum"][:, 2 * m : -2 * m, 2 * m : -2 * m]  # that all items of a sum cover
+    at, agrees = _chained(found, list(segments.values()), fields)
+    way = _Way(np.zeros((n, 2)), np.full(n, 3), np.zeros(n), np.zeros(n), float(np.median(found["snr"][solved])), segments,
+               found["sum"], found["coverage"], at, np.zeros((n, 2)), np.zeros(n, bool))  # fmt: skip
+    above = None
+    if len(segments) > 1:
+        sums = _Items(fields, list(np.arange(len(segments))[:, None]), solved & agrees)
+        usual = float(np.median([f.mean(dtype=np.float64) for f, good in zip(fields, sums.usable, strict=True) if good] or [1.0]))
+        above = _way_of(sums, reach, usual, frozenset(), budget_bytes, opened, "", None, at, level + 1) if sums.usable.sum() > 1 else None
+    if above is not None:
+        better = above.code == 0
+        at = np.where(better[:, None], above.shift, at + np.median((above.shift - at)[better], axis=0))
+        way.at = at
+    for k, segment in enumerate(segments.values()):
+        own = np.arange(segment.own.start, segment.own.stop)
+        local = own - segment.items[0]
+        shift = found["shift"][k, local]
+        way.shift[own] = at[k] + shift - found["middle"][k]
+        way.summed[own] = at[k] + np.round(shift) - found["middle"][k]
+        off = np.abs(np.round(shift) - found["middle"][k]).max(axis=1)
+        way.in_sum[own] = (found["code"][k, local] == 0) & (off <= _margin(items.shape))
+        way.code[own], way.elsewhere[own], way.jump_nats[own] = (found[name][k, local] for name in ("code", "elsewhere", "jump_nats"))
+        if above is not None:
+            way.elsewhere[own] = 1 - (1 - way.elsewhere[own]) * (1 - above.elsewhere[k])
+            way.jump_nats[own[0]] = max(way.jump_nats[own[0]], above.jump_nats[k])
+        strange = not agrees[k] or (above is not None and above.code[k] == 1)
+        way.code[own] = np.where(strange & (way.code[own] == 0) & ~np.isin(own, list(take_in)), 4, way.code[own])
+    return way
+
+
+def _chained(found: dict[str, np.ndarray], segments: list[_Segment], fields: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Shifts (k, 2) of the middles of segments, each from the items that it shares with the one before, and which segments agree (k,).
+
+    Where it shares none, or the sums' ``fields`` (k, y, x) then do not agree as others do (a segment that shows something else), it
+    goes where its field agrees best with one of the four before.
+    """
+    at, lit = np.zeros((len(segments), 2)), [k for k in range(len(segments)) if (found["code"][k] == 0).sum() > 1 and fields[k].any()]
+    steps, agreement = {}, {}
+    for j, k in itertools.pairwise(lit):
+        good = [segments[i].items[found["code"][i, : len(segments[i].items)] == 0] for i in (j, k)]
+        both = np.intersect1d(*good)
+        there, here = (found["shift"][i, both - segments[i].items[0]] - found["middle"][i] for i in (j, k))
+        steps[k] = np.median(there - here, axis=0) if len(both) else np.zeros(2)
+        agreement[k] = _agreement(fields[[j, k]], steps[k]) if len(both) else 0.0
+    usual = float(np.median(list(agreement.values()) or [0.0]))
+    for n, (j, k) in enumerate(itertools.pairwise(lit)):
+        at[k] = at[j] + steps[k]
+        if agreement[k] < 0.5 * usual or usual == 0:
+            others = {
+                i: pair_shifts(fields[[i, k]], np.ones(2, bool), 0.4 * min(fields.shape[1:]))[0, 1] for i in lit[max(0, n - 3) : n + 1]
+            }
+            agrees = {i: _agreement(fields[[i, k]], shift) for i, shift in others.items()}
+            best = max(agrees, key=lambda i: agrees[i])
+            at[k], agreement[k] = at[best] + others[best], agrees[best]
+    return at, np.array([k in lit and agreement.get(k, usual) >= _LEAST_AGREEMENT * usual for k in range(len(segments))])
+
+
+def _agreement(pair: np.ndarray, shift: np.ndarray) -> float:
+    """Correlation coefficient of what two images (2, y, x) both show, the second being moved by +shift; 0 where that is little."""
+    if np.any(np.abs(shift) > 0.75 * np.array(pair.shape[1:])):
+        return 0.0
+    return float(np.corrcoef(*(part.ravel() for part in _overlapping(pair, shift)))[0, 1])
+
+
+class _Scene(_Sum):
+    """The aligned sum of a stack that a canvas holds a few frames of: counts less those of a flat scene, and coverage, on that canvas."""
+
+    def __init__(self, canvas: _Canvas, data: np.ndarray, coverage: np.ndarray):
+        super().__init__(canvas)
+        self.spectrum, self.coverage = canvas.spectrum(data), coverage
+
+    def most(self) -> float:
+        return float(self.coverage.max())
+
+    def counts(self) -> float:
+        return self.canvas.rate * float(self.coverage.sum(dtype=np.float64))
+
+    def seen(self) -> np.ndarray:
+        return (self.coverage > 0.5).astype(np.float32)
+
+
+@dataclass
+class _Against(_Joint):
+    """Frames that are compared with one scene of others."""
+
+    known: tuple[np.ndarray, np.ndarray] | None = None
+
+    def leave_one_out(self) -> Any:
+        for i in self.members:
+            yield int(i), *self.known
+
+
+class _Whole(NamedTuple):
+    """What the segments show together, on an image whose pixel (0, 0) is ``corner`` of the scene."""
+
+    data: np.ndarray
+    coverage: np.ndarray
+    corner: np.ndarray
+
+    def window(self, low: np.ndarray, size: np.ndarray) -> _Whole:
+        """A part of it, 0 where it does not reach."""
+        parts = []
+        first = low - self.corner
+        for image in self[:2]:
+            part = np.zeros(size, np.float32)
+            inside = [(max(0, -f), min(s, n - f)) for f, s, n in zip(first, size, image.shape, strict=True)]
+            if all(a < b for a, b in inside):
+                here, there = (tuple(slice(a + f, b + f) for (a, b), f in zip(inside, off, strict=True)) for off in ((0, 0), first))
+                part[here] = image[there]
+            parts.append(part)
+        return _Whole(*parts, low)
+
+
+def _whole_scene(way: _Way, chosen: np.ndarray, rate: float, margin: int) -> _Whole:
+    """The sums of chosen segments (k,) where they belong, a fraction of a pixel undone in Fourier space."""
+    from scipy.ndimage import fourier_shift
+
+    corner = -way.at - margin  # of the sums, in the scene
+    low = np.floor(corner[chosen].min(axis=0)).astype(int) - 4
+    size = np.ceil(corner[chosen].max(axis=0)).astype(int) + np.array(way.sums.shape[1:]) + 8 - low
+    whole = _Whole(np.zeros(size, np.float32), np.zeros(size, np.float32), low)
+    for k in np.flatnonzero(chosen):
+        first = np.floor(corner[k]).astype(int)
+        data = np.pad(way.sums[k] - np.float32(rate) * way.coverage[k], 4)
+        part = corner[k] - first
+        moved = np.fft.irfft2(fourier_shift(np.fft.rfft2(data), part, data.shape[1]), data.shape)
+        here = tuple(slice(f - 4 - a, f - 4 - a + n) for f, a, n in zip(first, low, data.shape, strict=True))
+        whole.data[here] += moved
+        covered = np.pad(way.coverage[k], 4)
+        for axis in (0, 1):
+            covered = (1 - part[axis]) * covered + part[axis] * np.roll(covered, 1, axis)
+        whole.coverage[here] += covered
+    return whole
+
+
+def _climb_segment(
+    items: _Items, rate: float, numbers: np.ndarray, shift: np.ndarray, summed: np.ndarray, in_sum: np.ndarray, good: np.ndarray,
+    whole: _Whole,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Items of a segment at the sub-pixel maximum of their likelihood against the scene of all but the few around them.
+
+    ``shift`` (n, 2) is where they are, ``summed`` with which shift they are in the scene, where they are (``in_sum``); ``good``
+    those that are wanted. Returns ``shift``, ``information``, ``contrast``, ``error``, ``scale``, and what the group of an item
+    tells of ``noise`` and ``floor``, the information of a frame with the scene known.
+    """
+    from scipy import fft
+
+    n = len(numbers)
+    out = {"shift": shift.copy(), "information": np.zeros((n, 2, 2)), "floor": np.zeros((n, 2, 2))}
+    out |= {"contrast": np.zeros(n), "error": np.full(n, np.inf), "scale": np.ones(n), "noise": np.ones(n)}
+    wanted = np.flatnonzero(good)
+    step = max(2, min(math.ceil(n / 8), int(_BLOCK_BYTES * 4 // (8 * math.prod(items.shape)))))
+    with fft.set_workers(numba.get_num_threads()):
+        for part in np.array_split(wanted, math.ceil(len(wanted) / step)) if len(wanted) else ():
+            counts = np.concatenate([counts for _, counts in items.read(numbers[part])])
+            middle = np.round((shift[part].min(axis=0) + shift[part].max(axis=0)) / 2)
+            canvas = _Canvas(counts, np.ptp(shift[part], axis=0) / 2 + 42)
+            canvas.rate, canvas.scale = rate, canvas.totals / (canvas.area * rate)
+            low = -np.array([(size - f) // 2 for size, f in zip(canvas.shape, canvas.frame_shape, strict=True)])
+            seen = whole.window(low - middle.astype(int), np.array(canvas.shape))
+            total = _Scene(canvas, *(np.roll(image, low, (0, 1)) for image in seen[:2]))
+            for k, i in enumerate(part):
+                if in_sum[i]:
+                    total.add(k, summed[i] - middle, -1)
+            total.coverage = np.maximum(total.coverage, 0)
+            if total.most() < 0.5:
+                continue
+            members, start = np.arange(len(part)), shift[part] - middle
+            joint = _Against(canvas, members, start, np.zeros(len(part)), _DriftPrior(np.zeros(2), _START_SPREAD_PX))
+            joint.known = (total.scene(rounds=12), total.seen())
+            for _ in range(2):
+                _, information = joint.climb()
+                out["scale"][part] = canvas.scale = canvas.totals / (canvas.area * rate)
+            out["shift"][part], out["information"][part] = joint.shifts + middle, information
+            out["contrast"][part], out["error"][part] = joint.contrasts()
+            out["noise"][part] = joint.noise_factor() if len(part) > 1 else 1.0
+            bright = rate * (1 + canvas.under(joint.known[0], joint.shifts.mean(axis=0)))
+            out["floor"][part] = poisson_shift_information(bright)
+    return out
+
+
+def _register_long(
+    frames: Any, max_shift_px: float | None, leave_out: frozenset[int], take_in: frozenset[int], budget_bytes: float,
+    work: LongWork | None, progress: Callable | None,
+) -> DriftSolution:  # fmt: skip
+    """`register_stack` by segments."""
+    per_unit, note = counts_per_unit(frames)
+    means = frame_means(frames)
+    left_out = {i: why for i, why in unusable_frames(means).items() if i not in take_in}
+    left_out |= dict.fromkeys(sorted(leave_out), "by hand")
+    members = np.array([i for i in range(len(frames)) if i not in left_out])
+    notes = (note,) if note else ()
+    if len(members) < 2:
+        return _refusal(frames, left_out, per_unit, notes, f"{len(members)} usable frame: two at least are needed to see drift")
+    side = min(frames.shape[1:])
+    reach = max_shift_px if max_shift_px else side if side <= 512 else 0.6 * side
+    usable = np.isin(np.arange(len(frames)), members)
+    depends = ("drift", frames.shape, members, per_unit, reach, sorted(leave_out), sorted(take_in), budget_bytes)
+    folder = work.chunk_folder(*depends) if work else None
+    scheduler = work.scheduler if work else ""
+    with contextlib.ExitStack() as open_stores:
+
+        def opened(name: str, layout: dict, chunks: dict) -> ChunkStore:
+            store = ChunkStore(layout, chunks, folder and folder / name)
+            open_stores.callback(store.close)
+            return store
+
+        for size in (1, 2, 4, 8):
+            groups = list(np.arange(len(frames))[:, None]) if size == 1 else [members[k : k + size] for k in range(0, len(members), size)]
+            items = _Items(frames, groups, usable if size == 1 else np.ones(len(groups), bool), per_unit)
+            while max(items.shape) > 1024 and _contrast_and_loss(items.sample(items.field(1024)))[1] < _BINNING_LOSS:
+                items = replace(items, binning=2 * items.binning)
+            rate = float(np.median(means[members])) * per_unit * size * items.binning**2
+            kept = frozenset(k for k, group in enumerate(groups) if take_in & set(group.tolist()))
+            options = (np.full(2, reach / items.binning), rate, kept, budget_bytes, opened, scheduler, progress)
+            way = _way_of(items, *options)
+            if way is not None:
+                break
+        if way is None:
+            mean = float(means[members].mean()) * per_unit
+            reason = (
+                f"{mean:.3g} counts a pixel and frame: nothing stands out of the noise in frames or sums of them, they cannot be registered"
+            )
+            return _refusal(frames, left_out, per_unit, notes, reason)
+        good = (way.code == 0) & items.usable
+        first = way.shift[np.flatnonzero(good)[0]]
+        far = good & (np.abs(way.shift - first).max(axis=1) > reach / items.binning)
+        way.code[far] = 2
+        good &= ~far
+        found = _climbed(items, way, good, rate, opened, scheduler, progress)
+        found = {name: values.copy() for name, values in found.items()}
+    return _long_solution(frames, items, way, good, found, left_out, kept, per_unit, notes)
+
+
+def _climbed(
+    items: _Items, way: _Way, good: np.ndarray, rate: float, opened: Callable, scheduler: str, progress: Callable | None
+) -> dict[str, np.ndarray]:
+    """The arrays of `_climb_segment` for all items."""
+    n, margin = len(items.groups), _margin(items.shape)
+    chosen = np.array([good[segment.own].any() for segment in way.segments.values()])
+    whole = _whole_scene(way, chosen, rate, margin)
+    in_sum = way.in_sum & np.repeat(chosen, [segment.own.stop - segment.own.start for segment in way.segments.values()])
+    layout = {"shift": ((n, 2), np.float64, 0)} | {name: ((n, 2, 2), np.float64, 0) for name in ("information", "floor")}
+    layout |= {name: ((n,), np.float64, 0) for name in ("contrast", "error", "scale", "noise")}
+    store = opened(f"climb_{len(items.groups[0])}", layout, {name: (segment.own,) for name, segment in way.segments.items()})
+
+    def arguments(name: str) -> tuple:
+        own = way.segments[name].own
+        shift = way.shift[own][good[own]] if good[own].any() else np.zeros((1, 2))
+        low, high = np.floor(-shift.max(axis=0)).astype(int) - 100, np.ceil(-shift.min(axis=0)).astype(int) + np.array(items.shape) + 100
+        return np.arange(own.start, own.stop), way.shift[own], way.summed[own], in_sum[own], good[own], whole.window(low, high - low)
+
+    return finish_chunks(store, _climb_segment, (items, rate), arguments, scheduler, progress)
+
+
+def _long_solution(
+    frames: Any, items: _Items, way: _Way, good: np.ndarray, found: dict[str, np.ndarray], left_out: dict[int, str], kept: frozenset[int],
+    per_unit: float, notes: tuple,
+) -> DriftSolution:  # fmt: skip
+    """What the segments gave for items, told for frames; the first frame used is the origin."""
+    size, b, n = len(items.groups[0]), items.binning, len(frames)
+    index = np.full(n, -1)
+    for k, group in enumerate(items.groups):
+        index[group] = k
+    seen = good & np.isfinite(found["error"])
+    usual = float(np.median(found["contrast"][seen]))
+    weak = (
+        seen
+        & (found["contrast"] < 0.5 * usual)
+        & (usual - found["contrast"] > 4 * found["error"])
+        & ~np.isin(np.arange(len(good)), list(kept))
+    )
+    used_item = seen & ~weak
+    left_out = dict(left_out)
+    for i in np.flatnonzero(index >= 0):
+        k = index[i]
+        if int(i) not in left_out and weak[k]:
+            share, error = found["contrast"][k] / usual, found["error"][k] / usual
+            left_out[int(i)] = f"foreign or blurred: shows {share:.2f} ± {error:.2f} of the others' contrast"
+        elif int(i) not in left_out and not used_item[k]:
+            left_out[int(i)] = _LEFT_OUT[way.code[k]]
+    used = np.array([i not in left_out for i in range(n)])
+    scale, information = found["scale"], found["information"][used_item]
+    mean = np.mean(information / scale[used_item, None, None], axis=0)
+    variance = float(np.trace(np.linalg.inv(mean))) / 2 * max(1.0, float(found["noise"][used_item].mean()))
+    sigma = np.sqrt(variance * (1 - 1 / used_item.sum()) / np.maximum(scale, 1e-6))
+    floor = math.sqrt(float(np.trace(np.linalg.inv(found["floor"][used_item].mean(axis=0)))) / 2)
+    if size > 1:
+        steps = np.diff(found["shift"][used_item], axis=0)
+        sigma = np.hypot(sigma, float(np.median(np.abs(steps))) / size * math.sqrt((size**2 - 1) / 12))
+    pick = lambda values: np.where(used.reshape(-1, *[1] * (values.ndim - 1)), values[index], 0.0)
+    shift = found["shift"] - found["shift"][index[int(np.flatnonzero(used)[0])]]
+    jumps = [{"frame": int(items.groups[k][0]), "margin_nats": float(way.jump_nats[k])} for k in np.flatnonzero(way.jump_nats * used_item)]
+    told = f"{n} frames do not fit into memory: registered in {len(way.segments)} segments, then each against the sum of all"
+    told += f"; in pixels {b} times as large, which hold what the spectrum shows" if b > 1 else ""
+    reason = "" if size == 1 else f"single frames are too noisy: {size} neighbours share a shift"
+    return DriftSolution(
+        pick(shift) * b, pick(sigma) * b, used, left_out, True, reason, size, pick(way.elsewhere), jumps, floor * b * math.sqrt(size),
+        pick(found["contrast"] / usual), per_unit, (*notes, told),
+    )  # fmt: skip
+
+
 # -- checks on the result ----------------------------------------------------------------
+
+
+def some_frames(frames: Any, solution: DriftSolution, *, also: Iterable[int] = (), in_a_row: bool = False) -> tuple:
+    """Frames that the checks below are made on: (array, solution of these, their numbers); of an array all of it.
+
+    Of a recorded stack it is as many used frames as the checks have memory for, 60 at most, evenly spread or in a row in the
+    middle, with those in ``also``; of frames over 1 megapixel all lines of the middle columns. Shifts stay as they are.
+    """
+    if isinstance(frames, np.ndarray):
+        return frames, solution, np.arange(len(frames))
+    used, (n_y, n_x) = np.flatnonzero(solution.used), frames.shape[1:]
+    width = min(n_x, max(128, 2**20 // n_y))
+    reach = np.ptp(solution.shift_px[used], axis=0) + 100
+    most = int(np.clip(_JOINT_BYTES / 2 / (12 * (n_y + reach[0]) * (width + reach[1])), 4, 60))
+    if in_a_row:
+        first = max(0, (len(used) - most) // 2)
+        chosen = used[first : first + most]
+    else:
+        chosen = used[np.unique(np.linspace(0, len(used) - 1, most).astype(int))]
+    chosen = np.unique(np.concatenate([chosen, np.array(list(also), int)]))
+    left = (n_x - width) // 2
+    array = np.stack([frames[int(i)][:, left : left + width] for i in chosen])
+    part = {name: getattr(solution, name)[chosen] for name in ("shift_px", "sigma_px", "used", "hop_probability", "contrast")}
+    return array, replace(solution, left_out={}, **part), chosen
 
 
 def pair_shifts(frames: np.ndarray, used: np.ndarray, max_shift_px: float = 40.0, about_px: np.ndarray | None = None) -> np.ndarray:
@@ -4194,20 +4820,32 @@ def fourier_ring_correlation(first: np.ndarray, second: np.ndarray) -> tuple[np.
     return np.arange(1, count) / n, correlation, np.minimum(half_bit, 1)
 
 
-def half_average_resolution(frames: np.ndarray, solution: DriftSolution, take_in: Iterable[int] = ()) -> dict:
+def half_average_resolution(
+    frames: Any,
+    solution: DriftSolution,
+    take_in: Iterable[int] = (),
+    *,
+    budget_bytes: float | None = None,
+    work: LongWork | None = None,
+    progress: Any = None,
+) -> dict:
     """Fourier ring correlation of the averages of even and odd frames, each half registered by itself.
 
-    Frames in ``take_in`` are used in their half although they look foreign, as in `register_stack`.
+    Frames in ``take_in`` are used in their half although they look foreign; this and the further arguments as in `register_stack`.
 
     Returns ``frequency`` (cycles a pixel), ``correlation``, ``threshold`` and ``resolution_px``: the
     period of the highest ring above the threshold (half a bit, and 4 standard errors), or None.
     """
     used = np.flatnonzero(solution.used)
-    halves = [frames[used[k::2]] for k in (0, 1)]
+    halves = [frames[used[k::2]] if isinstance(frames, np.ndarray) else PickedFrames(frames, used[k::2]) for k in (0, 1)]
     if not solution.registered or min(len(h) for h in halves) < 2:
         return {"resolution_px": None, "reason": "fewer than four frames that can be registered"}
     by_hand = [[int(i) for i in np.flatnonzero(np.isin(used[k::2], list(take_in)))] for k in (0, 1)]
-    solved = [register_stack(half, take_in=chosen) for half, chosen in zip(halves, by_hand, strict=True)]
+    options = {"budget_bytes": budget_bytes, "progress": progress}
+    solved = [
+        register_stack(half, take_in=chosen, work=work and work.part(name), **options)
+        for half, chosen, name in zip(halves, by_hand, ("even", "odd"), strict=True)
+    ]
     if not all(s.registered for s in solved):
         return {"resolution_px": None, "reason": "half of the frames alone cannot be registered"}
     averages = [covered_average(*sum_frames(h, s.shift_px, s.used)[:2], 0.8)[0] for h, s in zip(halves, solved, strict=True)]
@@ -11533,7 +12171,8 @@ class DriftExplorer(_Explorer):
         self.mark = ax.axvline(self.frame.value, color="k", lw=1)
         ax.set(xlabel="frame", ylabel="shift (px)")
         ax.legend(fontsize=8, ncols=3)
-        average, _ = covered_average(*sum_frames(self.frames, self.solution.shift_px, used)[:2])
+        shown, solution, _ = some_frames(self.frames, self.solution)
+        average, _ = covered_average(*sum_frames(shown, solution.shift_px, solution.used)[:2])
         ax = self.axes["average"]
         ax.clear()
         low, high = np.percentile(average, [1, 99.7])
@@ -11542,7 +12181,7 @@ class DriftExplorer(_Explorer):
         _scale_bar(ax, bar_nm / self.pixel_nm, f"{bar_nm:g} nm")
         ax.set_xticks([])
         ax.set_yticks([])
-        ax.set_title(f"average of {used.sum()} frames", fontsize=9)
+        ax.set_title(f"average of {solution.used.sum()} frames", fontsize=9)
         ax = self.axes["frc"]
         ax.clear()
         ax.set(xlabel="spatial frequency (1/nm)", ylabel="ring correlation", ylim=(-0.3, 1.05))
@@ -11575,7 +12214,10 @@ class DriftExplorer(_Explorer):
         self.measure(before)
 
     def measure(self, before: tuple) -> None:
-        """Register and correlate the halves with the frames that are chosen now."""
+        """Register and correlate the halves with the frames that are chosen now; of a stack larger than memory the next run does it."""
+        if not isinstance(self.frames, np.ndarray):
+            self.say("This stack is larger than memory: the next run registers it with this choice.")
+            return
         chosen = self.choice()
 
         def back() -> None:
