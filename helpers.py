@@ -538,7 +538,7 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     reader = _reader(path)
     _refuse_links(path, path.parent.resolve(), set())
     try:
-        with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"):
+        with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"), _at_most(_READER_SECONDS, path.name):
             warnings.simplefilter("ignore")
             arrays = [found for found in reader(str(path), lazy=True) if "data" in found]
             _check_announced(path, [found["data"] for found in arrays])
@@ -555,6 +555,30 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     signal = max(frames, key=lambda s: s.data.size)
     _check_memory(path, signal.data, read_whole=navigation_dimension in (0, 1))
     return signal
+
+
+_READER_SECONDS = 120  # for a header and a map of what is behind it
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float, name: str) -> Iterator[None]:
+    """`RecordingError` in what takes longer, on the main thread: a header can announce more frames than its reader can count."""
+    import signal
+
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise RecordingError(f"{name}: its header announces more than can be read in {seconds:g} s, expected a file that is whole")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 #: Formats of spectra whose readers open whatever file a recording names
