@@ -363,10 +363,23 @@ def samples_folder(data_dir: str | Path = "") -> Path:
     return folder
 
 
+_SAMPLE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+
+def _folders_with_yaml(data_dir: str | Path) -> list[str]:
+    return [p.name for p in samples_folder(data_dir).iterdir() if p.is_dir() and any(p.glob("*.y*ml"))]
+
+
 def list_samples(data_dir: str | Path = "") -> list[str]:
     """The ids of all samples of a data folder, sorted: its sub-folders with a sample.yaml, or a YAML file that should be it."""
-    folder = samples_folder(data_dir)
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and any(p.glob("*.y*ml")))
+    return sorted(name for name in _folders_with_yaml(data_dir) if _SAMPLE_ID.fullmatch(name))
+
+
+def misnamed_samples(data_dir: str | Path = "") -> list[str]:
+    """Why folders that hold a sample are none of `list_samples`: their names are no ids."""
+    names = sorted(name for name in _folders_with_yaml(data_dir) if not _SAMPLE_ID.fullmatch(name))
+    told = [f"{name!r}" if name.isprintable() else ascii(name) for name in names]
+    return [f"{name}: a folder with a sample, expected a name of letters, digits, - and _ only, the first one no -" for name in told]
 
 
 _YAML_BYTES = 200_000  # of a file that a person writes, at most
@@ -461,7 +474,7 @@ def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
 def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) -> list[str]:
     """What pydantic cannot see: the id against the folder, the files, the phases."""
     faults = []
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", sample.id):
+    if not _SAMPLE_ID.fullmatch(sample.id):
         faults.append(f"id: got {sample.id!r}, expected letters, digits, - and _ only, the first one no -")
     if sample.id != folder_name:
         faults.append(f"id: got {sample.id!r}, expected {folder_name!r}, the name of its folder")
@@ -13220,5 +13233,6 @@ def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:
     if not (results / ".done" / COMPARISON).exists():
         reason = run_error(results / f"{COMPARISON}.ipynb") or "see run.log in the results"
         faults.append(f"FAILED {COMPARISON}: {reason}")
+    faults += [f"NOT RUN {why}" for why in misnamed_samples(data_dir)]
     print("\n".join(["", *faults, f"pages: {os.path.relpath(index)}"]))
     return 1 if faults else 0

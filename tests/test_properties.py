@@ -206,10 +206,10 @@ def test_bytes_that_were_changed_are_a_signal_or_an_error_of_its_own(recordings,
 
 
 def test_a_header_that_announces_too_much_to_count_ends(recordings, monkeypatch):
-    """65535 x 65535 patterns of 2 x 2 pixels: the reader makes a slice for each of their chunks."""
+    """16386 x 300 patterns of 32773 x 32773 pixels: the reader makes a slice for each of their chunks."""
     folder, known = recordings
     header = bytearray(known["scan.blo"])
-    for at, value in ((20, 2), (24, 65535), (26, 65535)):  # DP_SZ, NX, NY
+    for at, value in ((20, 32773), (24, 16386), (26, 300)):  # DP_SZ, NX, NY
         header[at : at + 2] = value.to_bytes(2, "little")
     (folder / "counted.blo").write_bytes(header)
     monkeypatch.setattr(helpers, "_READER_SECONDS", 1)
