@@ -682,7 +682,7 @@ def test_a_label_that_is_half_a_formula_is_drawn_as_it_is(label, tmp_path):
     with plt.rc_context({"svg.fonttype": "none"}):
         fig.savefig(tmp_path / "figure.svg")
     plt.close(fig)
-    drawn = (tmp_path / "figure.svg").read_text()
+    drawn = re.sub(r"<!--.*?-->", "", (tmp_path / "figure.svg").read_text(), flags=re.DOTALL)
     assert "<script" not in drawn and "onerror=alert(2)>" not in drawn
     assert drawn.count("$") >= 3 * label.count("$")
     assert "mathdefault" not in drawn  # the ticks of the axis are still numbers
