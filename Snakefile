@@ -154,7 +154,8 @@ try:
 except helpers.SampleError as error:
     stop(str(error))
 if not SAMPLES:
-    stop(f"{os.environ.get('DATA') or 'data'}: holds no sample, expected at least one folder with a sample.yaml")
+    none = f"{os.environ.get('DATA') or 'data'}: holds no sample, expected at least one folder with a sample.yaml"
+    stop("\n".join([none, *helpers.misnamed_samples(DATA)]))
 for folder in (RESULTS, *(Path(RESULTS, sample) for sample in SAMPLES)) if workflow.is_main_process else ():
     forget_lost_results(folder)
 

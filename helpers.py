@@ -363,10 +363,23 @@ def samples_folder(data_dir: str | Path = "") -> Path:
     return folder
 
 
+_SAMPLE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+
+
+def _folders_with_yaml(data_dir: str | Path) -> list[str]:
+    return [p.name for p in samples_folder(data_dir).iterdir() if p.is_dir() and any(p.glob("*.y*ml"))]
+
+
 def list_samples(data_dir: str | Path = "") -> list[str]:
     """The ids of all samples of a data folder, sorted: its sub-folders with a sample.yaml, or a YAML file that should be it."""
-    folder = samples_folder(data_dir)
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and any(p.glob("*.y*ml")))
+    return sorted(name for name in _folders_with_yaml(data_dir) if _SAMPLE_ID.fullmatch(name))
+
+
+def misnamed_samples(data_dir: str | Path = "") -> list[str]:
+    """Why folders that hold a sample are none of `list_samples`: their names are no ids."""
+    names = sorted(name for name in _folders_with_yaml(data_dir) if not _SAMPLE_ID.fullmatch(name))
+    told = [f"{name!r}" if name.isprintable() else ascii(name) for name in names]
+    return [f"{name}: a folder with a sample, expected a name of letters, digits, - and _ only, the first one no -" for name in told]
 
 
 _YAML_BYTES = 200_000  # of a file that a person writes, at most
@@ -461,7 +474,7 @@ def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
 def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) -> list[str]:
     """What pydantic cannot see: the id against the folder, the files, the phases."""
     faults = []
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", sample.id):
+    if not _SAMPLE_ID.fullmatch(sample.id):
         faults.append(f"id: got {sample.id!r}, expected letters, digits, - and _ only, the first one no -")
     if sample.id != folder_name:
         faults.append(f"id: got {sample.id!r}, expected {folder_name!r}, the name of its folder")
@@ -538,7 +551,7 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     reader = _reader(path)
     _refuse_links(path, path.parent.resolve(), set())
     try:
-        with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"):
+        with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"), _at_most(_READER_SECONDS, path.name):
             warnings.simplefilter("ignore")
             arrays = [found for found in reader(str(path), lazy=True) if "data" in found]
             _check_announced(path, [found["data"] for found in arrays])
@@ -592,6 +605,30 @@ class RecordedFrames:
 def _opened_recording(path: str, navigation_dimension: int, size: int, changed_ns: int) -> Any:
     """`load_recording`, once in a process for a file of this size and date."""
     return load_recording(path, navigation_dimension=navigation_dimension)
+
+
+_READER_SECONDS = 120  # for a header and a map of what is behind it
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float, name: str) -> Iterator[None]:
+    """`RecordingError` in what takes longer, on the main thread: a header can announce more frames than its reader can count."""
+    import signal
+
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise RecordingError(f"{name}: its header announces more than can be read in {seconds:g} s, expected a file that is whole")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 #: Formats of spectra whose readers open whatever file a recording names
@@ -1085,7 +1122,7 @@ class Step:
 
     def reads(self, *paths: Path) -> None:
         """Note the hashes of files before they are read: `save` refuses a result whose inputs are others by then."""
-        self.inputs_at_start |= {path: file_sha256(path) for path in paths}
+        self.inputs_at_start |= {path: file_sha256(path) for path in paths if path.exists()}  # one that is not there, its reader tells
 
     def previous(self, step: str) -> dict:
         """The result of an earlier step for this sample; ends this one too if that had no acquisition."""
@@ -14330,5 +14367,6 @@ def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:
     if not (results / ".done" / COMPARISON).exists():
         reason = run_error(results / f"{COMPARISON}.ipynb") or "see run.log in the results"
         faults.append(f"FAILED {COMPARISON}: {reason}")
+    faults += [f"NOT RUN {why}" for why in misnamed_samples(data_dir)]
     print("\n".join(["", *faults, pages]))
     return 1 if faults else 0

@@ -657,6 +657,37 @@ def test_the_hostile_recordings_are_hostile(tmp_path, capsys):
     assert "Zen of Python" in capsys.readouterr().out
 
 
+def test_folders_with_names_that_are_no_ids_are_told_and_not_run(tmp_path):
+    odd = ["ü 'q' \"d\" $(touch x) `touch x`", "{x}", "-n", "<b>", "a\nb", "=1+1", os.fsdecode(b"\xff")]
+    for name in (*odd, "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sample.yaml").write_text("id: x")
+    assert helpers.list_samples(tmp_path) == ["good"]
+    told = helpers.misnamed_samples(tmp_path)
+    assert len(told) == len(odd) and all(why.isprintable() and "expected a name of letters, digits" in why for why in told)
+
+
+@pytest.mark.parametrize("label", [EVIL, "600 °C $\\frac{", "$x$", "$", "a $ b $"])
+def test_a_label_that_is_half_a_formula_is_drawn_as_it_is(label, tmp_path):
+    from matplotlib import pyplot as plt
+
+    fig, ax = plt.subplots()
+    ax.plot([1, 1000], label=label)
+    ax.set_yscale("log")
+    ax.set_title(label)
+    ax.set_xticks([0, 1], [label, "1"])
+    ax.legend()
+    fig.suptitle(label)
+    helpers.without_formulae(fig)
+    with plt.rc_context({"svg.fonttype": "none"}):
+        fig.savefig(tmp_path / "figure.svg")
+    plt.close(fig)
+    drawn = re.sub(r"<!--.*?-->", "", (tmp_path / "figure.svg").read_text(), flags=re.DOTALL)
+    assert "<script" not in drawn and "onerror=alert(2)>" not in drawn
+    assert drawn.count("$") >= 3 * label.count("$")
+    assert "mathdefault" not in drawn  # the ticks of the axis are still numbers
+
+
 # --- running them --------------------------------------------------------------------------
 
 

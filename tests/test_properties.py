@@ -205,6 +205,20 @@ def test_bytes_that_were_changed_are_a_signal_or_an_error_of_its_own(recordings,
     assert scale is None or math.isfinite(scale)
 
 
+def test_a_header_that_announces_too_much_to_count_ends(recordings, monkeypatch):
+    """16386 x 300 patterns of 32773 x 32773 pixels: the reader makes a slice for each of their chunks."""
+    folder, known = recordings
+    header = bytearray(known["scan.blo"])
+    for at, value in ((20, 32773), (24, 16386), (26, 300)):  # DP_SZ, NX, NY
+        header[at : at + 2] = value.to_bytes(2, "little")
+    (folder / "counted.blo").write_bytes(header)
+    monkeypatch.setattr(helpers, "_READER_SECONDS", 1)
+    with pytest.raises(
+        helpers.RecordingError, match=r"counted\.blo: (its header announces more than can be read in 1 s|announces|cannot be read)"
+    ):
+        helpers.load_recording(folder / "counted.blo")
+
+
 @few
 @given(st.text(max_size=40))
 def test_any_unit_is_a_scale_or_none(units):
