@@ -4523,11 +4523,20 @@ class _Against(_Joint):
 
 
 class _Whole(NamedTuple):
-    """What the segments show together, on an image whose pixel (0, 0) is ``corner`` of the scene."""
+    """What the segments show together, on an image whose pixel (0, 0) is ``corner`` of the scene.
+
+    It is blurred by frames being put to whole pixels: ``blur_px2`` (2,) is the variance of what they are off along y and x.
+    """
 
     data: np.ndarray
     coverage: np.ndarray
     corner: np.ndarray
+    blur_px2: np.ndarray
+
+    def sharp(self, canvas: _Canvas, scene: np.ndarray) -> np.ndarray:
+        """A scene from it, without that blur."""
+        passed = np.exp(-0.5 * (self.blur_px2[0] * canvas.qy[:, None] ** 2 + self.blur_px2[1] * canvas.qx[None] ** 2)).astype(np.float32)
+        return np.maximum(canvas.image(canvas.spectrum(scene) / passed), np.float32(-0.9))
 
     def window(self, low: np.ndarray, size: np.ndarray) -> _Whole:
         """A part of it, 0 where it does not reach."""
@@ -4540,7 +4549,7 @@ class _Whole(NamedTuple):
                 here, there = (tuple(slice(a + f, b + f) for (a, b), f in zip(inside, off, strict=True)) for off in ((0, 0), first))
                 part[here] = image[there]
             parts.append(part)
-        return _Whole(*parts, low)
+        return _Whole(*parts, low, self.blur_px2)
 
 
 def _whole_scene(way: _Way, chosen: np.ndarray, rate: float, margin: int) -> _Whole:
@@ -4550,7 +4559,8 @@ def _whole_scene(way: _Way, chosen: np.ndarray, rate: float, margin: int) -> _Wh
     corner = -way.at - margin  # of the sums, in the scene
     low = np.floor(corner[chosen].min(axis=0)).astype(int) - 4
     size = np.ceil(corner[chosen].max(axis=0)).astype(int) + np.array(way.sums.shape[1:]) + 8 - low
-    whole = _Whole(np.zeros(size, np.float32), np.zeros(size, np.float32), low)
+    off = (way.shift - way.summed)[way.in_sum]
+    whole = _Whole(np.zeros(size, np.float32), np.zeros(size, np.float32), low, np.mean(off**2, axis=0))
     for k in np.flatnonzero(chosen):
         first = np.floor(corner[k]).astype(int)
         data = np.pad(way.sums[k] - np.float32(rate) * way.coverage[k], 4)
@@ -4599,7 +4609,7 @@ def _climb_segment(
                 continue
             members, start = np.arange(len(part)), shift[part] - middle
             joint = _Against(canvas, members, start, np.zeros(len(part)), _DriftPrior(np.zeros(2), _START_SPREAD_PX))
-            joint.known = (total.scene(rounds=12), total.seen())
+            joint.known = (whole.sharp(canvas, total.scene(rounds=12)), total.seen())
             for _ in range(2):
                 _, information = joint.climb()
                 out["scale"][part] = canvas.scale = canvas.totals / (canvas.area * rate)
