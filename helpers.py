@@ -11670,6 +11670,16 @@ def condition_name(temperature_C: float | None) -> str:
     return "pressed only" if temperature_C is None else f"{temperature_C:g} °C"
 
 
+def listed(texts: Iterable[str], separator: str = ", ", most: int = 12) -> str:
+    """Texts in a row, and how many more there are beyond those that one reads.
+
+    >>> listed(["a", "b"]), listed("abcd", most=2)
+    ('a, b', 'a, b and 2 more')
+    """
+    texts = list(texts)
+    return separator.join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
 def collect_samples(
     data_dir: str | Path, results: Path, leave_out: Iterable[str] = ()
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
@@ -11764,15 +11774,15 @@ def comparability(samples: list[dict[str, Any]], most_dose_ratio: float = 1.5) -
     mapped = [s for s in samples if s["has_map"]]
     candidates = {tuple(sorted(s["phases"])) for s in mapped}
     if len(candidates) > 1:
-        each = "; ".join(f"{s['sample']}: {', '.join(s['phases'])}" for s in mapped)
+        each = listed((f"{s['sample']}: {', '.join(s['phases'])}" for s in mapped), "; ")
         said.append(f"The scans were matched with different candidate phases, so their fractions do not mean the same ({each}).")
     untrusted = [s["sample"] for s in mapped if s.get("calibration_trusted") is False]
     if untrusted:
-        said.append(f"The calibration is not trusted for {', '.join(untrusted)}.")
+        said.append(f"The calibration is not trusted for {listed(untrusted)}.")
     for kind, name in (("03_haadf_surface_dose_e_per_A2", "HAADF images"), ("02_cryo_stem_drift_used_dose_e_per_A2", "cryo-STEM averages")):
         doses = {s["sample"]: s["doses"][kind] for s in samples if s["doses"].get(kind)}
         if len(doses) > 1 and max(doses.values()) > most_dose_ratio * min(doses.values()):
-            each = ", ".join(f"{k} {v:.4g} e/Å²" for k, v in doses.items())
+            each = listed(f"{k} {v:.4g} e/Å²" for k, v in doses.items())
             said.append(f"The doses of the {name} differ ({each}), and the beam itself makes spinel and rocksalt.")
     said += [f"{s['sample']}, {step}: {words}" for s in samples for step, words in s.get("by_hand", {}).items()]
     if len(samples) > 1 and len({condition_name(s["temperature_C"]) for s in samples}) == len(samples):
@@ -13592,7 +13602,8 @@ def _sample_pages(results: Path, data_dir: str | Path, sample_id: str, hashes: _
                 replace(page, target=f"{sample_id}/map.html", title="Explore the map", navigation=navigation, maps=sample, depends=content)
             )
     card = _card(results, sample_id, title, simulated, step_results, [*links, *explore])
-    return pages, card | {"stale": ", ".join(stale), "h5": hashes.of(h5) if has_map else ""}
+    condition = condition_name(sample.sintering.temperature_C) if sample and sample.sintering else "no sintering named"
+    return pages, card | {"stale": ", ".join(stale), "h5": hashes.of(h5) if has_map else "", "condition": condition}
 
 
 def _recording_state(sample: Sample) -> tuple:
@@ -13647,8 +13658,8 @@ def _index_page(results: Path, data_dir: str | Path, cards: list[dict], more: li
         compared = json.loads((results / "08_comparison.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         compared = {}
-    order = [s["sample"] for s in compared.get("samples", [])]
-    cards = sorted(cards, key=lambda c: (order.index(c["id"]) if c["id"] in order else len(order), c["id"]))
+    order = {s["sample"]: k for k, s in enumerate(compared.get("samples", []))}
+    cards = sorted(cards, key=lambda c: (order.get(c["id"], len(order)), c["id"]))
     simulated = {card["simulated"] for card in cards}
     scans = [
         {"name": f"{s['sample']}: PED scan", "sha256": s["scan_sha256"], "state": ""}
@@ -13658,8 +13669,8 @@ def _index_page(results: Path, data_dir: str | Path, cards: list[dict], more: li
     provenance = _provenance("all samples", next(iter(simulated)) if len(simulated) == 1 else None, compared, scans)
     older = [f"{card['label']} ({card['stale']})" for card in cards if card["stale"]]
     newer = _compared_before(results, compared)
-    provenance["stale"] = [f"changed since: {', '.join(older)}. Run `make run` to bring them up to date."] if older else []
-    provenance["stale"] += [f"new results since the samples were compared: {', '.join(newer)}."] if newer else []
+    provenance["stale"] = [f"changed since: {listed(older)}. Run `make run` to bring them up to date."] if older else []
+    provenance["stale"] += [f"new results since the samples were compared: {listed(newer)}."] if newer else []
     provenance = _with_stale(provenance, _chosen_since(results, COMPARISON, compared))
     comparison = results / f"{COMPARISON}.ipynb"
     return _Page(comparison, "index.html", _step_title(COMPARISON), "All samples", simulated == {True}, provenance, cards=cards, more=more)
@@ -14191,6 +14202,24 @@ def _shown_card(card: dict, results: Path, hidden: list[tuple[str, str]]) -> dic
     return card | {"image": image, "alt": alt, "rows": rows, "fault": _without_paths(card["fault"], hidden)}
 
 
+_SIDE_BY_SIDE = 12  # samples whose cards all show; of more they fold away by condition, with a box to find one
+
+
+def _card_groups(cards: list[dict]) -> list[dict]:
+    """The cards as the first page shows them: in one group without a name, or by condition where there are many."""
+    if len(cards) <= _SIDE_BY_SIDE:
+        return [{"name": "", "cards": cards}] if cards else []
+    groups: dict[str, list[dict]] = {}
+    for card in cards:
+        groups.setdefault(card["condition"], []).append(card)
+    told = {name: [f"{len(own)} samples" if len(own) > 1 else "1 sample"] for name, own in groups.items()}
+    for word in ("fault", "stale"):
+        for name, own in groups.items():
+            count = sum(bool(card[word]) for card in own)
+            told[name] += [f"{count} {'failed' if word == 'fault' else 'older than the data'}"] if count else []
+    return [{"name": name, "cards": own, "told": ", ".join(told[name])} for name, own in groups.items()]
+
+
 def _map_legend(cards: list[dict]) -> list[dict]:
     """Name and colour of every phase in the maps of the cards, and of what was not indexed."""
     colours: dict[str, str] = {}
@@ -14220,7 +14249,7 @@ def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], results:
         "simulated": page.simulated,
         "navigation": page.navigation,
         "provenance": _dated(page.provenance, notebook, hidden),
-        "cards": [_shown_card(card, results, hidden) for card in page.cards],
+        "groups": _card_groups([_shown_card(card, results, hidden) for card in page.cards]),
         "legend": _map_legend(page.cards),
         "more": page.more,
     }

@@ -11,6 +11,33 @@
       button.textContent = show ? "Hide code" : "Show code";
     });
   }
+  const find = document.getElementById("find");
+  if (find) {
+    const input = find.querySelector("input");
+    const groups = [...document.querySelectorAll("details.group")].map((group) => ({
+      group,
+      name: group.querySelector("summary").textContent.toLowerCase(),
+      cards: [...group.querySelectorAll(".card")].map((card) => ({ card, text: card.textContent.toLowerCase() })),
+    }));
+    find.hidden = false;
+    input.addEventListener("input", () => {
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let found = 0;
+      let all = 0;
+      for (const { group, name, cards } of groups) {
+        let here = 0;
+        for (const { card, text } of cards) {
+          card.hidden = !words.every((word) => text.includes(word) || name.includes(word));
+          here += !card.hidden;
+        }
+        group.hidden = here === 0;
+        group.open = words.length > 0 && here > 0;
+        found += here;
+        all += cards.length;
+      }
+      find.querySelector("span").textContent = words.length > 0 ? `${found} of ${all} samples` : "";
+    });
+  }
   function reachTables() {
     for (const table of document.querySelectorAll(".table")) {
       if (table.scrollWidth > table.clientWidth) {
