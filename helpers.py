@@ -1049,7 +1049,7 @@ def _not_made_on(choice: HandChoice, step: str, sample: Sample | None) -> str:
     for name, sha256 in choice.made_on.items():
         folder = sample.folder if sample else PROJECT_ROOT
         path = folder / name
-        inside = path.resolve().is_relative_to(folder.resolve()) and (path.is_file() or path.is_dir())
+        inside = Path(os.path.normpath(path)).is_relative_to(folder) and (path.is_file() or path.is_dir())
         if not inside or file_sha256(path) != sha256:
             return (
                 f"{sample.id if sample else 'results'}/{MANUAL}: {step}: made on {name} with sha256 {sha256[:16]}…, which is another file "
