@@ -135,7 +135,7 @@ def only_one_run():
     """Hold a lock on the results for as long as this process lives."""
     try:
         Path(RESULTS).mkdir(parents=True, exist_ok=True)
-        lock = open(Path(RESULTS, ".run.lock"), "w")
+        lock = open(Path(RESULTS, ".lock"), "w")
     except OSError as error:
         stop(f"{os.path.relpath(RESULTS, ROOT)}: no place for results: {error.strerror}; give another RESULTS=")
     try:

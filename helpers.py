@@ -1223,7 +1223,7 @@ class Step:
 
     def _publish(self, text: str) -> None:
         self.results.mkdir(parents=True, exist_ok=True)
-        lock = _lock(self.results / ".lock", wait=True)  # another run's files do not come between these
+        lock = _lock(self.results / ".publish.lock", wait_s=60)  # another run's files do not come between these
         try:
             for path in sorted(self.staging.glob("[!.]*")) if self.staging else ():
                 os.replace(path, self.results / path.name)
@@ -1425,17 +1425,24 @@ def _in_use(folder: Path) -> bool:
     return False
 
 
-def _lock(path: Path, *, wait: bool = False) -> int:
-    """Take a lock until the file that is returned is closed, or the process ends; else `BlockingIOError` where another one has it."""
+def _lock(path: Path, *, wait_s: float = 0.0) -> int:
+    """Take a lock until the file that is returned is closed, or the process ends; `BlockingIOError` where another one has it all that time."""
     import fcntl
 
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    until = time.monotonic() + wait_s
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return file
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.05)
     except BaseException:
         os.close(file)
         raise
-    return file
 
 
 class ChunkStore:

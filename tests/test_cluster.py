@@ -102,7 +102,7 @@ def test_a_job_on_a_node_reads_the_graph_again_beside_the_run_that_sent_it(tmp_p
 def test_two_runs_at_once_on_the_same_results_are_told(tmp_path, place):
     write_samples(tmp_path / "data", ["S1"])
     (tmp_path / "results").mkdir()
-    with open(tmp_path / "results" / ".run.lock", "w") as lock:
+    with open(tmp_path / "results" / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         told = snakemake(place, "gate")
     assert told.returncode == 3

@@ -295,7 +295,7 @@ def test_results_appear_together_and_only_at_the_end(step):
     helpers.write_atomically(step.staged("03_columns.csv"), "x\n1\n")
     assert not list(step.results.glob("[!.]*"))
     step.save({"thickness_nm": 1.5})
-    assert {p.name for p in step.results.iterdir()} == {"03_columns.csv", "03_haadf_surface.json", ".lock"}
+    assert {p.name for p in step.results.iterdir()} == {"03_columns.csv", "03_haadf_surface.json", ".publish.lock"}
     step.withdraw("03_columns.csv")
     step.save({"thickness_nm": 1.6})
     assert not (step.results / "03_columns.csv").exists()
