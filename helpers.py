@@ -1426,7 +1426,7 @@ def _in_use(folder: Path) -> bool:
 
 
 def _lock(path: Path, *, wait_s: float = 0.0) -> int:
-    """Take a lock until the file that is returned is closed, or the process ends; `BlockingIOError` where another one has it all that time."""
+    """Take a lock until the file that is returned is closed, or the process ends; `BlockingIOError` where another one keeps it."""
     import fcntl
 
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
