@@ -3761,14 +3761,13 @@ class _Joint:
             values.append(v)
             scale[i] = self.canvas.scale_at(i, scene, seen, self.shifts[i])
         self.canvas.scale = scale / np.median(scale[self.members])
-        about = np.broadcast_to(self.about, self.shifts.shape)[self.members]
-        off, solutions = [p - expected for p, expected in zip(places, about, strict=True)], []
+        solutions = []
         for spread in _SPREADS_PX:
             step = np.zeros(2)
             for _ in range(2):
                 prior = _DriftPrior(step, spread)
-                path, elsewhere, evidence = _best_path(off, values, self.members, prior)
-                solutions.append((evidence, path + about, elsewhere, prior))
+                path, elsewhere, evidence = _best_path(places, values, self.members, prior)
+                solutions.append((evidence, path, elsewhere, prior))
                 step = np.median(np.diff(path, axis=0) / np.diff(self.members)[:, None], axis=0)
         _, self.shifts[self.members], self.elsewhere[self.members], self.prior = max(solutions, key=lambda solution: solution[0])
 
@@ -3964,7 +3963,8 @@ def _settled(counts: np.ndarray, members: np.ndarray, reach: np.ndarray, about: 
     joint.about = 0.0 if about is None else shifts.copy()
     for _ in range(3):
         before = joint.shifts.copy()
-        joint.choose_peaks()
+        if about is None:
+            joint.choose_peaks()
         if not joint.settle_cells() or np.abs(joint.shifts - before).max() < 1.5:
             break
     joint.beyond = beyond & (np.abs(joint.shifts - joint.shifts[members[0]]).max(axis=1) > reach[0] - 3)
@@ -4234,7 +4234,7 @@ def covered_average(total: np.ndarray, coverage: np.ndarray, least_share: float 
 # At last every frame climbs to its sub-pixel maximum against the scene of the whole stack without the few frames around it.
 
 _JOINT_BYTES = 3e9  # of memory, that a joint solution may take: what needs more goes by segments
-_SEGMENT, _SHARED = 96, 8  # frames of a segment at most, and those it shares with the next
+_SEGMENT, _LEAST_SEGMENT, _SHARED = 96, 16, 8  # frames of a segment at most and at least, and those it shares with the next
 _BLOCK_BYTES = 1.3e8  # of frames that are read at a time
 _FIELD_PX, _FIELD_SNR = 512, 20.0  # side of the field that segments are solved in, unless frames show less than this there
 _LEAST_AGREEMENT = 0.35  # of that of other sums, below which the sum of a segment shows something else
@@ -4306,6 +4306,16 @@ def _contrast_and_loss(counts: np.ndarray) -> tuple[float, float]:
     return math.sqrt(max(0.0, float(np.sum(power)) / alone.rate)), loss
 
 
+def _field_of(items: _Items, budget_bytes: float) -> tuple[slice, slice]:
+    """The middle of the items, so large that they show enough there to be placed, if memory allows."""
+    side = _FIELD_PX
+    while side < max(items.shape) and _contrast_and_loss(items.sample(items.field(side)))[0] < _FIELD_SNR:
+        if _joint_bytes(_LEAST_SEGMENT, tuple(min(n, 2 * side) for n in items.shape)) > budget_bytes:
+            break
+        side *= 2
+    return items.field(side)
+
+
 @dataclass(frozen=True)
 class _Segment:
     """Consecutive items that are solved together; ``own`` is the part of them (slice of all items) that no other segment has."""
@@ -4317,7 +4327,7 @@ class _Segment:
 def _segments_of(n: int, field: tuple[slice, slice], budget_bytes: float) -> dict[str, _Segment]:
     """Segments of n items, as long as memory allows, by name."""
     shape = tuple(part.stop - part.start for part in field)
-    most = max(16, max((k for k in range(2, _SEGMENT + 1) if _joint_bytes(k, shape) <= budget_bytes), default=2))
+    most = max(_LEAST_SEGMENT, max((k for k in range(2, _SEGMENT + 1) if _joint_bytes(k, shape) <= budget_bytes), default=2))
     if n <= most:
         return {"segment_0": _Segment(np.arange(n), slice(0, n))}
     shared = min(_SHARED, most // 4)
@@ -4382,18 +4392,39 @@ def _solve_segment(
             out["code"][k] = 1 if why.startswith("foreign") else 2
         for jump in joint.jumps:
             out["jump_nats"][jump["frame"]] = max(1e-3, jump["margin_nats"])
-        whole = np.round(out["shift"]).astype(int)
-        out["middle"][:] = np.round(np.median(whole[joint.members], axis=0))
-        off = out["middle"] - whole[:n]
-        own = (segment.items >= segment.own.start) & (segment.items < segment.own.stop)
-        summed_up = np.flatnonzero(own & (out["code"][:n] == 0) & (np.abs(off).max(axis=1) <= margin))
-        place = {int(segment.items[k]): off[k] + margin for k in summed_up}
-        for numbers, counts in items.read(segment.items[summed_up]) if len(summed_up) else ():
-            for i, image in zip(numbers, counts, strict=True):
-                here = tuple(slice(p, p + size) for p, size in zip(place[int(i)], items.shape, strict=True))
-                out["sum"][here] += image
-                out["coverage"][here] += np.float32(float(image.mean(dtype=np.float64)) / rate)
+        own = np.flatnonzero(out["code"][:n] == 0)
+        own = own[(segment.items[own] >= segment.own.start) & (segment.items[own] < segment.own.stop)]
+        if len(own):
+            away = np.linalg.norm(out["shift"][own] - np.median(out["shift"][own], axis=0), axis=1)
+            out["middle"][:] = np.round(out["shift"][own[np.argmin(away)]])
+            own = own[np.abs(out["shift"][own] - out["middle"]).max(axis=1) < margin]
+            out["sum"], out["coverage"] = _summed(items, segment.items[own], out["shift"][own] - out["middle"], rate, margin)
     return {name: values[None] for name, values in out.items()}
+
+
+def _summed(items: _Items, numbers: np.ndarray, shift: np.ndarray, rate: float, margin: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and coverage of items moved back by shifts (k, 2) below the margin, on images larger by that on every side."""
+    from scipy import fft
+
+    size = tuple(n + 2 * margin for n in items.shape)
+    summed, coverage = np.zeros((2, *size), np.float32)
+    place = dict(zip(numbers.tolist(), shift, strict=True))
+    with fft.set_workers(numba.get_num_threads()):
+        for part, counts in items.read(numbers):
+            total = _Sum(_counts_of(rate, counts, np.full(2, margin)))
+            for k, i in enumerate(part.tolist()):
+                total.add(k, place[i])
+            image = total.canvas.image(total.spectrum) + np.float32(rate) * total.coverage
+            for result, found in ((summed, image), (coverage, total.coverage)):
+                result += np.roll(found, (margin, margin), (0, 1))[: size[0], : size[1]]
+    return summed, coverage
+
+
+def _counts_of(rate: float, counts: np.ndarray, reach: np.ndarray) -> _Canvas:
+    """A canvas whose beam currents are relative to that of frames with ``rate`` counts a pixel."""
+    canvas = _Canvas(counts, reach)
+    canvas.rate, canvas.scale = rate, canvas.totals / (canvas.area * rate)
+    return canvas
 
 
 @dataclass
@@ -4401,7 +4432,7 @@ class _Way:
     """Shifts (n, 2) of items, ``code`` (n,) of `_LEFT_OUT`, probability of another cell, margins of jumps (0 none), signal-to-noise.
 
     ``sums``, ``coverage`` and ``at`` (k, 2) are those of the segments: an item at the shift ``at`` has its pixel (0, 0) at `_margin`.
-    ``summed`` (n, 2) is the shift with which an item is in its segment's sum, where it is (``in_sum``).
+    ``in_sum`` (n,) are the items that are in the sums.
     """
 
     shift: np.ndarray
@@ -4413,7 +4444,6 @@ class _Way:
     sums: np.ndarray
     coverage: np.ndarray
     at: np.ndarray
-    summed: np.ndarray
     in_sum: np.ndarray
 
 
@@ -4425,9 +4455,7 @@ def _way_of(
 
     ``opened`` gives a `ChunkStore` for a name, a layout and chunks.
     """
-    side, field = _FIELD_PX, items.field(_FIELD_PX)
-    while side < max(items.shape) and _contrast_and_loss(items.sample(field))[0] < _FIELD_SNR:
-        side, field = 2 * side, items.field(2 * side)
+    field = _field_of(items, budget_bytes)
     segments = _segments_of(len(items.groups), field, budget_bytes)
     store = opened(f"segments_{len(items.groups[0])}_{level}", *_segment_layout(items, segments))
     length = store.arrays["code"].shape[1]
@@ -4440,13 +4468,13 @@ def _way_of(
     fields = found["sum"][:, 2 * m : -2 * m, 2 * m : -2 * m]  # that all items of a sum cover
     at, agrees = _chained(found, list(segments.values()), fields)
     way = _Way(np.zeros((n, 2)), np.full(n, 3), np.zeros(n), np.zeros(n), float(np.median(found["snr"][solved])), segments,
-               found["sum"], found["coverage"], at, np.zeros((n, 2)), np.zeros(n, bool))  # fmt: skip
+               found["sum"], found["coverage"], at, np.zeros(n, bool))  # fmt: skip
     above = None
     if len(segments) > 1:
         sums = _Items(fields, list(np.arange(len(segments))[:, None]), solved & agrees)
         usual = float(np.median([f.mean(dtype=np.float64) for f, good in zip(fields, sums.usable, strict=True) if good] or [1.0]))
         above = _way_of(sums, reach, usual, frozenset(), budget_bytes, opened, "", None, at, level + 1) if sums.usable.sum() > 1 else None
-    if above is not None:
+    if above is not None and (above.code == 0).any():
         better = above.code == 0
         at = np.where(better[:, None], above.shift, at + np.median((above.shift - at)[better], axis=0))
         way.at = at
@@ -4455,9 +4483,7 @@ def _way_of(
         local = own - segment.items[0]
         shift = found["shift"][k, local]
         way.shift[own] = at[k] + shift - found["middle"][k]
-        way.summed[own] = at[k] + np.round(shift) - found["middle"][k]
-        off = np.abs(np.round(shift) - found["middle"][k]).max(axis=1)
-        way.in_sum[own] = (found["code"][k, local] == 0) & (off <= _margin(items.shape))
+        way.in_sum[own] = (found["code"][k, local] == 0) & (np.abs(shift - found["middle"][k]).max(axis=1) < m)
         way.code[own], way.elsewhere[own], way.jump_nats[own] = (found[name][k, local] for name in ("code", "elsewhere", "jump_nats"))
         if above is not None:
             way.elsewhere[own] = 1 - (1 - way.elsewhere[own]) * (1 - above.elsewhere[k])
@@ -4474,17 +4500,18 @@ def _chained(found: dict[str, np.ndarray], segments: list[_Segment], fields: np.
     goes where its field agrees best with one of the four before.
     """
     at, lit = np.zeros((len(segments), 2)), [k for k in range(len(segments)) if (found["code"][k] == 0).sum() > 1 and fields[k].any()]
-    steps, agreement = {}, {}
+    steps, agreement, linked = {}, {}, []
     for j, k in itertools.pairwise(lit):
         good = [segments[i].items[found["code"][i, : len(segments[i].items)] == 0] for i in (j, k)]
         both = np.intersect1d(*good)
         there, here = (found["shift"][i, both - segments[i].items[0]] - found["middle"][i] for i in (j, k))
+        linked += [k] if len(both) else []
         steps[k] = np.median(there - here, axis=0) if len(both) else np.zeros(2)
         agreement[k] = _agreement(fields[[j, k]], steps[k]) if len(both) else 0.0
-    usual = float(np.median(list(agreement.values()) or [0.0]))
+    usual = float(np.quantile([agreement[k] for k in linked] or [0.0], 0.75))
     for n, (j, k) in enumerate(itertools.pairwise(lit)):
         at[k] = at[j] + steps[k]
-        if agreement[k] < 0.5 * usual or usual == 0:
+        if agreement[k] < 0.5 * usual or k not in linked:
             others = {
                 i: pair_shifts(fields[[i, k]], np.ones(2, bool), 0.4 * min(fields.shape[1:]))[0, 1] for i in lit[max(0, n - 3) : n + 1]
             }
@@ -4530,20 +4557,11 @@ class _Against(_Joint):
 
 
 class _Whole(NamedTuple):
-    """What the segments show together, on an image whose pixel (0, 0) is ``corner`` of the scene.
-
-    It is blurred by frames being put to whole pixels: ``blur_px2`` (2,) is the variance of what they are off along y and x.
-    """
+    """What the segments show together, on an image whose pixel (0, 0) is ``corner`` of the scene."""
 
     data: np.ndarray
     coverage: np.ndarray
     corner: np.ndarray
-    blur_px2: np.ndarray
-
-    def sharp(self, canvas: _Canvas, scene: np.ndarray) -> np.ndarray:
-        """A scene from it, without that blur."""
-        passed = np.exp(-0.5 * (self.blur_px2[0] * canvas.qy[:, None] ** 2 + self.blur_px2[1] * canvas.qx[None] ** 2)).astype(np.float32)
-        return np.maximum(canvas.image(canvas.spectrum(scene) / passed), np.float32(-0.9))
 
     def window(self, low: np.ndarray, size: np.ndarray) -> _Whole:
         """A part of it, 0 where it does not reach."""
@@ -4556,7 +4574,7 @@ class _Whole(NamedTuple):
                 here, there = (tuple(slice(a + f, b + f) for (a, b), f in zip(inside, off, strict=True)) for off in ((0, 0), first))
                 part[here] = image[there]
             parts.append(part)
-        return _Whole(*parts, low, self.blur_px2)
+        return _Whole(*parts, low)
 
 
 def _whole_scene(way: _Way, chosen: np.ndarray, rate: float, margin: int) -> _Whole:
@@ -4566,8 +4584,7 @@ def _whole_scene(way: _Way, chosen: np.ndarray, rate: float, margin: int) -> _Wh
     corner = -way.at - margin  # of the sums, in the scene
     low = np.floor(corner[chosen].min(axis=0)).astype(int) - 4
     size = np.ceil(corner[chosen].max(axis=0)).astype(int) + np.array(way.sums.shape[1:]) + 8 - low
-    off = (way.shift - way.summed)[way.in_sum]
-    whole = _Whole(np.zeros(size, np.float32), np.zeros(size, np.float32), low, np.mean(off**2, axis=0))
+    whole = _Whole(np.zeros(size, np.float32), np.zeros(size, np.float32), low)
     for k in np.flatnonzero(chosen):
         first = np.floor(corner[k]).astype(int)
         data = np.pad(way.sums[k] - np.float32(rate) * way.coverage[k], 4)
@@ -4583,14 +4600,14 @@ def _whole_scene(way: _Way, chosen: np.ndarray, rate: float, margin: int) -> _Wh
 
 
 def _climb_segment(
-    items: _Items, rate: float, numbers: np.ndarray, shift: np.ndarray, summed: np.ndarray, in_sum: np.ndarray, good: np.ndarray,
+    items: _Items, rate: float, numbers: np.ndarray, shift: np.ndarray, in_sum: np.ndarray, good: np.ndarray,
     whole: _Whole,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Items of a segment at the sub-pixel maximum of their likelihood against the scene of all but the few around them.
 
-    ``shift`` (n, 2) is where they are, ``summed`` with which shift they are in the scene, where they are (``in_sum``); ``good``
-    those that are wanted. Returns ``shift``, ``information``, ``contrast``, ``error``, ``scale``, and what the group of an item
-    tells of ``noise`` and ``floor``, the information of a frame with the scene known.
+    ``shift`` (n, 2) is where they are, and in the scene if they are (``in_sum``); ``good`` are those that are wanted. Returns ``shift``,
+    ``information``, ``contrast`` with its ``error``, ``scale`` (beam current), and of the few together the factor of their ``noise``
+    over that of counts and ``floor``, the information of a frame with the scene known.
     """
     from scipy import fft
 
@@ -4603,20 +4620,19 @@ def _climb_segment(
         for part in np.array_split(wanted, math.ceil(len(wanted) / step)) if len(wanted) else ():
             counts = np.concatenate([counts for _, counts in items.read(numbers[part])])
             middle = np.round((shift[part].min(axis=0) + shift[part].max(axis=0)) / 2)
-            canvas = _Canvas(counts, np.ptp(shift[part], axis=0) / 2 + 42)
-            canvas.rate, canvas.scale = rate, canvas.totals / (canvas.area * rate)
+            canvas = _counts_of(rate, counts, np.ptp(shift[part], axis=0) / 2 + 42)
             low = -np.array([(size - f) // 2 for size, f in zip(canvas.shape, canvas.frame_shape, strict=True)])
             seen = whole.window(low - middle.astype(int), np.array(canvas.shape))
             total = _Scene(canvas, *(np.roll(image, low, (0, 1)) for image in seen[:2]))
             for k, i in enumerate(part):
                 if in_sum[i]:
-                    total.add(k, summed[i] - middle, -1)
+                    total.add(k, shift[i] - middle, -1)
             total.coverage = np.maximum(total.coverage, 0)
             if total.most() < 0.5:
                 continue
             members, start = np.arange(len(part)), shift[part] - middle
             joint = _Against(canvas, members, start, np.zeros(len(part)), _DriftPrior(np.zeros(2), _START_SPREAD_PX))
-            joint.known = (whole.sharp(canvas, total.scene(rounds=12)), total.seen())
+            joint.known = (total.scene(rounds=12), total.seen())
             for _ in range(2):
                 _, information = joint.climb()
                 out["scale"][part] = canvas.scale = canvas.totals / (canvas.area * rate)
@@ -4697,7 +4713,7 @@ def _climbed(
         own = way.segments[name].own
         shift = way.shift[own][good[own]] if good[own].any() else np.zeros((1, 2))
         low, high = np.floor(-shift.max(axis=0)).astype(int) - 100, np.ceil(-shift.min(axis=0)).astype(int) + np.array(items.shape) + 100
-        return np.arange(own.start, own.stop), way.shift[own], way.summed[own], in_sum[own], good[own], whole.window(low, high - low)
+        return np.arange(own.start, own.stop), way.shift[own], in_sum[own], good[own], whole.window(low, high - low)
 
     return finish_chunks(store, _climb_segment, (items, rate), arguments, scheduler, progress)
 
