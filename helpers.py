@@ -4921,7 +4921,8 @@ def half_average_resolution(
     averages = [covered_average(*sum_frames(h, s.shift_px, s.used)[:2], 0.8)[0] for h, s in zip(halves, solved, strict=True)]
     shape = np.min([a.shape for a in averages], axis=0)
     pair = np.stack([a[: shape[0], : shape[1]] * s.used.sum() * solution.counts_per_unit for a, s in zip(averages, solved, strict=True)])
-    joint, _ = _solve(pair.astype(np.float32), np.arange(2), np.full(2, min(0.33 * min(shape), 700)))  # a larger canvas takes over 3 GB
+    field = (slice(None), *(slice((n - min(n, 2048)) // 2, (n + min(n, 2048)) // 2) for n in shape))  # of larger ones the middle tells
+    joint, _ = _solve(pair[field].astype(np.float32), np.arange(2), np.full(2, 0.33 * min(pair[field].shape[1:])))
     first, second = _overlapping(pair, joint.shifts[1] - joint.shifts[0])
     frequency, correlation, half_bit = fourier_ring_correlation(first, second)
     modes = np.pi * frequency * min(first.shape) ** 2 * frequency[0] / 2.25
