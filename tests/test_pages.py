@@ -241,7 +241,7 @@ def test_only_what_changed_is_rendered_again(changed):
 
 def test_a_map_that_cannot_be_read_says_so(changed):
     (changed.results / "A" / "06_ped.h5").write_bytes(b"not HDF5")
-    with pytest.raises(helpers.ResultError, match="A/06_ped.h5: cannot be read .* run 06_ped_matching for A again"):
+    with pytest.raises(helpers.ResultError, match=r"A/06_ped.h5: cannot be read .* run 06_ped_matching for A again"):
         helpers.load_maps(changed.results / "A" / "06_ped.h5", {"phases": PHASES})
     changed.render()
     assert "The map cannot be shown." in changed.text("A/map.html")
