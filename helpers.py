@@ -14252,15 +14252,25 @@ def _map_legend(cards: list[dict]) -> list[dict]:
     return [{"name": k, "colour": v} for k, v in {**colours, "not indexed": NOT_INDEXED_COLOUR}.items()] if colours else []
 
 
-def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], results: Path, data_dir: str | Path, exporter: Any) -> str:
-    """One page as HTML."""
+def _executed_notebook(page: _Page) -> Any:
+    """The executed notebook of a page, or one cell that says why there is none."""
     import nbformat
 
+    why = "the notebook was not executed"
     if page.notebook.is_file():
-        notebook = nbformat.read(page.notebook, as_version=4)
-    else:
-        text = f"# {page.title}\n\nThis page could not be made: the notebook was not executed."
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        try:
+            notebook = nbformat.read(page.notebook, as_version=4)
+            nbformat.validate(notebook)
+            return notebook
+        except (ValueError, AttributeError, KeyError, nbformat.ValidationError):
+            why = "the executed notebook is broken off; run the step again"
+    text = f"# {page.title}\n\nThis page could not be made: {why}."
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+
+
+def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], results: Path, data_dir: str | Path, exporter: Any) -> str:
+    """One page as HTML."""
+    notebook = _executed_notebook(page)
     scripts = _page_scripts()
     frame = {
         "source": source,

@@ -247,6 +247,13 @@ def test_a_map_that_cannot_be_read_says_so(changed):
     assert "The map cannot be shown." in changed.text("A/map.html")
 
 
+@pytest.mark.parametrize("left", ["", '{"cells": [', "{}", '{"cells": [{}], "nbformat": 4, "nbformat_minor": 5}'])
+def test_an_executed_notebook_that_is_broken_off_says_so(changed, left):
+    (changed.results / "B" / "notebooks" / "03_haadf_surface.ipynb").write_text(left)
+    changed.render()
+    assert "could not be made: the executed notebook is broken off; run the step again" in changed.text("B/03_haadf_surface.html")
+
+
 # --- the map within its budget ------------------------------------------------------------
 
 
