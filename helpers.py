@@ -1279,13 +1279,18 @@ class Step:
                 print(f"{self.sample_id} {self.name}: {label} {done} of {total}, {time.monotonic() - start:.0f} s", flush=True)
 
 
-def begin(step: str, namespace: dict) -> Step:
+_SEEDS = (0, 2**32 - 1)
+
+
+def begin(step: str, namespace: dict, **ranges: tuple[float, float]) -> Step:
     """Start a notebook: collect its parameters, load its sample, refuse parameters it does not know.
 
     ``namespace`` is the notebook's ``globals()`` after its parameters cell (and the cell that
-    papermill injects behind it). What was chosen by hand (`HandChoice`) takes the place of a parameter that was left
+    papermill injects behind it); ``ranges`` are the least and the largest value of its parameters that are numbers, both allowed.
+    What was chosen by hand (`HandChoice`) takes the place of a parameter that was left
     at its default, in ``namespace`` too, and is said. Raises `ParameterError` for an injected name that the
-    parameters cell does not have, `SampleError` for a fault in the sample, `ResultError` for one in manual.yaml.
+    parameters cell does not have and for a value of another kind than the default or out of range,
+    `SampleError` for a fault in the sample, `ResultError` for one in manual.yaml.
     """
     known = notebook_parameters(PROJECT_ROOT / "notebooks" / f"{step}.ipynb")
     given = set()
@@ -1314,11 +1319,7 @@ def begin(step: str, namespace: dict) -> Step:
         namespace.update(namespace["_chosen_by_hand"])
     parameters = {name: namespace[name] for name in known}
     for name, default in known.items():
-        came = parameters[name]
-        if default is not None and any(isinstance(default, kind) != isinstance(came, kind) for kind in (str, list)):
-            raise ParameterError(f"{step}: parameter {name}: got {came!r}, expected {type(default).__name__} like {default!r}")
-        if isinstance(came, float) and not math.isfinite(came):
-            raise ParameterError(f"{step}: parameter {name}: got {came}, expected a finite number like {default!r}")
+        _check_parameter(f"{step}: parameter {name}", parameters[name], default, ranges.get(name, _SEEDS if name == "seed" else None))
     run = Step(
         name=step,
         sample_id=sample_id,
@@ -1352,6 +1353,15 @@ def check_parameters(step: str, given: Any, known: Any) -> None:
             near = difflib.get_close_matches(name, list(known), 1, 0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ParameterError(f"{step}: unknown parameter {name}, expected one of {', '.join(known)}{hint}")
+
+
+def _check_parameter(where: str, came: Any, default: Any, least_and_most: tuple[float, float] | None) -> None:
+    """`ParameterError` for a value that is of another kind than the default, or outside its range."""
+    kinds = {bool: bool, int: int, float: (int, float)}.get(type(default), type(default))
+    if not isinstance(came, kinds) or (isinstance(came, bool) and kinds is not bool):
+        raise ParameterError(f"{where}: got {came!r}, expected {type(default).__name__} like {default!r}")
+    if least_and_most and not least_and_most[0] <= came <= least_and_most[1]:
+        raise ParameterError(f"{where}: got {came}, expected {least_and_most[0]:,} to {least_and_most[1]:,}, like {default!r}")
 
 
 def _assigned_names(source: str) -> list[str]:

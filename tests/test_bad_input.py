@@ -628,6 +628,14 @@ CASES: dict[str, Case] = {
     "parameter: sample outside": Case(GATE, told(sample_id="../tiny"), r"sample\.yaml"),
     "parameter: no patterns": Case("00_demo_data", told(scan_patterns=0, cryo_frames=0), r"scan_patterns"),
     "parameter: text": Case("00_demo_data", told(seed="x"), r"seed: got 'x'"),
+    "parameter: no step between zone axes": Case(MATCHING, told(step_deg=0), r"step_deg: got 0, expected 0\.5 to 10"),
+    "parameter: fewer than no trials": Case(FRACTION, told(trials=-1), r"trials: got -1, expected 1 to 50"),
+    "parameter: more draws than memory": Case(FRACTION, told(draws=10**12), r"draws: got 1000000000000, expected 20 to 100,000"),
+    "parameter: more resamplings than memory": Case(SURFACE, told(bootstrap_draws=10**12), r"bootstrap_draws: got 10+, expected"),
+    "parameter: window of nothing": Case(INTERFACE, told(window_nm=0.0), r"window_nm: got 0\.0, expected"),
+    "parameter: half a pattern": Case(CALIBRATION, told(calibration_patterns=32.5), r"calibration_patterns: got 32\.5, expected int"),
+    "parameter: yes in words": Case(MATCHING, told(mixtures="yes"), r"mixtures: got 'yes', expected bool"),
+    "parameter: seed below zero": Case(FRACTION, told(seed=-1), r"seed: got -1, expected 0 to"),
     "parameter: of the validation": Case("09_validation", told(fully=True), r"unknown parameter fully"),
 }
 

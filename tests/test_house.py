@@ -73,6 +73,9 @@ def test_notebooks_are_committed_without_outputs_and_keep_the_skeleton(path):
     known = helpers.notebook_parameters(path)
     assert {"data_dir", "results_dir", "figures_dir"} <= set(known)
     assert [known[name] for name in ("data_dir", "results_dir", "figures_dir")] == ["", "", ""]
+    numbers = {n for n, default in known.items() if isinstance(default, (int, float)) and not isinstance(default, bool)} - {"seed"}
+    begun = next(cell.source for cell in code if "helpers.begin(" in cell.source)
+    assert set(re.findall(r"(\w+)=\(", begun.partition("helpers.begin(")[2])) == numbers, "every number has a range"
     for cell in code:
         if "parameters" in cell.metadata.get("tags", []):
             uncommented = [line for line in cell.source.splitlines() if "=" in line and "#" not in line]
