@@ -4247,7 +4247,7 @@ _JOINT_BYTES = 3e9  # of memory, that a joint solution may take: what needs more
 _SEGMENT, _LEAST_SEGMENT, _SHARED = 96, 16, 8  # frames of a segment at most and at least, and those it shares with the next
 _BLOCK_BYTES = 1.3e8  # of frames that are read at a time
 _FIELD_PX, _FIELD_SNR = 512, 20.0  # side of the field that segments are solved in, unless frames show less than this there
-_LEAST_AGREEMENT = 0.35  # of that of other sums, below which the sum of a segment shows something else
+_LEAST_LIKENESS = 0.7  # of that of other sums, below which the sum of a segment shows something else
 _BINNING_LOSS = 0.05  # of the information on shifts, that pixels twice as large may cost where frames are larger than 1024
 _LEFT_OUT = (
     "lies where no other frame does",
@@ -4528,7 +4528,7 @@ def _chained(found: dict[str, np.ndarray], segments: list[_Segment], fields: np.
             agrees = {i: _agreement(fields[[i, k]], shift) for i, shift in others.items()}
             best = max(agrees, key=lambda i: agrees[i])
             at[k], agreement[k] = at[best] + others[best], agrees[best]
-    return at, np.array([k in lit and agreement.get(k, usual) >= _LEAST_AGREEMENT * usual for k in range(len(segments))])
+    return at, np.array([k in lit and agreement.get(k, usual) >= _LEAST_LIKENESS * usual for k in range(len(segments))])
 
 
 def _agreement(pair: np.ndarray, shift: np.ndarray) -> float:

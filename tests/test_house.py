@@ -92,6 +92,14 @@ def test_helpers_is_written_as_craft_asks():
             assert ast.get_docstring(node) or isinstance(node, ast.ClassDef), node.name
     for node in ast.walk(tree):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"bare except in line {node.lineno}"
+    names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    assigned = [
+        node.targets if isinstance(node, ast.Assign) else [node.target]
+        for node in tree.body
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+    ]
+    names += [name.id for targets in assigned for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    assert sorted(names) == sorted(set(names)), "one name for two things: the later one is in force for both"
 
 
 # --- the graph, on a tiny project of notebooks that hardly compute -----------------------
