@@ -1,19 +1,43 @@
 """The shared module of the workbook: everything that two notebooks use or a test needs.
 
-It reads from top to bottom in the order of the pipeline:
+It reads from top to bottom in the order of the pipeline, private steps before the function that needs them:
 
-    project and names -> sample contract -> recordings -> result contract -> crystallography -> simulation
-    -> 01 lamella -> 02 drift -> 03 surface layer -> 04 interface -> 05 PED calibration -> 06 matching -> grains
-    -> 07 fractions -> 08 comparison -> explorers for JupyterLab -> pages
+    Project, names, colours    PROJECT_ROOT, STEPS, NCM_PHASES, PHASE_COLOURS, the errors, scale_bar
+    The sample contract        Sample and load_sample: sample.yaml checked, with unit and range of every key
+    Recordings                 load_recording, RecordedFrames, calibration: the only door to files of microscopes
+    The result contract        begin, Step (save, figure, progress), read_result, HandChoice: what a notebook starts and ends with
+    Long work                  LongWork, ChunkStore, finish_chunks: chunk by chunk, kept as it goes, here or on a cluster
+    Crystallography            Crystal, read_crystal, reflections, structure_factors
+    Simulation                 simulate_ped_scan, simulate_haadf, simulate_interface, simulate_cryo_stack, each with its truth
+    01 The lamella             lamella_findings, check_recordings, nxem_entry
+    02 Cryo-STEM               register_stack, DriftSolution, sum_frames, half_average_resolution, motion_within_frames, lattice_decay
+    03 HAADF                   project_columns, find_image_lattice, measure_columns, measure_surface_layer, fingerprint_layer
+    04 Bright field            zone_patterns, analyse_interface, spacing_table
+    05 PED: calibration        Calibration, find_spots, template_bank, search_phase, refine_calibration
+    06 PED: matching           map_scan (index_scan, decide_phases, correlation_map), segment_grains, to_crystal_map, save_ang, save_ctf
+    07 Fractions               load_maps, try_mixtures, drawn_counts, corrected_fraction, share_by_bin
+    08 Comparison              collect_samples, compare_fractions, compare_conditions
+    Explore                    DriftExplorer, SurfaceExplorer, InterfaceExplorer, PedExplorer, ComparisonExplorer, for JupyterLab
+    Pages                      render_pages, share_pages, print_comparison, finish_run
 
 Conventions, used everywhere and not repeated in every docstring:
 
-* Images and scans are indexed (y, x), y downwards; vectors of pixels are (y, x) too.
-* In the diffraction plane x points right and y down; angles turn from +x towards +y on screen.
-* Units stand in names at the borders: ``_nm``, ``_invA`` (1/Å, no factor 2 pi), ``_deg``, ``_keV``.
-* A crystal's Cartesian frame has e1 along a and e3 along c* (orix and ase agree on it).
-* A rotation takes sample coordinates to crystal coordinates (orix's convention).
-* A random generator is always passed in or seeded; the same input gives the same result.
+* Images and scans are indexed (y, x), y downwards, and vectors of pixels are (y, x) too; a stack is (frame, y, x), a scan of
+  patterns (ny, nx, ky, kx). Pixel (0, 0) has its middle at 0. Shapes in docstrings: (n, 2) is an array of n rows.
+* In the diffraction plane x points right and y down, vectors g are (x, y); angles turn from +x towards +y on screen.
+* A shift is how far the content of a frame moved: the content of frame i is that of the first one moved by +shift.
+* Units stand in names at the borders: ``_nm``, ``_px``, ``_invA`` (1/Å, no factor 2 pi), ``_deg``, ``_keV``, ``_e_per_A2``. Evidence
+  is in nats: the natural logarithm of a ratio of probabilities.
+* A crystal's Cartesian frame has e1 along a and e3 along c* (orix and ase agree on it). hkl are rows (n, 3).
+* A rotation (3, 3) takes sample coordinates to crystal coordinates (orix's convention); the sample has x right, y down, z along the
+  beam, so ``rotation[:, 2]`` is the beam's direction in the crystal.
+* Maps of a scan (ny, nx) number phases in the order of the candidates; -1 is "none" in every map of numbers.
+* ``progress`` wraps what a function loops over (`Step.progress`); ``maps`` are the dict of `map_scan` or `load_maps`.
+
+Contracts: what computes depends on its arguments alone and leaves them as they are; a random generator or a seed is always passed in,
+so the same input gives the same result, and long work the same bits on any number of threads or workers. Computing never plots. What a
+user can mend is a `WorkbookError` that names file, key, what came and what was expected: `SampleError`, `RecordingError`, `ResultError`
+or `ParameterError`. A result holds no NaN: an unknown number is null with a reason beside it (`plain`).
 """
 
 from __future__ import annotations
@@ -55,7 +79,6 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 import numba
 import numpy as np
 import yaml
-from numba import njit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 # --------------------------------------------------------------------------------------
@@ -119,13 +142,38 @@ class ParameterError(WorkbookError):
 
 
 def phase_colours(phases: list[str]) -> dict[str, str]:
-    """A colour for every phase: the fixed one of the four NCM/LLZO phases, else one of a cycle.
+    """A colour for every phase: its own in `PHASE_COLOURS`, else one of a cycle.
 
     >>> phase_colours(["layered", "austenite"])["layered"]
     '#0072B2'
     """
     spare = (c for c in _OTHER_COLOURS * len(phases) if c not in {PHASE_COLOURS.get(p) for p in phases})
     return {p: PHASE_COLOURS.get(p) or next(spare) for p in phases}
+
+
+def _nice_length(most: float) -> float:
+    """The longest of 1, 2, 5 times a power of ten that is at most ``most``.
+
+    >>> _nice_length(0.7), _nice_length(34.0)
+    (0.5, 20.0)
+    """
+    unit = 10.0 ** math.floor(math.log10(most))
+    return max(float(f"{n * unit:.6g}") for n in (1, 2, 5) if n * unit <= most * 1.0001)
+
+
+def scale_bar(ax: Any, pixel: float, unit: str = "nm", length: float | None = None) -> None:
+    """A bar with its length in the lower left corner of an image on matplotlib axes.
+
+    ``pixel`` is the size in ``unit`` of a step of 1 on the axes; ``length`` is that of the bar, if not given about 0.3 of the width.
+    """
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    left, low, width, height = min(x0, x1), max(y0, y1), abs(x1 - x0), abs(y1 - y0)  # y grows downwards in an image
+    length = length or _nice_length(0.3 * width * pixel)
+    left += 0.05 * width
+    for colour, thickness in (("k", 5), ("w", 3)):
+        ax.plot([left, left + length / pixel], [low - 0.06 * height] * 2, color=colour, lw=thickness)
+    box = {"facecolor": "k", "alpha": 0.5, "lw": 0, "pad": 1.5}
+    ax.text(left, low - 0.1 * height, f"{length:g} {unit}", color="w", fontsize=8, va="bottom", bbox=box)
 
 
 # --------------------------------------------------------------------------------------
@@ -509,7 +557,7 @@ def _phase_folders(data_dir: str | Path = "") -> list[Path]:
 
 
 def phase_file(phase: str, data_dir: str | Path = "") -> Path:
-    """The CIF file of a phase; one that lies in the data folder goes before the project's own."""
+    """The CIF file of a phase; one that lies in the data folder goes before the project's own. `SampleError` where there is none."""
     for folder in _phase_folders(data_dir):
         if (folder / f"{phase}.cif").is_file():
             return folder / f"{phase}.cif"
@@ -1657,7 +1705,7 @@ class Crystal:
 
     ``lattice`` has a, b, c as rows (Å) in the Cartesian frame e1 || a, e3 || c*; ``positions``
     (n, 3) are fractional; one entry of ``elements`` and ``occupancies`` for every atom, mixed
-    sites being several atoms in one place. ``point_group`` is the Laue group's name for orix.
+    sites being several atoms in one place. ``space_group`` is its number, 1 to 230.
     """
 
     name: str
@@ -1690,6 +1738,11 @@ class Crystal:
         colour = _named_colour(phase_colours([self.name])[self.name])
         return Phase(self.name, space_group=self.space_group, structure=structure, color=colour)
 
+    @property
+    def laue_rotations(self) -> np.ndarray:
+        """Proper rotations (o, 3, 3) of the Laue group in the Cartesian frame."""
+        return np.asarray(self.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+
 
 def _named_colour(colour: str) -> str:
     """The named colour of matplotlib nearest to a hexadecimal one: orix takes names only."""
@@ -1703,7 +1756,7 @@ _CIF_BYTES = 1_000_000  # of a crystal structure at most
 
 
 def read_crystal(path: str | Path, name: str | None = None) -> Crystal:
-    """Read a CIF with ase; `SampleError` where it holds no atoms or cannot be read."""
+    """Read a CIF with ase; `SampleError` where it cannot be read, holds no atoms, or has a cell that no crystal here has."""
     import ase.io
     from ase.geometry import cellpar_to_cell
 
@@ -1749,7 +1802,7 @@ def structure_factors(crystal: Crystal, hkl: np.ndarray, debye_waller_A2: float 
     """Structure factors for electrons, complex (n,), of reflections hkl (n, 3).
 
     Atomic scattering factors are Lobato's (Acta Cryst. A70 (2014) 636) as tabulated by
-    diffsims; one Debye-Waller factor B (Å²) for all atoms.
+    diffsims; one Debye-Waller factor B (Å²) for all atoms. `SampleError` for an element that has none.
     """
     from diffsims.utils.sim_utils import get_scattering_params_dict
 
@@ -1771,7 +1824,7 @@ def structure_factors(crystal: Crystal, hkl: np.ndarray, debye_waller_A2: float 
 
 @dataclass(frozen=True)
 class Reflections:
-    """Reflections of a crystal: hkl (n, 3), g (n, 3) Cartesian in 1/Å, intensity |F/V|² (n,) and their d (n,) in Å."""
+    """Reflections of a crystal: hkl (n, 3), g (n, 3) Cartesian in 1/Å and intensity |F/V|² (n,)."""
 
     hkl: np.ndarray
     g: np.ndarray
@@ -1779,6 +1832,7 @@ class Reflections:
 
     @property
     def d_A(self) -> np.ndarray:
+        """Spacings (n,) in Å."""
         return 1 / np.linalg.norm(self.g, axis=1)
 
 
@@ -1800,6 +1854,25 @@ def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: flo
     keep = intensity > min_relative_intensity * intensity.max(initial=0)
     order = np.lexsort((*hkl[keep].T, np.round(length[keep], 9)))
     return Reflections(hkl[keep][order], g[keep][order], intensity[keep][order])
+
+
+def direction_name(uvw: Iterable[int]) -> str:
+    """A direction's indices as they are written.
+
+    >>> direction_name(np.array([1, -1, 0]))
+    '[1 −1 0]'
+    """
+    return "[" + " ".join(str(i).replace("-", "−") for i in uvw) + "]"
+
+
+def _view_along(crystal: Crystal, zone_axis: tuple[int, int, int]) -> np.ndarray:
+    """Rows x, y, z of an image frame in the crystal's Cartesian frame, z along the zone axis."""
+    z = np.asarray(zone_axis, dtype=float) @ crystal.lattice
+    z /= np.linalg.norm(z)
+    helper = np.eye(3)[int(np.argmin(np.abs(z)))]
+    x = np.cross(helper, z)
+    x /= np.linalg.norm(x)
+    return np.array([x, np.cross(z, x), z])
 
 
 # --------------------------------------------------------------------------------------
@@ -2040,6 +2113,7 @@ def simulate_haadf(
     -------
     Image (y, x) uint16, and a dict with ``thickness_nm``, ``kind`` ("spinel", "rocksalt" or "none"), ``variant`` (the
     kind as given), ``pixel_size_nm`` (true), ``pixel_size_stated_nm``, ``rotation_deg`` and ``counts_per_px``.
+    `ParameterError` for another ``kind``.
     """
     if kind not in ("spinel", "spinel_m3o4", "rocksalt", "none"):
         raise ParameterError(f"simulate_haadf: kind: got {kind!r}, expected spinel, spinel_m3o4, rocksalt or none")
@@ -2179,22 +2253,12 @@ def _haze(rng: np.random.Generator, shape: tuple[int, int], px: np.ndarray, dept
     return 0.015 + 0.18 * solid + rng.uniform(0.02, 0.10) * np.clip(near * (1.2 - near) * 2.5, 0, 1) * np.clip(patchy, 0, 2)
 
 
-#: Orientation of each cubic NCM phase grown on layered: [001]hex || [111]cubic, [100]hex || [1-10]cubic.
+#: Cubic phases that grow on layered NCM as `_topotactic_view` says.
 _TOPOTACTIC = ("rocksalt", "spinel", "spinel_m3o4")
 
 
-def _view_along(crystal: Crystal, zone_axis: tuple[int, int, int]) -> np.ndarray:
-    """Rows x, y, z of an image frame in the crystal's Cartesian frame, z along the zone axis."""
-    z = np.asarray(zone_axis, dtype=float) @ crystal.lattice
-    z /= np.linalg.norm(z)
-    helper = np.eye(3)[int(np.argmin(np.abs(z)))]
-    x = np.cross(helper, z)
-    x /= np.linalg.norm(x)
-    return np.array([x, np.cross(z, x), z])
-
-
 def _topotactic_view(view: np.ndarray) -> np.ndarray:
-    """The same view for a cubic crystal grown on the hexagonal one."""
+    """The same view for a cubic crystal grown on the hexagonal one: [001]hex || [111]cubic, [100]hex || [1-10]cubic."""
     e1, e3 = np.array([1.0, -1.0, 0.0]) / math.sqrt(2), np.array([1.0, 1.0, 1.0]) / math.sqrt(3)
     return view @ np.array([e1, np.cross(e3, e1), e3])
 
@@ -2219,11 +2283,11 @@ def _projected_phase(
     return phase
 
 
-def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], length_px: float) -> np.ndarray:
-    """Gaussian noise of mean zero and unit variance, smooth over a length."""
+def _smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], length_px: float, mode: str = "wrap") -> np.ndarray:
+    """Gaussian noise of mean zero and unit variance, smooth over a length; ``mode`` is scipy's for what lies beyond the edge."""
     from scipy.ndimage import gaussian_filter
 
-    noise = gaussian_filter(rng.standard_normal(shape), length_px, mode="wrap")
+    noise = gaussian_filter(rng.standard_normal(shape), length_px, mode=mode)
     return (noise - noise.mean()) / noise.std()  # where the field is no longer than the length, the mean would be many deviations
 
 
@@ -2342,7 +2406,7 @@ def simulate_interface(
 # -- the cryo-STEM stack ---------------------------------------------------------------
 
 
-def _projected_columns(crystal: Crystal, decimals: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def _columns_along_c(crystal: Crystal) -> tuple[np.ndarray, np.ndarray]:
     """Columns along c of a crystal: (n, 2) in fractions of a and b, and their HAADF weights (n,), the largest 1.
 
     An atom weighs Z^1.7 times its occupancy (Pennycook & Jesson, Ultramicroscopy 37 (1991) 14).
@@ -2350,17 +2414,9 @@ def _projected_columns(crystal: Crystal, decimals: int = 3) -> tuple[np.ndarray,
     from ase.data import atomic_numbers
 
     weight = np.array([atomic_numbers[e] for e in crystal.elements], dtype=float) ** 1.7 * crystal.occupancies
-    columns, index = np.unique(np.round(crystal.positions[:, :2] % 1, decimals) % 1, axis=0, return_inverse=True)
+    columns, index = np.unique(np.round(crystal.positions[:, :2] % 1, 3) % 1, axis=0, return_inverse=True)
     total = np.bincount(index.ravel(), weight)
     return columns, total / total.max()
-
-
-def _smooth_field(rng: np.random.Generator, shape: tuple[int, int], length_px: float) -> np.ndarray:
-    """A smooth random field of zero mean and unit variance."""
-    from scipy.ndimage import gaussian_filter
-
-    out = gaussian_filter(rng.standard_normal(shape), length_px, mode="reflect")
-    return (out - out.mean()) / out.std()
 
 
 def _garnet_columns(rng: np.random.Generator, shape: tuple[int, int], pixel_size_nm: float) -> tuple[np.ndarray, np.ndarray]:
@@ -2369,7 +2425,7 @@ def _garnet_columns(rng: np.random.Generator, shape: tuple[int, int], pixel_size
     Near periodic and no more: the weight of every column differs and a boundary of less than
     one degree crosses the image.
     """
-    columns, weights = _projected_columns(read_crystal(PROJECT_ROOT / "data" / "phases" / "llzo.cif"))
+    columns, weights = _columns_along_c(read_crystal(phase_file("llzo")))
     cell_px = 1.297 / pixel_size_nm
     reach = int(np.ceil(0.8 * max(shape) / cell_px)) + 1
     ij = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), -1)
@@ -2420,9 +2476,9 @@ def _garnet_scene(rng: np.random.Generator, shape: tuple[int, int], pixel_size_n
 
     image = _added_points(shape, *_garnet_columns(rng, shape, pixel_size_nm))
     image = gaussian_filter(image, 0.075 / pixel_size_nm)
-    image *= np.where(_smooth_field(rng, shape, 0.5 / pixel_size_nm) > 2.2, 0.3, 1.0)  # amorphous pockets
+    image *= np.where(_smooth_noise(rng, shape, 0.5 / pixel_size_nm, "reflect") > 2.2, 0.3, 1.0)  # amorphous pockets
     relative = 1 + 0.3 * (image / image.mean() - 1)
-    return relative * np.clip(1 + 0.05 * _smooth_field(rng, shape, 2.5 / pixel_size_nm), 0.5, 1.5)
+    return relative * np.clip(1 + 0.05 * _smooth_noise(rng, shape, 2.5 / pixel_size_nm, "reflect"), 0.5, 1.5)
 
 
 def _drift_path(rng: np.random.Generator, n_frames: int, drift_px: float, jumps: int) -> tuple[np.ndarray, list[int]]:
@@ -2600,13 +2656,15 @@ def _finding(level: str, text: str, reason: str) -> dict[str, str]:
 
 def _milling_findings(steps: list[MillingStep]) -> list[dict[str, str]]:
     """What the voltages of the milling steps mean for the surfaces of the lamella."""
-    from itertools import pairwise
-
     known = [s for s in steps if s.milling_voltage_kV is not None]
     if not known:
         return [_finding("warning", "No milling voltage is recorded", "the damaged layer on the surfaces cannot be estimated")]
     findings = []
-    rises = [f"{before.stage} → {after.stage}" for before, after in pairwise(known) if after.milling_voltage_kV > before.milling_voltage_kV]
+    rises = [
+        f"{before.stage} → {after.stage}"
+        for before, after in itertools.pairwise(known)
+        if after.milling_voltage_kV > before.milling_voltage_kV
+    ]
     if rises:
         findings.append(
             _finding("warning", f"The voltage rises again: {', '.join(rises)}", "a later step at a higher voltage undoes the polish")
@@ -2884,6 +2942,7 @@ class DriftSolution:
     another peak, a lattice cell away, given the frames around; ``jumps`` lists the first frame
     after each jump and its margin (nats) over the next best cell. ``crlb_px`` is the Cramér-Rao
     floor of one axis of one frame. ``contrast`` (n,) is relative to the average, 0 where unknown.
+    ``used`` (n,) are the frames that count, ``counts_per_unit`` the counts of a grey value (`counts_per_unit`), ``notes`` sentences.
     """
 
     shift_px: np.ndarray
@@ -2985,11 +3044,11 @@ def frame_means(frames: Any) -> np.ndarray:
 
 
 def counts_per_unit(frames: np.ndarray) -> tuple[float, str | None]:
-    """Factor that turns grey values into counts, with a note where it is not 1.
+    """Factor that turns grey values of a stack (n, y, x) into counts, with a note where it is not 1.
 
     White noise fills the corners of the spectrum, beyond the Nyquist circle, where optics leave
     little signal; the variance there against the mean is the gain of the detector
-    (grey values a count). Whole numbers within 15 % of Poisson's variance are taken as counts.
+    (grey values a count). Whole numbers within 15 % of Poisson's variance are taken as counts. `RecordingError` where there is no noise.
     """
     n_y, n_x = frames.shape[1:]
     q = np.hypot(np.fft.fftfreq(n_y)[:, None], np.fft.rfftfreq(n_x)[None])
@@ -4026,6 +4085,20 @@ def _lost_frames(joint: _Joint, reach: np.ndarray) -> dict[int, str]:
     return {int(i): why for i in members if i not in kept}
 
 
+def _axis_variance(information: np.ndarray) -> float:
+    """The least variance (px²) of a shift along an axis, the mean of y and x, for its Fisher information (2, 2)."""
+    return float(np.trace(np.linalg.inv(information))) / 2
+
+
+def _off_group_px(shifts: np.ndarray, size: int) -> float:
+    """How far (px, standard deviation) a frame may lie off its group of ``size`` by what drift does between groups at shifts (n, 2)."""
+    return float(np.median(np.abs(np.diff(shifts, axis=0)))) / size * math.sqrt((size**2 - 1) / 12)
+
+
+def _why_grouped(size: int) -> str:
+    return "" if size == 1 else f"single frames are too noisy: {size} neighbours share a shift"
+
+
 def _position_sigma(joint: _Joint, information: np.ndarray) -> tuple[np.ndarray, float]:
     """Standard deviation of each frame's position along an axis (n,), and the floor of one frame with the scene known.
 
@@ -4035,10 +4108,10 @@ def _position_sigma(joint: _Joint, information: np.ndarray) -> tuple[np.ndarray,
     """
     members, scale = joint.members, joint.canvas.scale
     mean = np.mean(information[members] / scale[members, None, None], axis=0)
-    variance = float(np.trace(np.linalg.inv(mean))) / 2 * max(1.0, joint.noise_factor())
+    variance = _axis_variance(mean) * max(1.0, joint.noise_factor())
     total = joint.total()
     rate = joint.canvas.rate * (1 + joint.canvas.under(total.scene(rounds=12), joint.shifts[members].mean(axis=0)))
-    floor = math.sqrt(float(np.trace(np.linalg.inv(poisson_shift_information(rate)))) / 2)
+    floor = math.sqrt(_axis_variance(poisson_shift_information(rate)))
     return np.sqrt(variance * (1 - 1 / len(members)) / np.maximum(scale, 1e-6)), floor
 
 
@@ -4112,18 +4185,32 @@ def register_stack(
         return _register_long(frames, max_shift_px, leave_out, take_in, budget_bytes, work, progress)
 
 
-def _register(frames: np.ndarray, max_shift_px: float | None, leave_out: frozenset[int], take_in: frozenset[int]) -> DriftSolution:
+class _Given(NamedTuple):
+    """A stack to be registered: counts of a grey value, notes, frames left out with the reason and the others, their means (n,)."""
+
+    per_unit: float
+    notes: tuple[str, ...]
+    left_out: dict[int, str]
+    members: np.ndarray
+    means: np.ndarray
+    reach_px: float
+
+
+def _given(frames: Any, max_shift_px: float | None, leave_out: frozenset[int], take_in: frozenset[int]) -> _Given:
     per_unit, note = counts_per_unit(frames)
-    left_out = {i: why for i, why in unusable_frames(frame_means(frames)).items() if i not in take_in} | dict.fromkeys(
-        sorted(leave_out), "by hand"
-    )
+    means, side = frame_means(frames), min(frames.shape[1:])
+    left_out = {i: why for i, why in unusable_frames(means).items() if i not in take_in} | dict.fromkeys(sorted(leave_out), "by hand")
     members = np.array([i for i in range(len(frames)) if i not in left_out])
-    notes = (note,) if note else ()
+    return _Given(per_unit, (note,) if note else (), left_out, members, means, max_shift_px or (side if side <= 512 else 0.6 * side))
+
+
+def _register(frames: np.ndarray, max_shift_px: float | None, leave_out: frozenset[int], take_in: frozenset[int]) -> DriftSolution:
+    """`register_stack` in one piece."""
+    per_unit, notes, left_out, members, _, reach_px = _given(frames, max_shift_px, leave_out, take_in)
     if len(members) < 2:
         return _refusal(frames, left_out, per_unit, notes, f"{len(members)} usable frame: two at least are needed to see drift")
     counts = frames if per_unit == 1 else frames.astype(np.float32) * np.float32(per_unit)
-    side = min(frames.shape[1:])
-    reach = np.full(2, max_shift_px if max_shift_px else side if side <= 512 else 0.6 * side)
+    reach = np.full(2, reach_px)
     for size in (1, 2, 4, 8):
         groups = [members[k : k + size] for k in range(0, len(members), size)]
         if size > 1 and len(groups) < 4:
@@ -4136,9 +4223,10 @@ def _register(frames: np.ndarray, max_shift_px: float | None, leave_out: frozens
             if n_jumps > 3 and n_jumps > 0.25 * n_steps:
                 notes += (f"{n_jumps} of {n_steps} steps are jumps: cells are uncertain (steps over 28 px are not found)",)
             return _solution(frames, groups, found, left_out, per_unit, notes)
-    mean = float(counts[members].mean())
-    reason = f"{mean:.3g} counts a pixel and frame: nothing stands out of the noise in frames or sums of them, they cannot be registered"
-    return _refusal(frames, left_out, per_unit, notes, reason)
+    return _refusal(frames, left_out, per_unit, notes, f"{counts[members].mean():.3g} {_NOTHING_SHOWS}")
+
+
+_NOTHING_SHOWS = "counts a pixel and frame: nothing stands out of the noise in frames or sums of them, they cannot be registered"
 
 
 def _refusal(frames: np.ndarray, left_out: dict[int, str], per_unit: float, notes: tuple, reason: str) -> DriftSolution:
@@ -4166,26 +4254,12 @@ def _solution(frames: np.ndarray, groups: list[np.ndarray], found: tuple, left_o
     pick = lambda values: np.where(used.reshape(-1, *[1] * (values.ndim - 1)), values[index], 0.0)
     shift = pick(joint.shifts - joint.shifts[index[first]])
     jumps = [jump | {"frame": jump["frame"] if single else int(groups[jump["frame"]][0])} for jump in joint.jumps]
-    if not single:  # a frame may lie off the middle of its group by what drift does between its neighbours
-        steps = np.diff(joint.shifts[joint.members], axis=0)
-        within = float(np.median(np.abs(steps))) / size * math.sqrt((size**2 - 1) / 12)
-        sigma = np.hypot(sigma, within)
-    reason = "" if single else f"single frames are too noisy: {size} neighbours share a shift"
+    if not single:
+        sigma = np.hypot(sigma, _off_group_px(joint.shifts[joint.members], size))
     return DriftSolution(
-        shift,
-        pick(sigma),
-        used,
-        left_out,
-        True,
-        reason,
-        size,
-        pick(joint.elsewhere),
-        jumps,
-        floor * math.sqrt(size),
-        pick(contrast),
-        per_unit,
-        notes,
-    )
+        shift, pick(sigma), used, left_out, True, _why_grouped(size), size, pick(joint.elsewhere), jumps, floor * math.sqrt(size),
+        pick(contrast), per_unit, notes,
+    )  # fmt: skip
 
 
 def sum_frames(
@@ -4223,7 +4297,6 @@ def placed_frame(image: np.ndarray, by: np.ndarray) -> np.ndarray:
 def covered_average(total: np.ndarray, coverage: np.ndarray, least_share: float = 0.5) -> tuple[np.ndarray, tuple[int, int]]:
     """Mean counts a frame over the largest box where at least this share of the frames lies; and the box's corner (y, x)."""
     good = coverage >= least_share * coverage.max()
-    rows, columns = (np.arange(n) for n in good.shape)
     top, bottom, left, right = 0, good.shape[0], 0, good.shape[1]
     while not good[top:bottom, left:right].all():
         part = good[top:bottom, left:right]
@@ -4231,7 +4304,6 @@ def covered_average(total: np.ndarray, coverage: np.ndarray, least_share: float 
         missing += [(~part[:, 0]).sum() / part.shape[0], (~part[:, -1]).sum() / part.shape[0]]
         side = int(np.argmax(missing))
         top, bottom, left, right = top + (side == 0), bottom - (side == 1), left + (side == 2), right - (side == 3)
-    del rows, columns
     box = np.s_[top:bottom, left:right]
     return total[box] / coverage[box], (top, left)
 
@@ -4261,6 +4333,11 @@ _LEFT_OUT = (
 def _joint_bytes(n: int, frame_shape: tuple[int, ...]) -> float:
     """Memory that the joint solution of n frames takes at most (measured: with drift over all of a frame), with the frames."""
     return 60.0 * (n + 7) * math.prod(frame_shape) + n**2 * (6e4 if n <= 50 else 1.6e4)
+
+
+def _middle(shape: Iterable[int], side: int) -> tuple[slice, ...]:
+    """The middle of an image of ``shape``, of this side at most."""
+    return tuple(slice((n - min(n, side)) // 2, (n + min(n, side)) // 2) for n in shape)
 
 
 @dataclass(frozen=True)
@@ -4294,9 +4371,18 @@ class _Items:
                 raw = np.stack([group.sum(axis=0, dtype=np.float32) for group in np.split(raw, ends)])
             yield part, raw
 
+    @property
+    def margin(self) -> int:
+        """How far (px) an item may lie from the middle of its segment to be in its sum, which is larger by that on every side."""
+        return max(8, min(self.shape) // 12)
+
+    @property
+    def sum_shape(self) -> tuple[int, int]:
+        return tuple(n + 2 * self.margin for n in self.shape)
+
     def field(self, side: int) -> tuple[slice, slice]:
         """The middle of an item, of this side at most."""
-        return tuple(slice((n - min(n, side)) // 2, (n - min(n, side)) // 2 + min(n, side)) for n in self.shape)
+        return _middle(self.shape, side)
 
     def sample(self, field: tuple[slice, slice], most: int = 8) -> np.ndarray:
         """A few items (k, y, x), evenly spread, in a field."""
@@ -4349,15 +4435,9 @@ def _segments_of(n: int, field: tuple[slice, slice], budget_bytes: float) -> dic
     return found
 
 
-def _margin(shape: tuple[int, ...]) -> int:
-    """How far (px) a frame may lie from the middle of its segment to be in its sum."""
-    return max(8, min(shape) // 12)
-
-
 def _segment_layout(items: _Items, segments: dict[str, _Segment]) -> tuple[dict, dict]:
     """Layout and chunks of `ChunkStore` for the results of `_solve_segment`."""
-    k, length = len(segments), max(len(s.items) for s in segments.values())
-    summed = tuple(n + 2 * _margin(items.shape) for n in items.shape)
+    k, length, summed = len(segments), max(len(s.items) for s in segments.values()), items.sum_shape
     layout = {"shift": ((k, length, 2), np.float64, 0), "code": ((k, length), np.int8, 0), "middle": ((k, 2), np.int64, 0)}
     layout |= {name: ((k, length), np.float64, 0) for name in ("elsewhere", "jump_nats")}
     layout |= {"sum": ((k, *summed), np.float32, 0), "coverage": ((k, *summed), np.float32, 0), "snr": ((k,), np.float64, 0)}
@@ -4371,15 +4451,14 @@ def _solve_segment(
     """Joint solution of a segment, in a field of its frames, and the sum of what is its own, in full: the arrays of `_segment_layout`.
 
     ``code`` numbers the reasons in `_LEFT_OUT`, -1 is no item; ``jump_nats`` is the margin of a jump before an item, else 0. In the sum
-    an item at the shift ``middle`` has its pixel (0, 0) at `_margin`. ``rate`` is the usual mean of a pixel.
+    an item at the shift ``middle`` has its pixel (0, 0) at the margin. ``rate`` is the usual mean of a pixel.
     """
     from scipy import fft
 
-    n, margin = len(segment.items), _margin(items.shape)
-    summed = tuple(size + 2 * margin for size in items.shape)
+    n, margin = len(segment.items), items.margin
     out = {"shift": np.zeros((length, 2)), "code": np.full(length, -1, np.int8), "middle": np.zeros(2, np.int64), "snr": np.zeros(())}
     out |= {"elsewhere": np.zeros(length), "jump_nats": np.zeros(length)}
-    out |= {"sum": np.zeros(summed, np.float32), "coverage": np.zeros(summed, np.float32)}
+    out |= {"sum": np.zeros(items.sum_shape, np.float32), "coverage": np.zeros(items.sum_shape, np.float32)}
     members = np.flatnonzero(items.usable[segment.items])
     out["code"][:n] = 3
     with fft.set_workers(numba.get_num_threads()):
@@ -4408,15 +4487,15 @@ def _solve_segment(
             away = np.linalg.norm(out["shift"][own] - np.median(out["shift"][own], axis=0), axis=1)
             out["middle"][:] = np.round(out["shift"][own[np.argmin(away)]])
             own = own[np.abs(out["shift"][own] - out["middle"]).max(axis=1) < margin]
-            out["sum"], out["coverage"] = _summed(items, segment.items[own], out["shift"][own] - out["middle"], rate, margin)
+            out["sum"], out["coverage"] = _summed(items, segment.items[own], out["shift"][own] - out["middle"], rate)
     return {name: values[None] for name, values in out.items()}
 
 
-def _summed(items: _Items, numbers: np.ndarray, shift: np.ndarray, rate: float, margin: int) -> tuple[np.ndarray, np.ndarray]:
+def _summed(items: _Items, numbers: np.ndarray, shift: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
     """Sum and coverage of items moved back by shifts (k, 2) below the margin, on images larger by that on every side."""
     from scipy import fft
 
-    size = tuple(n + 2 * margin for n in items.shape)
+    size, margin = items.sum_shape, items.margin
     summed, coverage = np.zeros((2, *size), np.float32)
     place = dict(zip(numbers.tolist(), shift, strict=True))
     with fft.set_workers(numba.get_num_threads()):
@@ -4441,7 +4520,7 @@ def _counts_of(rate: float, counts: np.ndarray, reach: np.ndarray) -> _Canvas:
 class _Way:
     """Shifts (n, 2) of items, ``code`` (n,) of `_LEFT_OUT`, probability of another cell, margins of jumps (0 none), signal-to-noise.
 
-    ``sums``, ``coverage`` and ``at`` (k, 2) are those of the segments: an item at the shift ``at`` has its pixel (0, 0) at `_margin`.
+    ``sums``, ``coverage`` and ``at`` (k, 2) are those of the segments: an item at the shift ``at`` has its pixel (0, 0) at the margin.
     ``in_sum`` (n,) are the items that are in the sums.
     """
 
@@ -4474,7 +4553,7 @@ def _way_of(
     solved = (found["code"] == 0).sum(axis=1) > 1
     if solved.sum() <= len(segments) / 2:
         return None
-    n, m = len(items.groups), _margin(items.shape)
+    n, m = len(items.groups), items.margin
     fields = found["sum"][:, 2 * m : -2 * m, 2 * m : -2 * m]  # that all items of a sum cover
     at, agrees = _chained(found, list(segments.values()), fields)
     way = _Way(np.zeros((n, 2)), np.full(n, 3), np.zeros(n), np.zeros(n), float(np.median(found["snr"][solved])), segments,
@@ -4659,16 +4738,9 @@ def _register_long(
     work: LongWork | None, progress: Callable | None,
 ) -> DriftSolution:  # fmt: skip
     """`register_stack` by segments."""
-    per_unit, note = counts_per_unit(frames)
-    means = frame_means(frames)
-    left_out = {i: why for i, why in unusable_frames(means).items() if i not in take_in}
-    left_out |= dict.fromkeys(sorted(leave_out), "by hand")
-    members = np.array([i for i in range(len(frames)) if i not in left_out])
-    notes = (note,) if note else ()
+    per_unit, notes, left_out, members, means, reach = _given(frames, max_shift_px, leave_out, take_in)
     if len(members) < 2:
         return _refusal(frames, left_out, per_unit, notes, f"{len(members)} usable frame: two at least are needed to see drift")
-    side = min(frames.shape[1:])
-    reach = max_shift_px if max_shift_px else side if side <= 512 else 0.6 * side
     usable = np.isin(np.arange(len(frames)), members)
     depends = ("drift", frames.shape, members, per_unit, reach, sorted(leave_out), sorted(take_in), budget_bytes)
     folder = work.chunk_folder(*depends) if work else None
@@ -4692,11 +4764,7 @@ def _register_long(
             if way is not None:
                 break
         if way is None:
-            mean = float(means[members].mean()) * per_unit
-            reason = (
-                f"{mean:.3g} counts a pixel and frame: nothing stands out of the noise in frames or sums of them, they cannot be registered"
-            )
-            return _refusal(frames, left_out, per_unit, notes, reason)
+            return _refusal(frames, left_out, per_unit, notes, f"{means[members].mean() * per_unit:.3g} {_NOTHING_SHOWS}")
         good = (way.code == 0) & items.usable
         first = way.shift[np.flatnonzero(good)[0]]
         far = good & (np.abs(way.shift - first).max(axis=1) > reach / items.binning)
@@ -4711,9 +4779,9 @@ def _climbed(
     items: _Items, way: _Way, good: np.ndarray, rate: float, opened: Callable, scheduler: str, progress: Callable | None
 ) -> dict[str, np.ndarray]:
     """The arrays of `_climb_segment` for all items."""
-    n, margin = len(items.groups), _margin(items.shape)
+    n = len(items.groups)
     chosen = np.array([good[segment.own].any() for segment in way.segments.values()])
-    whole = _whole_scene(way, chosen, rate, margin)
+    whole = _whole_scene(way, chosen, rate, items.margin)
     in_sum = way.in_sum & np.repeat(chosen, [segment.own.stop - segment.own.start for segment in way.segments.values()])
     layout = {"shift": ((n, 2), np.float64, 0)} | {name: ((n, 2, 2), np.float64, 0) for name in ("information", "floor")}
     layout |= {name: ((n,), np.float64, 0) for name in ("contrast", "error", "scale", "noise")}
@@ -4757,21 +4825,19 @@ def _long_solution(
     used = np.array([i not in left_out for i in range(n)])
     scale, information = found["scale"], found["information"][used_item]
     mean = np.mean(information / scale[used_item, None, None], axis=0)
-    variance = float(np.trace(np.linalg.inv(mean))) / 2 * max(1.0, float(found["noise"][used_item].mean()))
+    variance = _axis_variance(mean) * max(1.0, float(found["noise"][used_item].mean()))
     sigma = np.sqrt(variance * (1 - 1 / used_item.sum()) / np.maximum(scale, 1e-6))
-    floor = math.sqrt(float(np.trace(np.linalg.inv(found["floor"][used_item].mean(axis=0)))) / 2)
+    floor = math.sqrt(_axis_variance(found["floor"][used_item].mean(axis=0)))
     if size > 1:
-        steps = np.diff(found["shift"][used_item], axis=0)
-        sigma = np.hypot(sigma, float(np.median(np.abs(steps))) / size * math.sqrt((size**2 - 1) / 12))
+        sigma = np.hypot(sigma, _off_group_px(found["shift"][used_item], size))
     pick = lambda values: np.where(used.reshape(-1, *[1] * (values.ndim - 1)), values[index], 0.0)
     shift = found["shift"] - found["shift"][index[int(np.flatnonzero(used)[0])]]
     jumps = [{"frame": int(items.groups[k][0]), "margin_nats": float(way.jump_nats[k])} for k in np.flatnonzero(way.jump_nats * used_item)]
     told = f"{n} frames do not fit into memory: registered in {len(way.segments)} segments, then each against the sum of all"
     told += f"; in pixels {b} times as large, which hold what the spectrum shows" if b > 1 else ""
-    reason = "" if size == 1 else f"single frames are too noisy: {size} neighbours share a shift"
     return DriftSolution(
-        pick(shift) * b, pick(sigma) * b, used, left_out, True, reason, size, pick(way.elsewhere), jumps, floor * b * math.sqrt(size),
-        pick(found["contrast"] / usual), per_unit, (*notes, told),
+        pick(shift) * b, pick(sigma) * b, used, left_out, True, _why_grouped(size), size, pick(way.elsewhere), jumps,
+        floor * b * math.sqrt(size), pick(found["contrast"] / usual), per_unit, (*notes, told),
     )  # fmt: skip
 
 
@@ -4931,8 +4997,8 @@ def half_average_resolution(
     averages = [covered_average(*sum_frames(h, s.shift_px, s.used)[:2], 0.8)[0] for h, s in zip(halves, solved, strict=True)]
     shape = np.min([a.shape for a in averages], axis=0)
     pair = np.stack([a[: shape[0], : shape[1]] * s.used.sum() * solution.counts_per_unit for a, s in zip(averages, solved, strict=True)])
-    field = (slice(None), *(slice((n - min(n, 2048)) // 2, (n + min(n, 2048)) // 2) for n in shape))  # of larger ones the middle tells
-    joint, _ = _solve(pair[field].astype(np.float32), np.arange(2), np.full(2, 0.33 * min(pair[field].shape[1:])))
+    field = pair[(slice(None), *_middle(shape, 2048))]  # of larger ones the middle tells
+    joint, _ = _solve(field.astype(np.float32), np.arange(2), np.full(2, 0.33 * min(field.shape[1:])))
     first, second = _overlapping(pair, joint.shifts[1] - joint.shifts[0])
     frequency, correlation, half_bit = fourier_ring_correlation(first, second)
     modes = np.pi * frequency * min(first.shape) ** 2 * frequency[0] / 2.25
@@ -5258,7 +5324,7 @@ def _with_centring(sites: np.ndarray, weights: np.ndarray, basis: np.ndarray) ->
     return _shortest_basis(np.concatenate([(steps + f) @ basis for f in found]))
 
 
-# lattice of the image
+# -- lattice of the image ----------------------------------------------------------------
 
 
 def _terms(points: np.ndarray, degree: int) -> np.ndarray:
@@ -5284,7 +5350,8 @@ class ImageLattice:
     """A projected lattice laid on an image, with a smooth distortion of the scan.
 
     ``forward`` and ``inverse`` are polynomial coefficients between lattice coordinates (fractional
-    in ``columns.basis_nm``) and pixels (y, x); ``matrix`` (2, 2) the mean step in px for a step of the basis.
+    in ``columns.basis_nm``) and pixels (y, x), of points less their centre over their span; ``matrix`` (2, 2) the mean step in px for a
+    step of the basis. ``residual_px`` is how far the ``n_columns`` that it was fitted to lie off it (rms of an axis).
     ``other_grain_deg`` is the turn of a second grain of the same structure in the image, None where there is none.
     """
 
@@ -5314,19 +5381,13 @@ class ImageLattice:
         shift = 0.5 * (factor - 1)
         forward = self.forward * factor
         forward[0] += shift
-        return ImageLattice(
-            self.columns,
-            self.degree,
-            forward,
-            self.inverse,
-            self.centre,
-            self.span,
-            self.inverse_centre * factor + shift,
-            self.inverse_span * factor,
-            self.matrix * factor,
-            self.residual_px * factor,
-            self.n_columns,
-            self.other_grain_deg,
+        return replace(
+            self,
+            forward=forward,
+            inverse_centre=self.inverse_centre * factor + shift,
+            inverse_span=self.inverse_span * factor,
+            matrix=self.matrix * factor,
+            residual_px=self.residual_px * factor,
         )
 
     def bending_px(self, shape: tuple[int, int]) -> float:
@@ -5683,7 +5744,7 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
     The spectrum of patches is compared with the frequencies of the projection, in any
     orientation, mirrored or not, at 0.85 to 1.15 of the stated pixel size; phases give
     the place of the brightest column; the columns' own places, fitted with sub-pixel
-    precision, give the map, a polynomial of degree 3 at most.
+    precision, give the map, a polynomial of degree 6 at most (`_smoothest_fit`).
 
     Parameters
     ----------
@@ -5792,11 +5853,11 @@ def _wrong_zone(spectrum: _Spectrum, columns: ProjectedColumns, pixel_size_nm: f
     seen = spectrum.peaks[spectrum.heights > 8 * spectrum.noise][:4]
     have = ", ".join(f"{pixel_size_nm / np.linalg.norm(k):.3f}" for k in seen)
     want = ", ".join(f"{1 / np.linalg.norm(g):.3f}" for g in vectors[:4])
-    axis = " ".join(str(i) for i in columns.zone_axis)
-    return f"the image does not show {columns.name} along [{axis}] ({why}): strongest spacings {have} nm, expected {want} nm"
+    shown = f"the image does not show {columns.name} along {direction_name(columns.zone_axis)} ({why})"
+    return f"{shown}: strongest spacings {have} nm, expected {want} nm"
 
 
-# columns, occupancy and the surface layer
+# -- columns, occupancy and the surface layer --------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -5815,6 +5876,7 @@ class CationLattice:
 
     @property
     def spacing_nm(self) -> float:
+        """Mean distance of neighbouring columns."""
         return float(np.linalg.norm(self.steps_nm, axis=1).mean())
 
 
@@ -5824,18 +5886,16 @@ def cation_lattice(columns: ProjectedColumns) -> CationLattice:
     It shows where metal and lithium columns are apart, two lithium steps making a lattice
     step, as along [100]hex, which is <110> of the cubic phases.
     """
-    axis = " ".join(str(i) for i in columns.zone_axis)
+    axis = direction_name(columns.zone_axis)
     lithium = [k for k, e in enumerate(columns.elements) if e == "Li"]
     heavy = [k for k, b in enumerate(columns.brightness) if b > 0.4]
     if len(lithium) != 1 or len(heavy) != 1:
         raise ParameterError(
-            f"zone axis [{axis}] of {columns.name} does not show lithium columns apart from metal columns: no layer can be told there"
+            f"zone axis {axis} of {columns.name} does not show lithium columns apart from metal columns: no layer can be told there"
         )
     offset = columns.sites[lithium[0]] - columns.sites[heavy[0]]
     if not np.allclose(2 * offset, np.rint(2 * offset), atol=0.02):
-        raise ParameterError(
-            f"zone axis [{axis}] of {columns.name}: metal and lithium columns share no lattice: no layer can be told there"
-        )
+        raise ParameterError(f"zone axis {axis} of {columns.name}: metal and lithium columns share no lattice: no layer can be told there")
     cells = np.array(list(product(range(-2, 3), repeat=2)))
     by_length = lambda v: v[np.argsort(np.round(np.linalg.norm(v @ columns.basis_nm, axis=1), 6), kind="stable")]
     a = by_length(cells[np.any(cells != 0, axis=1)])[0].astype(float)
@@ -5847,7 +5907,7 @@ def cation_lattice(columns: ProjectedColumns) -> CationLattice:
     angle = abs(math.degrees(_angle(steps_nm[0], steps_nm[1])))
     if not 65 < angle < 76:
         raise ParameterError(
-            f"zone axis [{axis}] of {columns.name} is not along <110> of the cubic phases; spinel and rocksalt cannot be told there"
+            f"zone axis {axis} of {columns.name} is not along <110> of the cubic phases; spinel and rocksalt cannot be told there"
         )
     return CationLattice(steps, steps_nm)
 
@@ -6274,11 +6334,12 @@ def _edge_curve(s: np.ndarray, u: np.ndarray, present: np.ndarray, spacing_nm: f
 class SurfaceLayer:
     """A transformed layer at the surface, and the columns that it was read from.
 
-    ``thickness_nm`` is 0 where there is no layer, ``ci95_nm`` its 95 % interval; ``kind`` is "spinel",
-    "rocksalt", "none" or "undecided". ``levels`` (4, 2) is the relative brightness in the bulk and in the layer of
-    bright and dim metal columns, bright and dim lithium-layer columns; ``width_nm`` the standard deviation of the
-    transition. ``way_nm``, ``depth_nm`` and ``role`` (0 to 3, the rows of ``levels``; −1 empty place), (n,), belong to the rows
-    of ``columns``.
+    ``thickness_nm`` is 0 where there is no layer, ``ci95_nm`` its 95 % interval and ``upper_limit_nm`` the upper end of that; ``kind`` is
+    "spinel", "rocksalt", "none" or "undecided". ``levels`` (4, 2) is the relative brightness in the bulk and in the layer of bright and
+    dim metal columns, bright and dim lithium-layer columns; ``width_nm`` the standard deviation of the transition. ``alternation`` is
+    the contrast of full and half metal columns in the layer and ``lithium_layer`` the brightness of its lithium columns, each with its
+    standard error. ``way_nm``, ``depth_nm`` and ``role`` (0 to 3, the rows of ``levels``; −1 empty place), (n,), belong to the rows of
+    ``columns``.
     """
 
     thickness_nm: float
@@ -6296,7 +6357,7 @@ class SurfaceLayer:
     role: np.ndarray
 
 
-def _share(depth: np.ndarray, thickness: Any, width: Any) -> np.ndarray:
+def transformed_share(depth: np.ndarray, thickness: Any, width: Any) -> np.ndarray:
     """Transformed share at a depth: 1 at the surface, 1/2 at the thickness."""
     from scipy.special import erfc
 
@@ -6324,10 +6385,17 @@ def _roles(columns: Columns, layer_weight: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Profile:
+    """A fitted profile of brightness against depth: thickness and width in nm, ``levels`` (4, 2) as in `SurfaceLayer`."""
+
     thickness: float
     width: float
     levels: np.ndarray
     misfit: float
+
+    def brightness(self, depth: np.ndarray, role: np.ndarray) -> np.ndarray:
+        """Brightness (n,) expected of columns of these roles (n,) at depths (n,) in nm."""
+        share = transformed_share(depth, self.thickness, self.width)
+        return self.levels[role, 0] * (1 - share) + self.levels[role, 1] * share
 
 
 _WIDTHS_NM = (0.04, 0.08, 0.14, 0.22, 0.32, 0.45)
@@ -6345,7 +6413,7 @@ def _profile_sums(
     """
     bins, place = np.unique(np.floor(depth / _DEPTH_STEP_NM).astype(int), return_inverse=True)
     centres = (bins + 0.5) * _DEPTH_STEP_NM
-    grid = _share(centres[:, None, None], thicknesses[None, :, None], np.array(_WIDTHS_NM)[None, None, :]).reshape(len(bins), -1)
+    grid = transformed_share(centres[:, None, None], thicknesses[None, :, None], np.array(_WIDTHS_NM)[None, None, :]).reshape(len(bins), -1)
     squares = grid**2
     misfit, levels = np.zeros((len(weights), grid.shape[1])), np.zeros((len(weights), grid.shape[1], 4, 2))
     for r in range(4):
@@ -6381,9 +6449,7 @@ def _fit_profile(depth: np.ndarray, y: np.ndarray, role: np.ndarray, weights: np
 
 
 def _robust_weights(depth: np.ndarray, y: np.ndarray, role: np.ndarray, fit: _Profile) -> tuple[np.ndarray, float]:
-    f = _share(depth, fit.thickness, fit.width)
-    expected = fit.levels[role, 0] * (1 - f) + fit.levels[role, 1] * f
-    off = np.abs(y - expected)
+    off = np.abs(y - fit.brightness(depth, role))
     scale = max(1.4826 * float(np.median(off)), 0.01)
     return np.minimum(1.0, 2.5 * scale / np.maximum(off, 1e-9)), scale
 
@@ -6417,12 +6483,11 @@ def measure_surface_layer(
         way, depth, faced = contour.places(columns.nm)
         inside = faced & (depth > 0) & (columns.present | ~columns.is_metal) & (np.abs(level_of.brightness) < 2)
         seen = depth.max() if fit is None else fit.thickness
-        layer_weight = np.where(inside, 0.05 + _share(depth, min(seen, 1.0) if fit is None else seen, 0.2), 0.0)
+        layer_weight = np.where(inside, 0.05 + transformed_share(depth, min(seen, 1.0) if fit is None else seen, 0.2), 0.0)
         role = _roles(level_of, layer_weight)
         fit, weights, scale = _fitted(depth[inside], level_of.brightness[inside], role[inside])
         expected = np.zeros(len(depth))
-        f = _share(depth[inside], fit.thickness, fit.width)
-        expected[inside] = fit.levels[role[inside], 0] * (1 - f) + fit.levels[role[inside], 1] * f
+        expected[inside] = fit.brightness(depth[inside], role[inside])
         level = _metal_level(columns.nm, columns.height, columns.present & inside & columns.is_metal, expected)
         level_of = replace(columns, brightness=columns.height / level, noise=columns.noise * old_level / level)
         lithium_seen = (fit.levels[2:, 1] > 0.35)[np.maximum(role - 2, 0)] & (role >= 2)
@@ -6550,7 +6615,7 @@ def _upper_limit(depth: np.ndarray, y: np.ndarray, role: np.ndarray, weights: np
     d, v, w = depth[lithium], y[lithium], weights[lithium]
     base = float(np.average(v, weights=w))
     trial = np.arange(0.0, 1.5, 0.02)
-    inner = _share(d[:, None], trial[None], 0.05)
+    inner = transformed_share(d[:, None], trial[None], 0.05)
     misfit = np.sum(w[:, None] * ((v[:, None] - base - (0.25 - base) * inner) / scale) ** 2, axis=0)
     allowed = trial[misfit < misfit.min() + 3.84]
     return float(allowed.max()) + 0.02
@@ -6645,7 +6710,7 @@ def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = 0.35) -> 
     kernel = np.exp(-0.5 * ((depth[:, None] - x) / blur_nm) ** 2) * (x > 0)
     kernel /= kernel.sum(axis=1, keepdims=True)
     trials = np.arange(0.02, 0.9 * depth[-1], 0.02)
-    blurred = kernel @ _share(x[:, None], trials, 0.12)
+    blurred = kernel @ transformed_share(x[:, None], trials, 0.12)
     best, level, fitted = _fit_003(seen, blurred, 0.0)
     share = blurred[:, best]
     levels = {"003": level} | {k: _level_over_bulk(profile[k], share) for k in ("111", "220")}
@@ -6720,7 +6785,8 @@ def spinel_variant(layer: SurfaceLayer, tetrahedral: np.ndarray) -> tuple[str, f
 
 
 #: Structures that columns are told apart into, with the colour of each.
-REGIONS = {"layered": "#0072B2", "LiM2O4": "#D55E00", "M3O4": "#8C2D04", "rocksalt": "#F0E442", "undecided": "#999999"}
+REGIONS = {"layered": PHASE_COLOURS["layered"], "LiM2O4": PHASE_COLOURS["spinel"], "M3O4": PHASE_COLOURS["spinel_m3o4"]}
+REGIONS |= {"rocksalt": PHASE_COLOURS["rocksalt"], "undecided": "#999999"}
 
 # metal in the columns (i mod 2) + 2 (j mod 2) of each structure; a rocksalt-like one may lack some in the former lithium layer
 _STRUCTURES = [("layered", (1.0, 1.0, 0.0, 0.0))]
@@ -6800,7 +6866,7 @@ def layer_along(layer: SurfaceLayer, cations: CationLattice, block_nm: float = 0
     rows = np.flatnonzero(layer.role >= 0)
     s, d, y, r = layer.way_nm[rows], layer.depth_nm[rows], layer.columns.brightness[rows], layer.role[rows]
     trials = np.arange(0.0, layer.thickness_nm + 2.0, 0.02)
-    share = _share(d[:, None], trials, layer.width_nm)
+    share = transformed_share(d[:, None], trials, layer.width_nm)
     off = y[:, None] - layer.levels[r, 0][:, None] * (1 - share) - layer.levels[r, 1][:, None] * share
     scale = max(1.4826 * float(np.median(np.abs(off[:, np.argmin((off**2).sum(axis=0))]))), 0.02)
     cost = np.minimum((off / scale) ** 2, 9.0)
@@ -6900,15 +6966,6 @@ class ZonePattern:
     amplitude: np.ndarray
 
 
-def _zone_basis(crystal: Crystal, zone_axis: np.ndarray) -> np.ndarray:
-    """Two rows, x and y of the view along a zone axis, right-handed with it."""
-    z = zone_axis @ crystal.lattice
-    z = z / np.linalg.norm(z)
-    x = np.cross(np.eye(3)[int(np.argmin(np.abs(z)))], z)
-    x /= np.linalg.norm(x)
-    return np.array([x, np.cross(z, x)])
-
-
 def zone_patterns(crystal: Crystal, max_index: int = 2) -> list[ZonePattern]:
     """Spot patterns of a crystal in its low-index zone axes, one of each kind.
 
@@ -6927,7 +6984,7 @@ def zone_patterns(crystal: Crystal, max_index: int = 2) -> list[ZonePattern]:
             continue
         g, intensity = found.g[here], found.intensity[here]
         key = tuple(sorted(zip(np.round(np.linalg.norm(g, axis=1), 4), np.round(np.log(intensity), 1), strict=True)))
-        spots = g @ _zone_basis(crystal, np.array(axis)).T @ np.array([1, 1j])
+        spots = g @ _view_along(crystal, axis)[:2].T @ np.array([1, 1j])
         spread = np.linalg.eigvalsh(np.cov(np.stack([spots.real, spots.imag])))
         if key in patterns or spread[0] < 1e-3:
             continue
@@ -6951,7 +7008,10 @@ def _rings(half: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class WindowSpectra:
-    """Spectra of windows: ``power`` (n, m, m), zero frequency in the middle, ``background`` (n, m) in rings; ``origins`` (n, 2) px."""
+    """Spectra of windows: ``power`` (n, m, m), zero frequency in the middle, ``background`` (n, r) in r rings of one bin each.
+
+    ``origins`` (n, 2) px are the upper left corners of the windows, ``size`` px their side and ``bin_invA`` a bin of frequency.
+    """
 
     power: np.ndarray
     background: np.ndarray
@@ -6976,8 +7036,6 @@ def window_spectra(image: np.ndarray, pixel_size_nm: float, window_nm: float = 3
     The background is that of noise and amorphous matter: in every ring of frequency the 30 %
     quantile, which spots do not reach, over 0.357, its value for exponential statistics.
     """
-    from itertools import pairwise
-
     from scipy.fft import fft2, fftshift
     from scipy.ndimage import gaussian_filter1d
 
@@ -6998,7 +7056,7 @@ def window_spectra(image: np.ndarray, pixel_size_nm: float, window_nm: float = 3
         part = (part - part.mean()) * taper
         power = np.abs(fftshift(fft2(part))[middle, middle]) ** 2
         in_order = power.ravel()[order]
-        low = [np.quantile(in_order[a:b], 0.3) / 0.357 for a, b in pairwise(starts)]
+        low = [np.quantile(in_order[a:b], 0.3) / 0.357 for a, b in itertools.pairwise(starts)]
         background[i] = np.exp(gaussian_filter1d(np.log(np.maximum(low, 1e-12)), 1.5))
         spectra[i] = power
     return WindowSpectra(spectra, background, origins, size, bin_invA)
@@ -7032,7 +7090,7 @@ def spectrum_peaks(
     return q[keep][order], strength[keep][order]
 
 
-@njit(cache=True)
+@numba.njit(cache=True)
 def _match(q, sigma, predicted, weight, area, excused, matched):
     """Log likelihood of peak positions over that of random ones; ``matched`` gets the spot of each peak or -1.
 
@@ -7055,7 +7113,7 @@ def _match(q, sigma, predicted, weight, area, excused, matched):
     return total
 
 
-@njit(cache=True)
+@numba.njit(cache=True)
 def _missing(q, strength, predicted, amplitude, matched, threshold):
     """Log likelihood of what is predicted strong and not seen, at worst -12; and whether spots of two directions are."""
     seen = np.zeros(len(predicted), dtype=np.bool_)
@@ -7085,7 +7143,7 @@ def _missing(q, strength, predicted, amplitude, matched, threshold):
     return max(total, -12.0), cross
 
 
-@njit(cache=True)
+@numba.njit(cache=True)
 def _fit_turn(q, sigma, predicted, matched):
     """Complex factor of the pattern that fits the matched peaks best."""
     top, bottom = 0j, 0.0
@@ -7097,7 +7155,7 @@ def _fit_turn(q, sigma, predicted, matched):
     return top / bottom if bottom > 0 else 1 + 0j
 
 
-@njit(cache=True)
+@numba.njit(cache=True)
 def _search(q, sigma, strength, excused, spots, weight, amplitude, offsets, tolerance, scale_sigma, threshold, area):
     """Best score, complex factor and hand of every pattern for one window's peaks."""
     n = len(offsets) - 1
@@ -7183,9 +7241,8 @@ class Lattice:
     """A crystal lattice found in an image: its most probable pattern and where its spots are.
 
     ``posterior`` holds each candidate phase's probability and "unknown", ``zones`` that of each phase in each zone axis ("llzo [1 1 1]")
-    above a thousandth; ``spots`` the placed
-    pattern (complex x + iy, 1/Å), ``measured`` the peaks that it explains (complex; power over
-    background in ``strength``), ``index`` the pattern's spot that each is.
+    above a thousandth; ``spots`` the placed pattern (complex x + iy, 1/Å), which is that of the bank times ``turn``, ``measured`` the
+    peaks that it explains (complex; power over background in ``strength``), ``index`` the pattern's spot that each is.
     """
 
     pattern: ZonePattern
@@ -7200,10 +7257,12 @@ class Lattice:
 
     @property
     def phase(self) -> str:
+        """The most probable phase, or "unknown"."""
         return max(self.posterior, key=self.posterior.get)
 
     @property
     def certain(self) -> bool:
+        """Whether that phase has more than 0.95."""
         return self.posterior[self.phase] > 0.95 and self.phase != "unknown"
 
 
@@ -7269,7 +7328,7 @@ def _searched_windows(spectra: WindowSpectra, bank: _PatternBank, scale: float, 
     return windows
 
 
-def _scoreplaced_frame(window: _Window, spots: np.ndarray, weight: np.ndarray, amplitude: np.ndarray | None) -> float:
+def _score_placed(window: _Window, spots: np.ndarray, weight: np.ndarray, amplitude: np.ndarray | None) -> float:
     """Score of spots that are already placed; without amplitudes nothing is expected to be there."""
     if len(window.q) < 2:
         return -1e9
@@ -7311,7 +7370,7 @@ def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list
     ones and pairs of those before it do not."""
     proposals = _proposals(windows, bank)
     scores = np.array(
-        [[_scoreplaced_frame(w, spots, bank.patterns[i].weight, bank.patterns[i].amplitude) for i, spots in proposals] for w in windows]
+        [[_score_placed(w, spots, bank.patterns[i].weight, bank.patterns[i].amplitude) for i, spots in proposals] for w in windows]
     )
     base = np.zeros(len(windows))
     accepted: list[int] = []
@@ -7326,7 +7385,7 @@ def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list
         for other in accepted:
             both = np.concatenate([spots, proposals[other][1]])
             weight = 0.5 * np.concatenate([bank.patterns[index].weight, bank.patterns[proposals[other][0]].weight])
-            pair = np.array([_scoreplaced_frame(w, both, weight, None) - 4 for w in windows])
+            pair = np.array([_score_placed(w, both, weight, None) - 4 for w in windows])
             base = np.maximum(base, pair)
         base = np.maximum(base, scores[:, best])
         accepted.append(best)
@@ -7538,6 +7597,7 @@ class InterfaceMap:
 
     @property
     def names(self) -> list[str]:
+        """What ``label`` numbers."""
         return [*self.classes, "ambiguous"]
 
     def area_fractions(self) -> dict[str, float]:
@@ -7711,7 +7771,10 @@ class InterfaceResult:
 
 
 def check_lattice_image(image: np.ndarray, pixel_size_nm: float, window_nm: float, where: str) -> None:
-    """Raise where an image cannot hold a lattice: constant, too coarse, too fine or too small."""
+    """`RecordingError` for an image (y, x) that is constant or saturated, `SampleError` for a pixel at which it can hold no lattice.
+
+    ``where`` is the key of the acquisition, for the message.
+    """
     values = np.asarray(image)
     if not np.all(np.isfinite(values)) or values.std() == 0:
         raise RecordingError(f"{where}.file: all pixels are equal or some are not finite, expected an image with contrast")
@@ -7892,10 +7955,7 @@ class Calibration:
 
 
 def check_patterns(patterns: Any, scale_invA_per_px: float, name: str) -> None:
-    """`RecordingError` where patterns (ny, nx, ky, kx) cannot be diffraction at this scale.
-
-    They are too small, or the camera sees too little or far too much.
-    """
+    """`RecordingError` for patterns (ny, nx, ky, kx) under 32 px, `SampleError` for a scale at which their edge lies at no such angle."""
     size = min(patterns.shape[2:])
     if size < 32:
         raise RecordingError(f"{name}: patterns of {patterns.shape[2]} x {patterns.shape[3]} pixels, expected at least 32 x 32")
@@ -8431,10 +8491,12 @@ class TemplateBank:
 
     @property
     def reflections(self) -> _Reflections:
+        """The reflections as the kernels take them."""
         return _Reflections(self.g, self.strength, self.cone, self.reach, self.half_width_invA, self.wavelength_A)
 
     @property
     def coarse(self) -> _Coarse:
+        """The coarse search as the kernels take it."""
         edges = np.arange(0, self.spot_radius.max(initial=0) + 0.1, _RADIAL_BIN)
         return _Coarse(
             self.frames, self.near, self.near_start, self.spot_radius, self.spot_turn, self.spot_weight, self.spot_template,
@@ -8505,7 +8567,8 @@ def template_bank(
 ) -> TemplateBank:
     """The bank of one phase for a precessed beam.
 
-    The strength of a reflection is |F/V|^1.4, between the kinematical (2) and the dynamical
+    ``precession_deg`` is the half angle of the cone, ``excitation_width_invA`` the half width of the rocking curve at rest,
+    ``step_deg`` the distance of zone axes. The strength of a reflection is |F/V|^1.4, between the kinematical (2) and the dynamical
     (1) power, times `rocking_curve`. The coarse templates are broader by the step of the
     search, and the weights of their spots go with a low power of the strength, because real
     intensities are neither. ``cache`` is a folder that keeps the coarse search by a hash of all it
@@ -8515,7 +8578,7 @@ def template_bank(
     wavelength = electron_wavelength_A(beam_energy_keV)
     strength = reflected.intensity**0.7
     cone = np.linalg.norm(reflected.g, axis=1) * max(math.radians(precession_deg), 1e-4)
-    operators = np.asarray(crystal.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+    operators = crystal.laue_rotations
     reach = _excited_reach(reflected.g, strength, cone, excitation_width_invA, wavelength, zone_axes(operators, 10 * step_deg))
     bright = reach > 0
     refs = _Reflections(reflected.g[bright], strength[bright], cone[bright], reach[bright], excitation_width_invA, wavelength)
@@ -9120,15 +9183,6 @@ def _indices_up_to(most: int) -> np.ndarray:
     return indices[np.argsort(np.abs(indices).sum(axis=1), kind="stable")]
 
 
-def direction_name(uvw: np.ndarray) -> str:
-    """Indices as they are written.
-
-    >>> direction_name(np.array([1, -1, 0]))
-    '[1 −1 0]'
-    """
-    return "[" + " ".join(str(i).replace("-", "−") for i in uvw) + "]"
-
-
 def nearest_zone_axis(crystal: Crystal, direction: np.ndarray, max_index: int = 5) -> tuple[tuple[int, int, int], float]:
     """The direction [uvw] of low indices nearest to one of the crystal's Cartesian frame (3,), and the angle (deg) to it.
 
@@ -9208,7 +9262,7 @@ def predicted_spots(
 
 
 def spread_patterns(patterns: Any, calibration: Calibration, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (n,) of the flattened scan with clear spots, spread over it, and the patterns (n, ky, kx) themselves.
+    """Indices (n,) of the flattened scan (ny, nx, ky, kx) with clear spots, spread over it, and the patterns (n, ky, kx) themselves.
 
     Every n-th part of the scan gives its pattern with the most evidence in spots among a few.
     """
@@ -9308,7 +9362,7 @@ def _metric_from(predicted: np.ndarray, measured: np.ndarray, weight: np.ndarray
 def _with_metric(calibration: Calibration, metric: np.ndarray) -> Calibration:
     """The calibration with this metric: its mean radius gives the scale, the rest the strain."""
     size = math.sqrt(np.linalg.det(metric))
-    return dataclasses.replace(calibration, scale_invA_per_px=1 / size, strain=metric / size)
+    return replace(calibration, scale_invA_per_px=1 / size, strain=metric / size)
 
 
 def refine_calibration(
@@ -9337,10 +9391,10 @@ def refine_calibration(
     spots = find_spots(patterns, centres, calibration)
     steps = round(search / 0.005)
     factors = 1 + 0.005 * np.arange(-steps, steps + 1)
-    evidence, _ = scale_sweep(spots, dataclasses.replace(calibration, place_strain=0.01), banks, factors, progress)
-    refined = dataclasses.replace(calibration, scale_invA_per_px=calibration.scale_invA_per_px * float(factors[evidence.argmax()]))
+    evidence, _ = scale_sweep(spots, replace(calibration, place_strain=0.01), banks, factors, progress)
+    refined = replace(calibration, scale_invA_per_px=calibration.scale_invA_per_px * float(factors[evidence.argmax()]))
     for place_strain in (0.02, 0.01, 0.004, 0.004):
-        pairs = _matched_pairs(spots, dataclasses.replace(refined, place_strain=place_strain), banks)
+        pairs = _matched_pairs(spots, replace(refined, place_strain=place_strain), banks)
         if len(pairs.weight) < 12:
             break
         refined = _with_metric(refined, _metric_from(pairs.predicted, pairs.measured, pairs.weight))
@@ -9423,11 +9477,6 @@ def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
     )
 
 
-def scan_step_nm(sample: Sample, signal: Any) -> float:
-    """Distance of neighbouring patterns in nm, from sample.yaml or the file; an error naming the key if neither has it."""
-    return calibration(sample, "ped", "step_nm", signal, "nm")
-
-
 # --------------------------------------------------------------------------------------
 # 06 PED: matching
 # --------------------------------------------------------------------------------------
@@ -9462,7 +9511,7 @@ def orientation_relations(parent: Crystal, child: Crystal) -> np.ndarray:
         return to_cubic[None]
     if kinds != ["cubic", "trigonal"]:
         return np.zeros((0, 3, 3))
-    operators, own = (np.asarray(c.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3) for c in (parent, child))
+    operators, own = parent.laue_rotations, child.laue_rotations
     variants: list[np.ndarray] = []
     for operator in operators:
         variant = to_cubic.T @ operator
@@ -10535,7 +10584,7 @@ def chance_evidence(
         cy, cx = spots.centre_px[i]
         radius = np.minimum(np.hypot(yy - cy, xx - cx).astype(int), spots.background.shape[1] - 1)
         image[:] = rng.poisson(spots.background[i][radius])
-    plain_counts = dataclasses.replace(calibration, gain=1.0, offset=0.0)
+    plain_counts = replace(calibration, gain=1.0, offset=0.0)
     of_empty = find_spots(empty, spots.centre_px[chosen], plain_counts)
     evidence = np.array([search_phase(of_empty, plain_counts, bank)[1] for bank in banks])
     chance = np.quantile(evidence, quantile, axis=1)
@@ -11150,7 +11199,7 @@ def load_maps(path: Path, matched: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def hidden_material(maps: dict[str, np.ndarray]) -> np.ndarray:
-    """Patterns (ny, nx) that are not indexed, but of material: crystals that hardly diffract as they lie, not pores.
+    """Mask (ny, nx) of patterns that are not indexed, but of material: crystals that hardly diffract as they lie, not pores.
 
     Material scatters diffusely, a pore does not: they are those that were not indexed and scatter as the indexed ones
     do. None where the scan shows no such contrast, that is where the patterns that scatter less than (nearly) all indexed ones
@@ -12179,11 +12228,10 @@ class _Explorer:
 
 def _table_html(head: Iterable[str], rows: Iterable[Iterable[Any]], caption: str = "") -> str:
     """A small table; all texts are escaped."""
-    row = lambda cells, tag: (
-        "<tr>" + "".join(f'<{tag} style="padding:0 .8em 0 0;text-align:left">{html.escape(str(c))}</{tag}>' for c in cells)
-    )
+    cell = lambda value, tag: f'<{tag} style="padding:0 .8em 0 0;text-align:left">{html.escape(str(value))}</{tag}>'
+    row = lambda values, tag: f"<tr>{''.join(cell(value, tag) for value in values)}</tr>"
     told = f"<caption style='text-align:left'>{html.escape(caption)}</caption>" if caption else ""
-    return f"<table>{told}<thead>{row(head, 'th')}</tr></thead><tbody>{''.join(row(r, 'td') + '</tr>' for r in rows)}</tbody></table>"
+    return f"<table>{told}<thead>{row(head, 'th')}</thead><tbody>{''.join(row(r, 'td') for r in rows)}</tbody></table>"
 
 
 class DriftExplorer(_Explorer):
@@ -12268,8 +12316,7 @@ class DriftExplorer(_Explorer):
         ax.clear()
         low, high = np.percentile(average, [1, 99.7])
         ax.imshow(average, cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
-        bar_nm = _nice_length(0.3 * average.shape[1] * self.pixel_nm)
-        _scale_bar(ax, bar_nm / self.pixel_nm, f"{bar_nm:g} nm")
+        scale_bar(ax, self.pixel_nm)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.set_title(f"average of {solution.used.sum()} frames", fontsize=9)
@@ -12342,29 +12389,6 @@ class DriftExplorer(_Explorer):
             self.frame.value = int(np.clip(self.frame.value + step, 0, len(self.frames) - 1))
         elif event.key == " ":
             self.toggle()
-
-
-_PAPER = {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 1}
-
-
-def _nice_length(most: float) -> float:
-    """The longest of 1, 2, 5 times a power of ten that is at most ``most``.
-
-    >>> _nice_length(0.7), _nice_length(34.0)
-    (0.5, 20.0)
-    """
-    unit = 10.0 ** math.floor(math.log10(most))
-    return max(float(f"{n * unit:.6g}") for n in (1, 2, 5) if n * unit <= most * 1.0001)
-
-
-def _scale_bar(ax: Any, length_px: float, text: str) -> None:
-    """A bar of a length with its text, in the lower left corner of an image."""
-    bottom, left = max(ax.get_ylim()), min(ax.get_xlim())
-    height, width = abs(np.diff(ax.get_ylim())[0]), abs(np.diff(ax.get_xlim())[0])
-    for colour, thickness in (("k", 5), ("w", 3)):
-        ax.plot([left + 0.05 * width, left + 0.05 * width + length_px], [bottom - 0.06 * height] * 2, color=colour, lw=thickness)
-    box = {"facecolor": "k", "alpha": 0.5, "lw": 0, "pad": 1.5}
-    ax.text(left + 0.05 * width, bottom - 0.1 * height, text, color="w", fontsize=8, va="bottom", bbox=box)
 
 
 class SurfaceExplorer(_Explorer):
@@ -12451,11 +12475,8 @@ class SurfaceExplorer(_Explorer):
         (self.handles,) = ax.plot([], [], "D", mfc="w", mec="#0072B2", ms=7)
         (self.handle,) = ax.plot([], [], "D", mfc="#E69F00", mec="k", ms=9)
         (self.here,) = ax.plot([], [], "s", mfc="none", mec="#D55E00", ms=13, mew=1.8)
-        pixel_nm = self.lattice.scan()["pixel_size_nm"]
         ax.set(xlim=(-0.5, self.image.shape[1] - 0.5), ylim=(self.image.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
-        _scale_bar(
-            ax, _nice_length(0.3 * self.image.shape[1] * pixel_nm) / pixel_nm, f"{_nice_length(0.3 * self.image.shape[1] * pixel_nm):g} nm"
-        )
+        scale_bar(ax, self.lattice.scan()["pixel_size_nm"])
         ax.set_title("metal ●, lithium layer ▲, colour: brightness / full metal column", fontsize=9)
 
     def show_column(self) -> None:
@@ -12638,16 +12659,15 @@ class InterfaceExplorer(_Explorer):
         ax.clear()
         low, high = np.percentile(self.image, [1, 99])
         ax.imshow(self.image, cmap="gray", vmin=low, vmax=high)
-        found, (ny, nx) = self.result.map, self.image.shape
-        places = [np.linspace(-0.5, n - 0.5, 2 * m + 1)[1::2] for n, m in zip((ny, nx), found.label.shape, strict=True)]
+        found = self.result.map
+        places = [np.linspace(-0.5, n - 0.5, 2 * m + 1)[1::2] for n, m in zip(self.image.shape, found.label.shape, strict=True)]
         for k in range(int(found.label.max(initial=-1)) + 1):
             if (found.label == k).any() and not (found.label == k).all():
                 ax.contour(places[1], places[0], (found.label == k).astype(float), levels=[0.5], colors="#56B4E9", linewidths=1)
         size = self.result.spectra.size
         self.square = ax.add_patch(Rectangle((0, 0), size, size, fill=False, ec="#E69F00", lw=2))
-        length = _nice_length(0.3 * nx * self.result.pixel_size_nm)
         ax.set(xticks=[], yticks=[])
-        _scale_bar(ax, length / self.result.pixel_size_nm, f"{length:g} nm")
+        scale_bar(ax, self.result.pixel_size_nm)
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found.area_fractions().items() if share > 0.004)
         ax.set_title(shares, fontsize=9)
 
@@ -12922,8 +12942,7 @@ class PedExplorer(_Explorer):
                 ax.imshow(self._phase_image(self._numbered(self.again)), extent=extent, interpolation="nearest")
         ax.set(xticks=[], yticks=[], xlim=(-0.5, self.shape[1] - 0.5), ylim=(self.shape[0] - 0.5, -0.5))
         if self.shape[1] > 1:
-            length = _nice_length(0.35 * self.shape[1] * self.step_nm)
-            _scale_bar(ax, length / self.step_nm, f"{length:g} nm")
+            scale_bar(ax, self.step_nm)
         ax.set_title(self.layer.value, fontsize=9)
         place = [self.column.value], [self.row.value]
         self.cross = [ax.plot(*place, "+", color=c, ms=s, mew=w)[0] for c, s, w in (("k", 16, 3), ("w", 14, 1.2))]
@@ -13016,7 +13035,7 @@ class PedExplorer(_Explorer):
         values = np.sqrt(np.maximum(image - self.calibration.offset, 0))
         ax.imshow(values, cmap="gray_r", vmin=0, vmax=max(float(np.percentile(values, 99.8)), 1.0))
         ax.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
-        _scale_bar(ax, 0.5 / self.calibration.scale_invA_per_px, "0.5 1/Å")
+        scale_bar(ax, self.calibration.scale_invA_per_px, "1/Å", 0.5)
         ax.set_title(title, fontsize=9)
 
     def _draw_triangle(self, bank: TemplateBank, spots: Spots, rotation: np.ndarray) -> None:
@@ -13034,7 +13053,8 @@ class PedExplorer(_Explorer):
         ax.plot(*inside(rotation[None, :, 2]), "*", mfc="#D55E00", mec="w", ms=14)
         for corner in group.fundamental_sector.vertices.unit.data:
             uvw, _ = nearest_zone_axis(bank.crystal, corner, 2)
-            ax.annotate(direction_name(uvw), project(corner[None])[:, 0], fontsize=8, ha="center", va="center", bbox=_PAPER)
+            paper = {"fc": "w", "ec": "none", "alpha": 0.8, "pad": 1}
+            ax.annotate(direction_name(uvw), project(corner[None])[:, 0], fontsize=8, ha="center", va="center", bbox=paper)
         ax.set(aspect="equal", xticks=[], yticks=[])
         ax.set_axis_off()
         most = evidence.max(initial=0)
@@ -13115,9 +13135,9 @@ class PedExplorer(_Explorer):
         told = []
         for name, phase_id in readings:
             shares, n_ncm, rocksalt = counted_shares(phase_id, self.names)
-            listed = ", ".join(f"{p} {share:.1%}" for p, share in shares.items() if share > 0) or "nothing indexed"
+            of_all = ", ".join(f"{p} {share:.1%}" for p, share in shares.items() if share > 0) or "nothing indexed"
             of_ncm = f"; rocksalt {rocksalt:.1%} of {n_ncm} NCM patterns (counted, not corrected)" if rocksalt is not None else ""
-            told.append(f"Region of {phase_id.size} patterns, {name}: {listed}{of_ncm}.")
+            told.append(f"Region of {phase_id.size} patterns, {name}: {of_all}{of_ncm}.")
         return told
 
     # --- mouse and keys ---
@@ -13400,8 +13420,8 @@ def _stale_text(inputs: list[dict]) -> list[str]:
     changed = [file["name"] for file in inputs if file["state"] == "changed since"]
     if not changed:
         return []
-    listed = ", ".join(changed[:-1]) + " and " * (len(changed) > 1) + changed[-1]
-    return [f"{listed} {'have' if len(changed) > 1 else 'has'} changed since this step was run. Run `make run` to bring it up to date."]
+    named = ", ".join(changed[:-1]) + " and " * (len(changed) > 1) + changed[-1]
+    return [f"{named} {'have' if len(changed) > 1 else 'has'} changed since this step was run. Run `make run` to bring it up to date."]
 
 
 def _chosen_since(folder: Path, step: str, result: dict) -> list[str]:
@@ -13731,7 +13751,7 @@ def _low_index_directions(crystal: Crystal, most: int = 3) -> tuple[np.ndarray, 
     Directions that the Laue group takes into each other share a name, ``[1 −1 0]`` as the simplest of them is written.
     """
     along = _indices_up_to(most) @ crystal.lattice
-    operators = np.asarray(crystal.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+    operators = crystal.laue_rotations
     turned = np.einsum("oij,nj->noi", operators, along) @ np.linalg.inv(crystal.lattice)
     family = np.rint(np.concatenate([turned, -turned], axis=1)).astype(int)
     key = lambda uvw: (np.abs(uvw).sum(), (uvw < 0).sum(), *(-uvw))
@@ -13804,14 +13824,14 @@ def _whole(values: np.ndarray, kind: type) -> dict:
 
 def _pack(columns: dict[str, dict]) -> dict:
     """Columns as one compressed stream in base64, and where each lies in it."""
-    stream, listed = bytearray(), []
+    stream, described = bytearray(), []
     for name, column in columns.items():
         raw = column["raw"]
         stream += bytes(-len(stream) % 4)
-        described = {k: v for k, v in column.items() if k != "raw"}
-        listed.append({"name": name, "start": len(stream), "length": raw.size, "bytes": raw.itemsize, **described})
+        more = {k: v for k, v in column.items() if k != "raw"}
+        described.append({"name": name, "start": len(stream), "length": raw.size, "bytes": raw.itemsize, **more})
         stream += raw.astype(raw.dtype.newbyteorder("<")).tobytes()
-    return {"columns": listed, "packed": base64.b64encode(zlib.compress(bytes(stream), 9)).decode()}
+    return {"columns": described, "packed": base64.b64encode(zlib.compress(bytes(stream), 9)).decode()}
 
 
 @dataclass(frozen=True)
@@ -14322,7 +14342,7 @@ def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Pat
     removed. Returns the path of ``index.html``.
     """
     results = Path(os.path.abspath(_results_root(results_dir)))
-    html = results / "html"
+    folder = results / "html"
     hashes = _Hashes(results)
     pages = _planned_pages(results, data_dir, hashes)
     hidden = _hidden_paths(results, data_dir)
@@ -14331,13 +14351,13 @@ def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Pat
     for page in pages:
         source = hashlib.sha256(repr((page, hidden, made_by)).encode())
         source.update(hashes.of(page.notebook).encode() if page.notebook.is_file() else b"")
-        target = html / page.target
+        target = folder / page.target
         if not _is_made_of(target, source.hexdigest()):
             write_atomically(target, _page_html(page, source.hexdigest(), hidden, results, data_dir, exporter))
-    for path in set(html.rglob("*.html")) - {html / page.target for page in pages}:
+    for path in set(folder.rglob("*.html")) - {folder / page.target for page in pages}:
         path.unlink()
     hashes.save()
-    return html / "index.html"
+    return folder / "index.html"
 
 
 def _data_of_run(results: Path) -> str:
