@@ -2928,6 +2928,8 @@ _LEAST_GAIN = 3.0  # nats, below which no run of frames is moved to another cell
 _COMPARED_MOVES = 4  # of runs of frames, for which the evidence of the whole stack is asked
 _MODULATION_RINGS = 8  # of the band of a lattice's modulation, a spectral density each
 _FRAME_NATS = 6.0  # a frame, by which a segment's other lattice cells may fall short and still be compared
+_STEP_PX = 28  # between frames, beyond which no peak is looked for
+_ROOM_PX, _TIGHT_ROOM_PX = 20, 42  # between the largest shift that is looked for, or was found, and where a canvas wraps around
 _CANDIDATES = 36  # peaks of the likelihood that the joint solution may choose from
 
 
@@ -3764,7 +3766,7 @@ def _first_path(canvas: _Canvas, members: np.ndarray, reach: np.ndarray) -> np.n
     for before, i in itertools.pairwise(members):
         scene, seen = total.scene(power, scene, rounds=8 if scene is None else 3), total.seen()
         match = _Match(canvas, scene, seen)
-        window = shifts[before], np.minimum(reach, 28)
+        window = shifts[before], np.minimum(reach, _STEP_PX)
         nearest = _peaks(match, (canvas.spectra[i], canvas.box, 0 * canvas.box), *window)[0][0]
         places, values = _peaks(match, (canvas.spectra[i], canvas.box, canvas.worth(int(i), scene, nearest)), *window)
         shifts[i] = places[np.argmax(values + prior.log_density(places - shifts[before], int(i - before)))]
@@ -3819,13 +3821,13 @@ class _Joint:
             yield int(i), total.scene(start=scene, rounds=4), total.seen()
             total.add(int(i), self.shifts[i])
 
-    def choose_peaks(self, reach_px: int = 28) -> None:
+    def choose_peaks(self) -> None:
         """All frames choose among their best peaks together, under the drift that they show."""
         places, values, scale = [], [], self.canvas.scale.copy()
         for i, scene, seen in self.leave_one_out():
             match = _Match(self.canvas, scene, seen)
             frame = self.canvas.spectra[i], self.canvas.box, self.canvas.worth(i, scene, self.shifts[i])
-            p, v = _peaks(match, frame, self.shifts[i], np.array([reach_px, reach_px]))
+            p, v = _peaks(match, frame, self.shifts[i], np.array([_STEP_PX, _STEP_PX]))
             places.append(p)
             values.append(v)
             scale[i] = self.canvas.scale_at(i, scene, seen, self.shifts[i])
@@ -4014,10 +4016,7 @@ def _tight_canvas(counts: np.ndarray, shifts: np.ndarray, members: np.ndarray) -
     """A canvas just large enough for the shifts found, and the shifts about its middle."""
     low, high = shifts[members].min(axis=0), shifts[members].max(axis=0)
     middle = np.round((low + high) / 2)
-    return _Canvas(counts, (high - low) / 2 + 42), shifts - middle
-
-
-_ROOM_PX = 20  # between the largest shift that is looked for and where a canvas wraps around
+    return _Canvas(counts, (high - low) / 2 + _TIGHT_ROOM_PX), shifts - middle
 
 
 def _settled(counts: np.ndarray, members: np.ndarray, reach: np.ndarray, about: np.ndarray | None = None) -> _Joint:
@@ -4221,7 +4220,7 @@ def _register(frames: np.ndarray, max_shift_px: float | None, leave_out: frozens
         if found is not None and found[3] >= _LEAST_SNR:
             n_jumps, n_steps = len(found[0].jumps), len(found[0].members) - 1
             if n_jumps > 3 and n_jumps > 0.25 * n_steps:
-                notes += (f"{n_jumps} of {n_steps} steps are jumps: cells are uncertain (steps over 28 px are not found)",)
+                notes += (f"{n_jumps} of {n_steps} steps are jumps: cells are uncertain (steps over {_STEP_PX} px are not found)",)
             return _solution(frames, groups, found, left_out, per_unit, notes)
     return _refusal(frames, left_out, per_unit, notes, f"{counts[members].mean():.3g} {_NOTHING_SHOWS}")
 
@@ -4709,7 +4708,7 @@ def _climb_segment(
         for part in np.array_split(wanted, math.ceil(len(wanted) / step)) if len(wanted) else ():
             counts = np.concatenate([counts for _, counts in items.read(numbers[part])])
             middle = np.round((shift[part].min(axis=0) + shift[part].max(axis=0)) / 2)
-            canvas = _counts_of(rate, counts, np.ptp(shift[part], axis=0) / 2 + 42)
+            canvas = _counts_of(rate, counts, np.ptp(shift[part], axis=0) / 2 + _TIGHT_ROOM_PX)
             low = -np.array([(size - f) // 2 for size, f in zip(canvas.shape, canvas.frame_shape, strict=True)])
             seen = whole.window(low - middle.astype(int), np.array(canvas.shape))
             total = _Scene(canvas, *(np.roll(image, low, (0, 1)) for image in seen[:2]))
@@ -7994,13 +7993,6 @@ def patterns_at(patterns: Any, indices: np.ndarray) -> np.ndarray:
     """Patterns (n, ky, kx) at indices (n,) of the flattened scan (ny, nx, ky, kx)."""
     places = (divmod(int(i), patterns.shape[1]) for i in indices)
     return np.concatenate([_read_box(patterns, (slice(y, y + 1), slice(x, x + 1))) for y, x in places])
-
-
-def longest_g(calibration: Calibration) -> float:
-    """The longest g in 1/Å that is fully on the camera, no more than 1.6: beyond it spots are weak and crowd."""
-    ky, kx = calibration.mask.shape
-    cy, cx = calibration.centre_px.reshape(-1, 2).mean(axis=0)
-    return float(min(1.6, 1.1 * max(min(cy, ky - cy), min(cx, kx - cx)) * calibration.scale_invA_per_px))
 
 
 @numba.njit(cache=True, parallel=True)
@@ -11874,13 +11866,6 @@ def comparability(samples: list[dict[str, Any]], most_dose_ratio: float = 1.5) -
             "that of the specimen."
         )
     return said
-
-
-def save_comparison(run: Step, comparison: dict[str, Any]) -> None:
-    """Write ``08_comparison.json``; what a sample does not have, and the quantiles that 07 holds, are left out of its entry."""
-    kept = [{k: v for k, v in s.items() if v is not None and not k.endswith("_quantiles")} for s in comparison["samples"]]
-    content = {"status": "ok", **comparison, "samples": kept, **run.told(), "versions": software_versions()}
-    write_atomically(run.results / "08_comparison.json", json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
