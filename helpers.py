@@ -1,6 +1,6 @@
 """The shared module of the workbook: everything that two notebooks use or a test needs.
 
-It reads from top to bottom in the order of the pipeline, private steps before the function that needs them:
+It reads from top to bottom in the order of the pipeline; in a section private steps mostly come before the function that needs them:
 
     Project, names, colours    PROJECT_ROOT, STEPS, NCM_PHASES, PHASE_COLOURS, the errors, scale_bar
     The sample contract        Sample and load_sample: sample.yaml checked, with unit and range of every key
@@ -17,7 +17,7 @@ It reads from top to bottom in the order of the pipeline, private steps before t
     06 PED: matching           map_scan (index_scan, decide_phases, correlation_map), segment_grains, to_crystal_map, save_ang, save_ctf
     07 Fractions               load_maps, try_mixtures, drawn_counts, corrected_fraction, share_by_bin
     08 Comparison              collect_samples, compare_fractions, compare_conditions
-    Explore                    DriftExplorer, SurfaceExplorer, InterfaceExplorer, PedExplorer, ComparisonExplorer, for JupyterLab
+    Explore                    DriftExplorer, SurfaceExplorer, InterfaceExplorer, PedExplorer, ComparisonExplorer
     Pages                      render_pages, share_pages, print_comparison, finish_run
 
 Conventions, used everywhere and not repeated in every docstring:
@@ -2403,7 +2403,7 @@ def simulate_interface(
     return image, truth
 
 
-# -- the cryo-STEM stack ---------------------------------------------------------------
+# --- the cryo-STEM stack ---------------------------------------------------------------
 
 
 def _columns_along_c(crystal: Crystal) -> tuple[np.ndarray, np.ndarray]:
@@ -2976,7 +2976,7 @@ def poisson_shift_information(rate: np.ndarray) -> np.ndarray:
     return np.array([[np.sum(dy * dy * weight), yx], [yx, np.sum(dx * dx * weight)]])
 
 
-# -- counts ------------------------------------------------------------------------------
+# --- counts ------------------------------------------------------------------------------
 
 
 def check_stack(frames: Any, name: str = "the stack", budget_bytes: float | None = None) -> Any:
@@ -3088,7 +3088,7 @@ def unusable_frames(means: np.ndarray) -> dict[int, str]:
     return out
 
 
-# -- template and likelihood in Fourier space --------------------------------------------
+# --- template and likelihood in Fourier space --------------------------------------------
 
 
 class _Canvas:
@@ -3404,7 +3404,7 @@ def _peaks(match: _Match, frame: tuple, centre: np.ndarray, reach: np.ndarray) -
     return places[best], values[best]
 
 
-# -- lattice cells -----------------------------------------------------------------------
+# --- lattice cells -----------------------------------------------------------------------
 
 
 def _reflections(canvas: _Canvas, spectrum: np.ndarray, noise: float, most: int = 40, least: float = 25) -> tuple[np.ndarray, np.ndarray]:
@@ -3702,7 +3702,7 @@ def _superlattice(joint: _Joint, q: np.ndarray, power: np.ndarray, translations:
     return amplitudes, np.where(broken, snr / (1 + n * snr) / noise, 0)
 
 
-# -- the joint solution ------------------------------------------------------------------
+# --- the joint solution ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -4057,7 +4057,7 @@ def _solve(counts: np.ndarray, members: np.ndarray, reach: np.ndarray, about: np
     return joint, information
 
 
-# -- the stack ---------------------------------------------------------------------------
+# --- the stack ---------------------------------------------------------------------------
 
 
 def _weak_frames(joint: _Joint) -> tuple[dict[int, str], np.ndarray, float]:
@@ -4095,6 +4095,7 @@ def _off_group_px(shifts: np.ndarray, size: int) -> float:
 
 
 def _why_grouped(size: int) -> str:
+    """Why so many neighbours share a shift; "" where each frame has its own."""
     return "" if size == 1 else f"single frames are too noisy: {size} neighbours share a shift"
 
 
@@ -4307,7 +4308,7 @@ def covered_average(total: np.ndarray, coverage: np.ndarray, least_share: float 
     return total[box] / coverage[box], (top, left)
 
 
-# -- stacks that are larger than memory ---------------------------------------------------
+# --- stacks that are larger than memory ---------------------------------------------------
 
 # Consecutive frames, few enough, are solved jointly as above: a segment, one chunk of long work. Neighbouring segments share some
 # frames, which tells how segments lie to each other but for errors of a lattice cell. Their sums are the frames of
@@ -4840,7 +4841,7 @@ def _long_solution(
     )  # fmt: skip
 
 
-# -- checks on the result ----------------------------------------------------------------
+# --- checks on the result ----------------------------------------------------------------
 
 
 def some_frames(frames: Any, solution: DriftSolution, *, also: Iterable[int] = (), in_a_row: bool = False) -> tuple:
@@ -5323,7 +5324,7 @@ def _with_centring(sites: np.ndarray, weights: np.ndarray, basis: np.ndarray) ->
     return _shortest_basis(np.concatenate([(steps + f) @ basis for f in found]))
 
 
-# -- lattice of the image ----------------------------------------------------------------
+# --- lattice of the image ----------------------------------------------------------------
 
 
 def _terms(points: np.ndarray, degree: int) -> np.ndarray:
@@ -5856,7 +5857,7 @@ def _wrong_zone(spectrum: _Spectrum, columns: ProjectedColumns, pixel_size_nm: f
     return f"{shown}: strongest spacings {have} nm, expected {want} nm"
 
 
-# -- columns, occupancy and the surface layer --------------------------------------------
+# --- columns, occupancy and the surface layer --------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -83,13 +83,16 @@ def test_notebooks_are_committed_without_outputs_and_keep_the_skeleton(path):
 
 
 def test_helpers_is_written_as_craft_asks():
-    """Public functions have docstrings; no print of paths; bodies of a size that one can read."""
+    """Public functions have docstrings, the manual names what there is, a name stands for one thing, no except is bare."""
     import ast
 
     tree = ast.parse((ROOT / "helpers.py").read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node) or isinstance(node, ast.ClassDef), node.name
+    manual = ast.get_docstring(tree).partition("Conventions")[0]
+    named = re.findall(r"\b(?:[a-z]+_\w+|[A-Z][a-z]+[A-Z]\w*|[A-Z]+_[A-Z_]+)\b", manual)
+    assert len(named) > 50 and [name for name in named if not hasattr(helpers, name)] == []
     for node in ast.walk(tree):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"bare except in line {node.lineno}"
     names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
