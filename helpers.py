@@ -8052,51 +8052,58 @@ def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.
     return centre, total
 
 
+@numba.njit(cache=True)
+def _centroid(image: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[float, float, float]:
+    """Centre (y, x) of a pattern's direct beam and its counts above the halo; a function, as numba's prange takes sums for its own."""
+    ky, kx = image.shape
+    cy, cx = start[0], start[1]
+    reach = 2.0 * radius
+    for _ in range(12):
+        s = sy = sx = 0.0
+        edge, n_edge = 0.0, 0
+        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                d2 = (y - cy) ** 2 + (x - cx) ** 2
+                if mask[y, x] or d2 > reach * reach:
+                    continue
+                value = float(image[y, x])
+                if d2 > (0.8 * reach) ** 2:
+                    edge += value
+                    n_edge += 1
+        background = edge / max(n_edge, 1)
+        peak = background
+        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                if not mask[y, x] and (y - cy) ** 2 + (x - cx) ** 2 <= reach * reach:
+                    peak = max(peak, float(image[y, x]))
+        floor = background + 0.3 * (peak - background)  # the halo of inelastic scattering is not the beam
+        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                if mask[y, x] or (y - cy) ** 2 + (x - cx) ** 2 > reach * reach:
+                    continue
+                value = max(float(image[y, x]) - floor, 0.0)
+                s += value
+                sy += value * y
+                sx += value * x
+        if s <= 0:
+            break
+        shift = abs(sy / s - cy) + abs(sx / s - cx)
+        cy, cx = sy / s, sx / s
+        reach = max(radius, 0.8 * reach)
+        if shift < 1e-3 and reach <= radius:
+            break
+    return cy, cx, s
+
+
 @numba.njit(cache=True, parallel=True)
 def _centroids(patterns: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    ny, nx, ky, kx = patterns.shape
+    ny, nx = patterns.shape[:2]
     centre = np.zeros((ny, nx, 2))
     total = np.zeros((ny, nx))
     for i in numba.prange(ny * nx):
-        image = patterns[i // nx, i % nx]
-        cy, cx = start[0], start[1]
-        reach = 2.0 * radius
-        for _ in range(12):
-            s = sy = sx = 0.0
-            edge, n_edge = 0.0, 0
-            for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
-                for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
-                    d2 = (y - cy) ** 2 + (x - cx) ** 2
-                    if mask[y, x] or d2 > reach * reach:
-                        continue
-                    value = float(image[y, x])
-                    if d2 > (0.8 * reach) ** 2:
-                        edge += value
-                        n_edge += 1
-            background = edge / max(n_edge, 1)
-            peak = background
-            for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
-                for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
-                    if not mask[y, x] and (y - cy) ** 2 + (x - cx) ** 2 <= reach * reach:
-                        peak = max(peak, float(image[y, x]))
-            floor = background + 0.3 * (peak - background)  # the halo of inelastic scattering is not the beam
-            for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
-                for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
-                    if mask[y, x] or (y - cy) ** 2 + (x - cx) ** 2 > reach * reach:
-                        continue
-                    value = max(float(image[y, x]) - floor, 0.0)
-                    s += value
-                    sy += value * y
-                    sx += value * x
-            if s <= 0:
-                break
-            shift = abs(sy / s - cy) + abs(sx / s - cx)
-            cy, cx = sy / s, sx / s
-            reach = max(radius, 0.8 * reach)
-            if shift < 1e-3 and reach <= radius:
-                break
+        cy, cx, counts = _centroid(patterns[i // nx, i % nx], mask, start, radius)
         centre[i // nx, i % nx] = cy, cx
-        total[i // nx, i % nx] = s
+        total[i // nx, i % nx] = counts
     return centre, total
 
 
