@@ -62,7 +62,7 @@ demo: $(READY)
 	@rm $(DEMO_MARK)
 
 test: $(READY)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
 	@$(BIN)/python -m pytest
 
 lab: $(READY)
@@ -104,7 +104,7 @@ audit: $(READY)
 	@$(BIN)/python tests/audit.py $(VENV)/audit/bin/pip-audit env.lock
 
 lint: $(READY)
-	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy
 
 # The project's own results, figures and pages; never the data, what was chosen by hand, nor the figures that are tracked
 clean:

@@ -69,7 +69,7 @@ import time
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from itertools import product
@@ -187,8 +187,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _number(low: float, high: float, unit: str) -> Any:
-    return Annotated[float, Field(ge=low, le=high, description=unit)]
+def _range(low: float, high: float, unit: str) -> Any:
+    return Field(ge=low, le=high, description=unit)
 
 
 def _name_of_phase(name: str) -> str:
@@ -210,8 +210,8 @@ class Composition(_Strict):
 class Sintering(_Strict):
     """How the pellet was sintered; ``temperature_C: null`` is pressed and not sintered."""
 
-    temperature_C: _number(20, 2000, "°C") | None
-    time_h: _number(0, 1000, "h") | None = None
+    temperature_C: Annotated[float, _range(20, 2000, "°C")] | None
+    time_h: Annotated[float, _range(0, 1000, "h")] | None = None
     atmosphere: str | None = None
 
 
@@ -220,17 +220,17 @@ class Frame(_Strict):
 
     all_around: bool
     material: str | None = None
-    thickness_um: _number(0, 50, "µm") | None = None
+    thickness_um: Annotated[float, _range(0, 50, "µm")] | None = None
 
 
 class MillingStep(_Strict):
     """One milling step; names follow OpenFIBSEM."""
 
     stage: str
-    milling_voltage_kV: _number(0.1, 50, "kV") | None = None
-    milling_current_nA: _number(0, 200, "nA") | None = None
-    angle_deg: _number(-90, 90, "degrees") | None = None
-    duration_min: _number(0, 10000, "min") | None = None
+    milling_voltage_kV: Annotated[float, _range(0.1, 50, "kV")] | None = None
+    milling_current_nA: Annotated[float, _range(0, 200, "nA")] | None = None
+    angle_deg: Annotated[float, _range(-90, 90, "degrees")] | None = None
+    duration_min: Annotated[float, _range(0, 10000, "min")] | None = None
 
 
 class Lamella(_Strict):
@@ -240,39 +240,39 @@ class Lamella(_Strict):
     ion: str | None = None
     frame: Frame | None = None
     steps: list[MillingStep] = []
-    final_thickness_nm: _number(1, 5000, "nm") | None = None
-    air_exposure_min: _number(0, 1e6, "min") | None = None
+    final_thickness_nm: Annotated[float, _range(1, 5000, "nm")] | None = None
+    air_exposure_min: Annotated[float, _range(0, 1e6, "min")] | None = None
 
 
 class _Acquisition(_Strict):
     """What all recordings have: the file, in the sample's folder, and the beam energy."""
 
     file: str
-    beam_energy_keV: _number(20, 1500, "keV")
+    beam_energy_keV: Annotated[float, _range(20, 1500, "keV")]
 
 
 class CryoStem(_Acquisition):
     """A low-dose stack of frames."""
 
-    pixel_size_nm: _number(1e-4, 100, "nm") | None = None
-    frame_dose_e_per_A2: _number(0, 1e6, "electrons/Å²") | None = None
-    frame_time_s: _number(1e-9, 1e5, "s") | None = None
-    temperature_K: _number(1, 500, "K") | None = None
+    pixel_size_nm: Annotated[float, _range(1e-4, 100, "nm")] | None = None
+    frame_dose_e_per_A2: Annotated[float, _range(0, 1e6, "electrons/Å²")] | None = None
+    frame_time_s: Annotated[float, _range(1e-9, 1e5, "s")] | None = None
+    temperature_K: Annotated[float, _range(1, 500, "K")] | None = None
 
 
 class FurtherImage(_Strict):
     """Another image of the same area, and the dose that the area has had at its end."""
 
     file: str
-    dose_e_per_A2: _number(0, 1e9, "electrons/Å²")
+    dose_e_per_A2: Annotated[float, _range(0, 1e9, "electrons/Å²")]
 
 
 class Haadf(_Acquisition):
     """An HAADF image along a zone axis of ``phase``; ``series`` are further images of the same area, at other doses."""
 
-    pixel_size_nm: _number(1e-4, 100, "nm") | None = None
+    pixel_size_nm: Annotated[float, _range(1e-4, 100, "nm")] | None = None
     zone_axis: Annotated[list[Annotated[int, Field(ge=-20, le=20)]], Field(min_length=3, max_length=3)] = [1, 0, 0]
-    dose_e_per_A2: _number(0, 1e9, "electrons/Å²") | None = None
+    dose_e_per_A2: Annotated[float, _range(0, 1e9, "electrons/Å²")] | None = None
     phase: _PhaseName = "layered"
     series: list[FurtherImage] = []
 
@@ -287,16 +287,16 @@ class Haadf(_Acquisition):
 class Interface(_Acquisition):
     """A bright-field lattice image of the interface."""
 
-    pixel_size_nm: _number(1e-4, 100, "nm") | None = None
+    pixel_size_nm: Annotated[float, _range(1e-4, 100, "nm")] | None = None
     phases: list[_PhaseName] | None = None
 
 
 class Ped(_Acquisition):
     """A scan of precession electron diffraction patterns."""
 
-    step_nm: _number(0.01, 1e5, "nm") | None = None
-    scale_invA_per_px: _number(1e-4, 1.0, "1/Å per pixel") | None = None
-    precession_deg: _number(0, 5, "degrees")
+    step_nm: Annotated[float, _range(0.01, 1e5, "nm")] | None = None
+    scale_invA_per_px: Annotated[float, _range(1e-4, 1.0, "1/Å per pixel")] | None = None
+    precession_deg: Annotated[float, _range(0, 5, "degrees")]
     phases: Annotated[list[_PhaseName], Field(min_length=1)]
 
     @field_validator("phases")
@@ -348,7 +348,7 @@ def _cut(text: str, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _expected(error: dict, model: type[BaseModel]) -> str:
+def _expected(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     """One validation error of pydantic as `key: what came, what was expected`."""
     keys = [k for k in error["loc"] if isinstance(k, (str, int)) and not str(k).startswith(("float", "constrained"))]
     key = _cut(".".join(str(k) for k in keys))
@@ -482,9 +482,9 @@ def _read_yaml(path: Path, name: str, error: type[WorkbookError]) -> Any:
         raise error(f"{name}{line}: not YAML: {_one_line(getattr(fault, 'problem', None) or fault)}") from None
     except (ValueError, RecursionError) as fault:  # a date or a number that there is not, or thousands of brackets
         raise error(f"{name}: not YAML: {_one_line(fault)}") from None
-    fault = _unheard_of(content)
-    if fault:
-        raise error(f"{name}: holds {fault}")
+    unheard_of = _unheard_of(content)
+    if unheard_of:
+        raise error(f"{name}: holds {unheard_of}")
     return content
 
 
@@ -611,8 +611,8 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
         raise RecordingError(f"{path.name}: cannot be read: {type(error).__name__}: {_one_line(error)}") from error
     if not frames:
         shapes = ", ".join(str(s.data.shape) for s in signals) or "nothing"
-        kind = {0: "one image", 1: "a stack of frames", 2: "a scan of patterns"}.get(navigation_dimension, "2-D frames")
-        raise RecordingError(f"{path.name}: holds arrays of shape {shapes}, expected {kind}")
+        kinds: dict[int | None, str] = {0: "one image", 1: "a stack of frames", 2: "a scan of patterns"}
+        raise RecordingError(f"{path.name}: holds arrays of shape {shapes}, expected {kinds.get(navigation_dimension, '2-D frames')}")
     signal = max(frames, key=lambda s: s.data.size)
     _check_memory(path, signal.data, read_whole=navigation_dimension == 0)
     return signal
@@ -1182,6 +1182,7 @@ class Step:
 
     def acquisition(self, kind: str) -> Any:
         """An acquisition of sample.yaml; where it is absent the notebook says so and ends well."""
+        assert self.sample is not None, "the comparison has no sample of its own"
         found = getattr(self.sample.acquisitions, kind)
         if found is None:
             self.not_acquired(f"{self.sample_id} has no {kind} acquisition in its sample.yaml")
@@ -1202,6 +1203,7 @@ class Step:
 
     def hand_choice_in_words(self) -> str:
         """Which parameters were chosen by hand and why, and which of these this run did not use."""
+        assert self.by_hand is not None, "asked for where nothing was chosen by hand"
         used = {name: value for name, value in self.by_hand.parameters.items() if self.parameters[name] == value}
         told = ", ".join(f"{name} = {value}" for name, value in used.items())
         because = f"{self.by_hand.reason} ({MANUAL}, {self.by_hand.date})"
@@ -1344,7 +1346,7 @@ def begin(step: str, namespace: dict, **ranges: tuple[float, float]) -> Step:
     given = set()
     for source in namespace.get("In", []):
         if source.startswith("# Parameters\n"):
-            given |= set(_assigned_names(source))
+            given |= {name for name, _ in _assigned(source)}
             check_parameters(step, given, known)
     sample_id = namespace.get("sample_id", "") if "sample_id" in known else ""
     results = _results_root(namespace["results_dir"]) / sample_id
@@ -1385,13 +1387,19 @@ def begin(step: str, namespace: dict, **ranges: tuple[float, float]) -> Step:
     return run
 
 
+def _assigned(source: str) -> list[tuple[str, ast.expr]]:
+    """The names that code assigns to, and what."""
+    assigned = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
+    return [(target.id, node.value) for node in assigned for target in node.targets if isinstance(target, ast.Name)]
+
+
 def notebook_parameters(path: Path) -> dict[str, Any]:
     """Names and default values of a notebook's cell tagged ``parameters``."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     sources = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
     if len(sources) != 1:
         raise ParameterError(f"{path.name}: has {len(sources)} cells tagged parameters, expected 1")
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(sources[0]).body if isinstance(node, ast.Assign)}
+    return {name: ast.literal_eval(value) for name, value in _assigned(sources[0])}
 
 
 def check_parameters(step: str, given: Any, known: Any) -> None:
@@ -1405,15 +1413,11 @@ def check_parameters(step: str, given: Any, known: Any) -> None:
 
 def _check_parameter(where: str, came: Any, default: Any, least_and_most: tuple[float, float] | None) -> None:
     """`ParameterError` for a value that is of another kind than the default, or outside its range."""
-    kinds = {bool: bool, int: int, float: (int, float)}.get(type(default), type(default))
+    kinds: Any = {bool: bool, int: int, float: (int, float)}.get(type(default), type(default))
     if not isinstance(came, kinds) or (isinstance(came, bool) and kinds is not bool):
         raise ParameterError(f"{where}: got {came!r}, expected {type(default).__name__} like {default!r}")
     if least_and_most and not least_and_most[0] <= came <= least_and_most[1]:
         raise ParameterError(f"{where}: got {came}, expected {least_and_most[0]:,} to {least_and_most[1]:,}, like {default!r}")
-
-
-def _assigned_names(source: str) -> list[str]:
-    return [node.targets[0].id for node in ast.parse(source).body if isinstance(node, ast.Assign)]
 
 
 # --------------------------------------------------------------------------------------
@@ -1558,7 +1562,7 @@ class ChunkStore:
     def _checksum(self, chunk: str) -> str:
         crc = 0
         for name in sorted(self.arrays):
-            crc = zlib.crc32(np.ascontiguousarray(self._part(name, chunk)).view(np.uint8), crc)
+            crc = zlib.crc32(np.ascontiguousarray(self._part(name, chunk)).view(np.uint8).data, crc)
         return f"{crc:08x}"
 
     def todo(self) -> list[str]:
@@ -1766,7 +1770,7 @@ def read_crystal(path: str | Path, name: str | None = None) -> Crystal:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            atoms = ase.io.read(path, format="cif", fractional_occupancies=True)
+            atoms: Any = ase.io.read(path, format="cif", fractional_occupancies=True)
     except Exception as error:  # ase raises whatever it meets in a broken file
         raise SampleError(f"{path.name}: cannot be read as a crystal structure: {_one_line(error)}") from error
     if len(atoms) == 0:
@@ -2322,7 +2326,11 @@ def _bright_field(phase: np.ndarray, pixel_A: float, defocus_A: float, cs_A: flo
 
 
 def _interface_views(
-    rng: np.random.Generator, interface_phase: str, ncm_zone: tuple[int, ...], layer_zone: tuple[int, ...], llzo_zone: tuple[int, ...]
+    rng: np.random.Generator,
+    interface_phase: str,
+    ncm_zone: tuple[int, int, int],
+    layer_zone: tuple[int, int, int],
+    llzo_zone: tuple[int, int, int],
 ) -> list[tuple[str, Any, Any]]:
     """Name, view along its zone axis and rotation (degrees) of NCM, the layer and LLZO; None where there is no crystal."""
     ncm_view = _view_along(read_crystal(phase_file("layered")), ncm_zone)
@@ -2574,7 +2582,7 @@ NXEM_DEFINITION = {
 }
 
 #: What each kind of recording must hold: navigation axes, calibrations (key, unit) and words for the reader.
-_RECORDING_KINDS = {
+_RECORDING_KINDS: dict[str, tuple[int, dict[str, str | None], str]] = {
     "cryo_stem": (1, {"pixel_size_nm": "nm"}, "a stack of frames"),
     "haadf": (0, {"pixel_size_nm": "nm"}, "one image"),
     "interface": (0, {"pixel_size_nm": "nm"}, "one image"),
@@ -2647,7 +2655,8 @@ def extinction_distance_nm(crystal: Crystal, beam_energy_keV: float) -> tuple[fl
     gamma = 1 + beam_energy_keV / 510.999
     per_volume = math.sqrt(found.intensity[strongest])
     xi = math.pi / (gamma * electron_wavelength_A(beam_energy_keV) * per_volume) / 10
-    return xi, tuple(int(i) for i in found.hkl[strongest])
+    h, k, l = (int(i) for i in found.hkl[strongest])
+    return xi, (h, k, l)
 
 
 def _finding(level: str, text: str, reason: str) -> dict[str, str]:
@@ -2656,28 +2665,24 @@ def _finding(level: str, text: str, reason: str) -> dict[str, str]:
 
 def _milling_findings(steps: list[MillingStep]) -> list[dict[str, str]]:
     """What the voltages of the milling steps mean for the surfaces of the lamella."""
-    known = [s for s in steps if s.milling_voltage_kV is not None]
+    known = [(s.stage, s.milling_voltage_kV) for s in steps if s.milling_voltage_kV is not None]
     if not known:
         return [_finding("warning", "No milling voltage is recorded", "the damaged layer on the surfaces cannot be estimated")]
     findings = []
-    rises = [
-        f"{before.stage} → {after.stage}"
-        for before, after in itertools.pairwise(known)
-        if after.milling_voltage_kV > before.milling_voltage_kV
-    ]
+    rises = [f"{before} → {after}" for (before, high), (after, higher) in itertools.pairwise(known) if higher > high]
     if rises:
         findings.append(
             _finding("warning", f"The voltage rises again: {', '.join(rises)}", "a later step at a higher voltage undoes the polish")
         )
-    last = known[-1]
-    low, high = amorphous_layer_nm(last.milling_voltage_kV)
+    last, voltage_kV = known[-1]
+    low, high = amorphous_layer_nm(voltage_kV)
     layer = f"estimated {low:.1f}–{high:.1f} nm of amorphous, ion-implanted material on each side"
     reason = "estimate from side walls of silicon milled with Ga (Mayer et al. 2007; ISTFA 2004, 563); oxides may differ by a factor of two"
-    if last.milling_voltage_kV > 5:
-        text = f"Final polish {last.stage} at {last.milling_voltage_kV:g} kV, above 5 kV: {layer}"
+    if voltage_kV > 5:
+        text = f"Final polish {last} at {voltage_kV:g} kV, above 5 kV: {layer}"
         findings.append(_finding("warning", text, reason))
     else:
-        findings.append(_finding("ok", f"Final polish {last.stage} at {last.milling_voltage_kV:g} kV: {layer}", reason))
+        findings.append(_finding("ok", f"Final polish {last} at {voltage_kV:g} kV: {layer}", reason))
     return findings
 
 
@@ -2759,6 +2764,7 @@ def lamella_findings(sample: Sample, crystals: dict[str, Crystal]) -> list[dict[
     Findings, worst first, each with ``level`` ("warning", "note", "ok"), ``text`` and ``reason``.
     """
     lamella = sample.lamella
+    assert lamella is not None
     recorded = [a for a in (getattr(sample.acquisitions, kind) for kind in Acquisitions.model_fields) if a is not None]
     energy = min((a.beam_energy_keV for a in recorded), default=200.0)
     composition = sample.composition or Composition()
@@ -2786,10 +2792,12 @@ def nxem_entry(sample: Sample) -> dict:
     steps are events whose ion column holds what changed.
     """
     lamella = sample.lamella
+    assert lamella is not None
     composition = sample.composition or Composition()
     elements = sorted({e for f in (composition.cathode, composition.electrolyte) if f for e in parse_formula(f)})
     source = {"probe": lamella.ion, "emitter_type": {"Ga": "liquid_metal", "Xe": "plasma", "Ar": "plasma"}.get(lamella.ion or "")}
-    events, beyond = {}, {}
+    events: dict[str, Any] = {}
+    beyond: dict[str, Any] = {}
     for i, step in enumerate(lamella.steps, 1):
         column = {"voltage": _quantity(step.milling_voltage_kV, "kV"), "current": _quantity(step.milling_current_nA, "nA")}
         ibeam = {"operation_mode": step.stage, "ion_source": _without_none(column)}
@@ -3464,7 +3472,7 @@ def _near_modes(shape: tuple[int, ...], at: np.ndarray, radius: int) -> np.ndarr
     return near
 
 
-def _taper(shape: tuple[int, int], share: float) -> np.ndarray:
+def _taper(shape: Iterable[int], share: float) -> np.ndarray:
     """1 inside of a frame, falling to 0 over this share of its sides at either edge."""
     sides = []
     for n in shape:
@@ -3786,14 +3794,14 @@ class _Joint:
     elsewhere: np.ndarray
     prior: _DriftPrior
     jumps: list[dict] = field(default_factory=list)
-    beyond: np.ndarray | None = None  # which frames drift as far as is looked for
+    beyond: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # which frames drift as far as is looked for
     about: np.ndarray | float = 0.0  # shifts (n, 2) that are expected: the drift prior is of what is off them
 
     def way(self) -> np.ndarray:
         """The members' shifts (m, 2) less those expected."""
         return (self.shifts - self.about)[self.members]
 
-    def total(self, leave_out: set[int] = frozenset()) -> _Sum:
+    def total(self, leave_out: set[int] | frozenset[int] = frozenset()) -> _Sum:
         total = _Sum(self.canvas)
         for i in self.members:
             if int(i) not in leave_out:
@@ -3802,7 +3810,8 @@ class _Joint:
 
     def power(self, segments: list[np.ndarray] | None = None) -> np.ndarray:
         """Spectral density of the scene from the sums of segments between jumps: a segment in a wrong cell does not lower it."""
-        canvas, squares, noise, coverage2 = self.canvas, 0.0, 0.0, 0.0
+        canvas, noise, coverage2 = self.canvas, 0.0, 0.0
+        squares: Any = 0.0
         for segment in self.segments() if segments is None else segments:
             total = _Sum(canvas)
             for i in segment:
@@ -3997,7 +4006,9 @@ class _Joint:
         its noise or frames are distorted.
         """
         canvas, n = self.canvas, len(self.members)
-        squares, mean, weight = 0.0, 0.0, 0.0
+        squares: Any = 0.0
+        mean: Any = 0.0
+        weight: Any = 0.0
         for i, scene, seen in self.leave_one_out():
             spectrum = canvas.spectrum(scene)
             there = canvas.image(spectrum / canvas.phase(self.shifts[i]))[: canvas.frame_shape[0], : canvas.frame_shape[1]]
@@ -4139,7 +4150,7 @@ def _register_counts(
 
 
 def register_stack(
-    frames: np.ndarray,
+    frames: Any,
     *,
     max_shift_px: float | None = None,
     leave_out: Iterable[int] = (),
@@ -4335,9 +4346,10 @@ def _joint_bytes(n: int, frame_shape: tuple[int, ...]) -> float:
     return 60.0 * (n + 7) * math.prod(frame_shape) + n**2 * (6e4 if n <= 50 else 1.6e4)
 
 
-def _middle(shape: Iterable[int], side: int) -> tuple[slice, ...]:
+def _middle(shape: Iterable[int], side: int) -> tuple[slice, slice]:
     """The middle of an image of ``shape``, of this side at most."""
-    return tuple(slice((n - min(n, side)) // 2, (n + min(n, side)) // 2) for n in shape)
+    y, x = (slice((n - min(n, side)) // 2, (n + min(n, side)) // 2) for n in shape)
+    return y, x
 
 
 @dataclass(frozen=True)
@@ -4378,7 +4390,7 @@ class _Items:
 
     @property
     def sum_shape(self) -> tuple[int, int]:
-        return tuple(n + 2 * self.margin for n in self.shape)
+        return self.shape[0] + 2 * self.margin, self.shape[1] + 2 * self.margin
 
     def field(self, side: int) -> tuple[slice, slice]:
         """The middle of an item, of this side at most."""
@@ -4456,7 +4468,12 @@ def _solve_segment(
     from scipy import fft
 
     n, margin = len(segment.items), items.margin
-    out = {"shift": np.zeros((length, 2)), "code": np.full(length, -1, np.int8), "middle": np.zeros(2, np.int64), "snr": np.zeros(())}
+    out: dict[str, np.ndarray] = {
+        "shift": np.zeros((length, 2)),
+        "code": np.full(length, -1, np.int8),
+        "middle": np.zeros(2, np.int64),
+        "snr": np.zeros(()),
+    }
     out |= {"elsewhere": np.zeros(length), "jump_nats": np.zeros(length)}
     out |= {"sum": np.zeros(items.sum_shape, np.float32), "coverage": np.zeros(items.sum_shape, np.float32)}
     members = np.flatnonzero(items.usable[segment.items])
@@ -4614,7 +4631,8 @@ def _agreement(pair: np.ndarray, shift: np.ndarray) -> float:
     """Correlation coefficient of what two images (2, y, x) both show, the second being moved by +shift; 0 where that is little."""
     if np.any(np.abs(shift) > 0.75 * np.array(pair.shape[1:])):
         return 0.0
-    return float(np.corrcoef(*(part.ravel() for part in _overlapping(pair, shift)))[0, 1])
+    first, second = _overlapping(pair, shift)
+    return float(np.corrcoef(first.ravel(), second.ravel())[0, 1])
 
 
 class _Scene(_Sum):
@@ -4638,7 +4656,7 @@ class _Scene(_Sum):
 class _Against(_Joint):
     """Frames that are compared with one scene of others."""
 
-    known: tuple[np.ndarray, np.ndarray] | None = None
+    known: tuple[np.ndarray, np.ndarray] = field(kw_only=True)  # the scene and where it is seen
 
     def leave_one_out(self) -> Any:
         for i in self.members:
@@ -4663,7 +4681,7 @@ class _Whole(NamedTuple):
                 here, there = (tuple(slice(a + f, b + f) for (a, b), f in zip(inside, off, strict=True)) for off in ((0, 0), first))
                 part[here] = image[there]
             parts.append(part)
-        return _Whole(*parts, low)
+        return _Whole(parts[0], parts[1], low)
 
 
 def _whole_scene(way: _Way, chosen: np.ndarray, rate: float, margin: int) -> _Whole:
@@ -4720,8 +4738,8 @@ def _climb_segment(
             if total.most() < 0.5:
                 continue
             members, start = np.arange(len(part)), shift[part] - middle
-            joint = _Against(canvas, members, start, np.zeros(len(part)), _DriftPrior(np.zeros(2), _START_SPREAD_PX))
-            joint.known = (total.scene(rounds=12), total.seen())
+            known, prior = (total.scene(rounds=12), total.seen()), _DriftPrior(np.zeros(2), _START_SPREAD_PX)
+            joint = _Against(canvas, members, start, np.zeros(len(part)), prior, known=known)
             for _ in range(2):
                 _, information = joint.climb()
                 out["scale"][part] = canvas.scale = canvas.totals / (canvas.area * rate)
@@ -4783,7 +4801,7 @@ def _climbed(
     chosen = np.array([good[segment.own].any() for segment in way.segments.values()])
     whole = _whole_scene(way, chosen, rate, items.margin)
     in_sum = way.in_sum & np.repeat(chosen, [segment.own.stop - segment.own.start for segment in way.segments.values()])
-    layout = {"shift": ((n, 2), np.float64, 0)} | {name: ((n, 2, 2), np.float64, 0) for name in ("information", "floor")}
+    layout: dict[str, tuple] = {"shift": ((n, 2), np.float64, 0)} | {name: ((n, 2, 2), np.float64, 0) for name in ("information", "floor")}
     layout |= {name: ((n,), np.float64, 0) for name in ("contrast", "error", "scale", "noise")}
     store = opened(f"climb_{len(items.groups[0])}", layout, {name: (segment.own,) for name, segment in way.segments.items()})
 
@@ -5304,9 +5322,8 @@ def project_columns(crystal: Crystal, zone_axis: tuple[int, int, int]) -> Projec
     order = np.argsort(-bright, kind="stable")
     sites = sites[order] - sites[order[0]]
     sites = sites - np.floor(sites + 1e-6)
-    return ProjectedColumns(
-        crystal.name, tuple(int(i) for i in uvw), basis, sites, bright[order] / bright.max(), tuple(main[k] for k in order)
-    )
+    u, v, w = (int(i) for i in uvw)
+    return ProjectedColumns(crystal.name, (u, v, w), basis, sites, bright[order] / bright.max(), tuple(main[k] for k in order))
 
 
 def _with_centring(sites: np.ndarray, weights: np.ndarray, basis: np.ndarray) -> np.ndarray:
@@ -5492,7 +5509,7 @@ def _spectrum(patch: np.ndarray, lowest: float) -> _Spectrum:
     y, x = np.nonzero(is_peak)
     order = np.argsort(-amplitude[y, x], kind="stable")[:40]
     y, x = y[order], x[order]
-    peaks = np.array([_vertex(amplitude, a, b) for a, b in zip(y, x, strict=True)]).reshape(-1, 2)
+    peaks = np.array([_vertex(amplitude, a, b) for a, b in zip(y.tolist(), x.tolist(), strict=True)]).reshape(-1, 2)
     return _Spectrum(maximum_filter(amplitude, 3), (peaks - size // 2) / size, amplitude[y, x], max(noise, 1e-12))
 
 
@@ -5539,7 +5556,7 @@ def _match_spectrum(
             if not scales[0] < ratio < scales[1]:
                 continue
             other = np.linalg.norm(seen, axis=1) / np.linalg.norm(g[1]) / pixel_nm
-            for b in np.flatnonzero(np.abs(other / ratio - 1) < 0.06):
+            for b in np.flatnonzero(np.abs(other / ratio - 1) < 0.06).tolist():
                 turn = _angle(seen[a], seen[b]), _angle(g[0], g[1])
                 if abs(abs(turn[0]) - abs(turn[1])) > math.radians(5):
                     continue
@@ -6468,6 +6485,7 @@ def measure_surface_layer(
 
     Raises `RecordingError` where the image holds no vacuum, so that there is no surface to measure from.
     """
+    contour: SurfaceContour | None
     if drawn_nm is not None:
         contour = drawn_contour(columns, drawn_nm, cations.spacing_nm)
     else:
@@ -6494,6 +6512,7 @@ def measure_surface_layer(
         visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
         if turn < 3 and drawn_nm is None:
             contour = surface_contour(columns, cations.spacing_nm, visible) or contour
+    assert fit is not None
     return _layer_from(rng, fit, weights, scale, level_of, contour, way, depth, inside, role, bootstraps)
 
 
@@ -6862,7 +6881,7 @@ class LayerAlong:
 
 def layer_along(layer: SurfaceLayer, cations: CationLattice, block_nm: float = 0.8) -> LayerAlong:
     """Thickness of a layer in blocks along the surface, with levels and width of the whole, and whether it is deeper along the channels."""
-    way, thickness, error = [], [], []
+    middles, thicknesses, errors = [], [], []
     rows = np.flatnonzero(layer.role >= 0)
     s, d, y, r = layer.way_nm[rows], layer.depth_nm[rows], layer.columns.brightness[rows], layer.role[rows]
     trials = np.arange(0.0, layer.thickness_nm + 2.0, 0.02)
@@ -6879,10 +6898,10 @@ def layer_along(layer: SurfaceLayer, cations: CationLattice, block_nm: float = 0
         allowed = trials[total < total[best] + 1]
         if here.sum() < 12 or not 0 < best < len(trials) - 1 or trials[best] > deepest - 0.4:
             continue
-        way.append(low + 0.5 * block_nm)
-        thickness.append(float(trials[best]))
-        error.append(math.hypot(0.5 * float(np.ptp(allowed)) + 0.02, edge_error))
-    way, thickness, error = np.array(way), np.array(thickness), np.array(error)
+        middles.append(low + 0.5 * block_nm)
+        thicknesses.append(float(trials[best]))
+        errors.append(math.hypot(0.5 * float(np.ptp(allowed)) + 0.02, edge_error))
+    way, thickness, error = np.array(middles), np.array(thicknesses), np.array(errors)
     channel = cations.steps_nm[0] / np.linalg.norm(cations.steps_nm[0])
     normals = layer.contour.normals(way) if len(way) else np.zeros((0, 2))
     angle = np.degrees(np.arccos(np.clip(np.abs(normals @ channel), 0, 1)))
@@ -7258,7 +7277,7 @@ class Lattice:
     @property
     def phase(self) -> str:
         """The most probable phase, or "unknown"."""
-        return max(self.posterior, key=self.posterior.get)
+        return max(self.posterior, key=lambda phase: self.posterior[phase])
 
     @property
     def certain(self) -> bool:
@@ -7288,7 +7307,7 @@ def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, n_windows: 
         posterior = bank.phase_posterior(score)
         if len(q) >= 3 and posterior[:-1].max() > 0.99 and score.max() > 10:
             found.setdefault(bank.phases[int(np.argmax(posterior[:-1]))], []).append(abs(turn[int(np.argmax(score))]))
-    anchors = [a for a in ("layered", "llzo") if a in bank.phases] or sorted(found, key=lambda phase: -len(found[phase]))
+    anchors: list[str] = [a for a in ("layered", "llzo") if a in bank.phases] or sorted(found, key=lambda phase: -len(found[phase]))
     certain = {phase: np.array(values) for phase, values in found.items() if len(values) >= 3 and phase in anchors}
     if not certain:
         return {
@@ -8087,51 +8106,58 @@ def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.
     return centre, total
 
 
+@numba.njit(cache=True)
+def _centroid(image: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[float, float, float]:
+    """Centre (y, x) of a pattern's direct beam and its counts above the halo; a function, as numba's prange takes sums for its own."""
+    ky, kx = image.shape
+    cy, cx = start[0], start[1]
+    reach = 2.0 * radius
+    for _ in range(12):
+        s = sy = sx = 0.0
+        edge, n_edge = 0.0, 0
+        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                d2 = (y - cy) ** 2 + (x - cx) ** 2
+                if mask[y, x] or d2 > reach * reach:
+                    continue
+                value = float(image[y, x])
+                if d2 > (0.8 * reach) ** 2:
+                    edge += value
+                    n_edge += 1
+        background = edge / max(n_edge, 1)
+        peak = background
+        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                if not mask[y, x] and (y - cy) ** 2 + (x - cx) ** 2 <= reach * reach:
+                    peak = max(peak, float(image[y, x]))
+        floor = background + 0.3 * (peak - background)  # the halo of inelastic scattering is not the beam
+        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                if mask[y, x] or (y - cy) ** 2 + (x - cx) ** 2 > reach * reach:
+                    continue
+                value = max(float(image[y, x]) - floor, 0.0)
+                s += value
+                sy += value * y
+                sx += value * x
+        if s <= 0:
+            break
+        shift = abs(sy / s - cy) + abs(sx / s - cx)
+        cy, cx = sy / s, sx / s
+        reach = max(radius, 0.8 * reach)
+        if shift < 1e-3 and reach <= radius:
+            break
+    return cy, cx, s
+
+
 @numba.njit(cache=True, parallel=True)
 def _centroids(patterns: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    ny, nx, ky, kx = patterns.shape
+    ny, nx = patterns.shape[:2]
     centre = np.zeros((ny, nx, 2))
     total = np.zeros((ny, nx))
     for i in numba.prange(ny * nx):
-        image = patterns[i // nx, i % nx]
-        cy, cx = start[0], start[1]
-        reach = 2.0 * radius
-        for _ in range(12):
-            s = sy = sx = 0.0
-            edge, n_edge = 0.0, 0
-            for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
-                for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
-                    d2 = (y - cy) ** 2 + (x - cx) ** 2
-                    if mask[y, x] or d2 > reach * reach:
-                        continue
-                    value = float(image[y, x])
-                    if d2 > (0.8 * reach) ** 2:
-                        edge += value
-                        n_edge += 1
-            background = edge / max(n_edge, 1)
-            peak = background
-            for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
-                for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
-                    if not mask[y, x] and (y - cy) ** 2 + (x - cx) ** 2 <= reach * reach:
-                        peak = max(peak, float(image[y, x]))
-            floor = background + 0.3 * (peak - background)  # the halo of inelastic scattering is not the beam
-            for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
-                for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
-                    if mask[y, x] or (y - cy) ** 2 + (x - cx) ** 2 > reach * reach:
-                        continue
-                    value = max(float(image[y, x]) - floor, 0.0)
-                    s += value
-                    sy += value * y
-                    sx += value * x
-            if s <= 0:
-                break
-            shift = abs(sy / s - cy) + abs(sx / s - cx)
-            cy, cx = sy / s, sx / s
-            reach = max(radius, 0.8 * reach)
-            if shift < 1e-3 and reach <= radius:
-                break
+        cy, cx, counts = _centroid(patterns[i // nx, i % nx], mask, start, radius)
         centre[i // nx, i % nx] = cy, cx
-        total[i // nx, i % nx] = s
+        total[i // nx, i % nx] = counts
     return centre, total
 
 
@@ -8183,7 +8209,7 @@ def detector_gain(patterns: np.ndarray, mask: np.ndarray) -> tuple[float, float]
     size = 4
     ny, nx = (n // size for n in patterns.shape[1:])
     blocks = patterns[:, : ny * size, : nx * size].astype(np.float64).reshape(-1, ny, size, nx, size).sum(axis=(2, 4))
-    bad = mask[: ny * size, : nx * size].reshape(ny, size, nx, size).any(axis=(1, 3))
+    bad: Any = mask[: ny * size, : nx * size].reshape(ny, size, nx, size).any(axis=(1, 3))
     good = ~(bad[:, 2:] | bad[:, 1:-1] | bad[:, :-2])
     level = ((blocks[:, :, 2:] + blocks[:, :, 1:-1] + blocks[:, :, :-2]) / 3)[:, good].ravel()
     square = ((blocks[:, :, 2:] - 2 * blocks[:, :, 1:-1] + blocks[:, :, :-2]) ** 2 / 6)[:, good].ravel()
@@ -8356,7 +8382,7 @@ def _local_maxima(counts, pixels, radius, cy, cx, background, least, full, first
             if n < len(table):
                 n += 1
             else:
-                k = np.argmin(table[:, 4])
+                k = int(np.argmin(table[:, 4]))
                 if table[k, 4] >= evidence:
                     continue
             bend_y = counts[y - 1, x] - 2 * a + counts[y + 1, x]
@@ -8576,7 +8602,8 @@ def template_bank(
     bright = reach > 0
     refs = _Reflections(reflected.g[bright], strength[bright], cone[bright], reach[bright], excitation_width_invA, wavelength)
     coarse = _cached_arrays(cache, lambda: _coarse_templates(refs, operators, step_deg), *refs, operators, step_deg)
-    return TemplateBank(crystal, reflected.hkl[bright], *refs, *(coarse[name] for name in _COARSE_ARRAYS), operators)
+    arrays: dict[str, Any] = {name: coarse[name] for name in _COARSE_ARRAYS}
+    return TemplateBank(crystal, reflected.hkl[bright], *refs, **arrays, operators=operators)
 
 
 _FAINT = 1e-4  # of a pattern's strength: what no dose of these patterns can show
@@ -9024,7 +9051,7 @@ def _most_votes(votes, height, templates, bins):
         height[t] = highest
     most = min(len(templates), len(votes))
     for m in range(most):
-        t = np.argmax(height)
+        t = int(np.argmax(height))
         templates[m], bins[m], height[t] = t, np.argmax(votes[t, :_ANGLE_BINS]), -1
     return most
 
@@ -9188,7 +9215,8 @@ def nearest_zone_axis(crystal: Crystal, direction: np.ndarray, max_index: int = 
     axes = uvw @ crystal.lattice
     angle = np.degrees(np.arccos(np.clip(axes @ direction / np.linalg.norm(axes, axis=1) / np.linalg.norm(direction), -1, 1)))
     best = int(np.argmin(angle + np.abs(uvw).sum(axis=1)))
-    return tuple(int(i) for i in uvw[best]), float(angle[best])
+    u, v, w = (int(i) for i in uvw[best])
+    return (u, v, w), float(angle[best])
 
 
 @dataclass(frozen=True)
@@ -10349,11 +10377,12 @@ def _search_box(
     for k, bank in enumerate(banks):
         sparse = len(bank.spot_radius) < _SPARSE_SPOTS * len(bank.frames)
         deep = diagonal & sparse & neighbours
-        for some, depth in ((~deep, {}), (deep, {"n_coarse": _DEEP_COARSE, "n_fine": _DEEP_FINE})):
+        deeper: dict[str, Any] = {"n_coarse": _DEEP_COARSE, "n_fine": _DEEP_FINE}
+        for some, depth in ((~deep, {}), (deep, deeper)):
             rotation[k, some], evidence[k, some], runner_up[k, some] = search_phase(spots[some], calibration, bank, **depth)
     shape = len(rows), len(cols)
     by_pattern = {"table": spots.table, "number": spots.number, "background": spots.background}
-    by_phase = {"rotation": rotation, "evidence": evidence, "runner_up": runner_up}
+    by_phase: dict[str, np.ndarray] = {"rotation": rotation, "evidence": evidence, "runner_up": runner_up}
     return {name: a.reshape(*shape, *a.shape[1:]) for name, a in by_pattern.items()} | {
         name: a.reshape(p, *shape, *a.shape[2:]) for name, a in by_phase.items()
     }
@@ -10361,16 +10390,16 @@ def _search_box(
 
 def _spots_of(arrays: dict[str, np.ndarray], centre_px: np.ndarray) -> Spots:
     """The spots of all patterns of a scan, in its order, from their arrays (ny, nx, …)."""
-    return Spots(
-        *(arrays[name].reshape(-1, *arrays[name].shape[2:]) for name in ("table", "number", "background")), centre_px.reshape(-1, 2)
-    )
+    table, number, background = (arrays[name].reshape(-1, *arrays[name].shape[2:]) for name in ("table", "number", "background"))
+    return Spots(table, number, background, centre_px.reshape(-1, 2))
 
 
 def _cut_tile(alone: ChunkStore, spots: Spots, tile: tuple[slice, slice]) -> tuple[Spots, np.ndarray, np.ndarray, np.ndarray]:
     """What `_search_box` gave for the patterns of a tile, in its order."""
     chosen = np.arange(len(spots.number)).reshape(alone.arrays["number"].shape)[tile].ravel()
     by_phase = (alone.arrays[name][(slice(None), *tile)] for name in ("rotation", "evidence", "runner_up"))
-    return spots[chosen], *(a.reshape(len(a), len(chosen), *a.shape[3:]) for a in by_phase)
+    rotation, evidence, runner_up = (a.reshape(len(a), len(chosen), *a.shape[3:]) for a in by_phase)
+    return spots[chosen], rotation, evidence, runner_up
 
 
 class _Tile(NamedTuple):
@@ -10382,7 +10411,8 @@ class _Tile(NamedTuple):
     @property
     def own(self) -> tuple[slice, slice]:
         """What is its own, as slices of the scan."""
-        return tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(self.outer, self.inner, strict=True))
+        y, x = (slice(o.start + i.start, o.start + i.stop) for o, i in zip(self.outer, self.inner, strict=True))
+        return y, x
 
 
 _TILE, _TILE_MARGIN = 96, 4  # patterns a side, in which overlap is sought at once
@@ -10412,7 +10442,7 @@ def _solutions(shape: tuple[int, int], p: int) -> tuple[dict, dict]:
     return layout, {name: tile.own for name, tile in _tiles(*shape).items()}
 
 
-def _numbered_on(number: np.ndarray, tiles: Iterable[tuple[slice, slice]]) -> np.ndarray:
+def _numbered_on(number: np.ndarray, tiles: Iterable[tuple[slice, ...]]) -> np.ndarray:
     """Numbers (ny, nx, 3) that begin at 0 in every tile, -1 for none, made to go on from tile to tile."""
     result, first = np.full_like(number, -1), 0
     for tile in tiles:
@@ -10425,8 +10455,8 @@ def _numbered_on(number: np.ndarray, tiles: Iterable[tuple[slice, slice]]) -> np
 def _joined_reflections(banks: list[TemplateBank]) -> tuple[_Reflections, np.ndarray]:
     """The reflections of all banks in one, and where each begins (p + 1,)."""
     parts = [b.reflections for b in banks]
-    joined = [np.concatenate([getattr(r, name) for r in parts]) for name in ("g", "strength", "cone", "reach")]
-    return _Reflections(*joined, parts[0].half_width, parts[0].wavelength), np.cumsum([0, *(len(r.g) for r in parts)])
+    g, strength, cone, reach = (np.concatenate([getattr(r, name) for r in parts]) for name in ("g", "strength", "cone", "reach"))
+    return _Reflections(g, strength, cone, reach, parts[0].half_width, parts[0].wavelength), np.cumsum([0, *(len(r.g) for r in parts)])
 
 
 def _solve_tile(
@@ -10838,9 +10868,7 @@ def segment_grains(phase_id: np.ndarray, rotation: np.ndarray, operators: list[n
     return label.reshape(phase_id.shape)
 
 
-def _lattice_angles(
-    phase: np.ndarray, matrices: np.ndarray, a: np.ndarray, b: np.ndarray, banks: list[TemplateBank]
-) -> tuple[np.ndarray, np.ndarray]:
+def _lattice_angles(phase: np.ndarray, matrices: np.ndarray, a: np.ndarray, b: np.ndarray, banks: list[TemplateBank]) -> np.ndarray:
     """For pairs of patterns a, b (n,) of different phases the angle (n,) in degrees to a common lattice; inf where they have none."""
     angles = np.full(len(a), np.inf)
     for p, q in itertools.permutations(range(len(banks)), 2):
@@ -11562,7 +11590,10 @@ class Fraction:
     @property
     def elsewhere_ci95(self) -> tuple[float, float] | None:
         """95 % interval of the lamella beyond the scanned area."""
-        return None if self.elsewhere is None else tuple(float(v) for v in np.quantile(self.elsewhere, [0.025, 0.975]))
+        if self.elsewhere is None:
+            return None
+        low, high = np.quantile(self.elsewhere, [0.025, 0.975])
+        return float(low), float(high)
 
     @property
     def n_effective(self) -> float | None:
@@ -11894,9 +11925,9 @@ def compare_fractions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> li
     for first, second in itertools.combinations(rows, 2):
         pair = {"from": first["sample"], "to": second["sample"], "difference": second[f"{phase}_fraction"] - first[f"{phase}_fraction"]}
         pair |= difference(first[f"{phase}_fraction_quantiles"], second[f"{phase}_fraction_quantiles"])
-        beyond = [row.get(f"{phase}_elsewhere_quantiles") for row in (first, second)]
-        if all(q is not None for q in beyond):
-            pair |= {f"elsewhere_{k}": v for k, v in difference(*beyond).items()}
+        here, there = (row.get(f"{phase}_elsewhere_quantiles") for row in (first, second))
+        if here is not None and there is not None:
+            pair |= {f"elsewhere_{k}": v for k, v in difference(here, there).items()}
         pairs.append(pair)
     return pairs
 
@@ -11959,7 +11990,8 @@ def in_jupyterlab() -> bool:
     from IPython import get_ipython
 
     shell = get_ipython()
-    return shell is not None and "cellId" in getattr(shell, "get_parent", dict)().get("metadata", {})
+    parent: dict[str, Any] = getattr(shell, "get_parent", dict)()
+    return shell is not None and "cellId" in parent.get("metadata", {})
 
 
 class _CancelledError(Exception):
@@ -12227,7 +12259,7 @@ class DriftExplorer(_Explorer):
     """
 
     def __init__(
-        self, run: Step, frames: np.ndarray, solution: DriftSolution, pixel_nm: float, path: Path, half: dict | None = None, **given: Any
+        self, run: Step, frames: Any, solution: DriftSolution, pixel_nm: float, path: Path, half: dict | None = None, **given: Any
     ):  # fmt: skip
         import ipywidgets
 
@@ -12397,7 +12429,8 @@ class SurfaceExplorer(_Explorer):
         )  # fmt: skip
         self.image, self.lattice, self.columns, self.layer = np.asarray(image, float), lattice, columns, layer
         self.structure, self.made_on, self.remeasure = structure, (path,), remeasure
-        self.by_hand, self.dragged = len(drawn_px) > 0, None
+        self.by_hand = len(drawn_px) > 0
+        self.dragged: np.ndarray | None = None
         self.before: tuple | None = None  # what a cancelled or failed measurement goes back to
         self.found = self._as_found() if self.by_hand else layer
         spacing = float(np.linalg.norm(lattice.matrix, axis=1).min()) * 0.5
@@ -12575,21 +12608,21 @@ class SurfaceExplorer(_Explorer):
         if event.inaxes is not self.axes["image"]:
             return
         if self.dragged is not None:
-            self._drag(event)
+            self._drag(event, self.dragged)
         elif not self.moving.value:
             apart = np.linalg.norm(self.columns.px - [event.ydata, event.xdata], axis=1)
             if apart.min() < self.reach:
                 self.column.value = int(np.argmin(apart))
 
-    def _drag(self, event: Any) -> None:
-        place = np.array([event.ydata, event.xdata]) - self.dragged
+    def _drag(self, event: Any, held: np.ndarray) -> None:
+        place = np.array([event.ydata, event.xdata]) - held
         if np.linalg.norm(place - self.points[self.point.value]) > 0.5:
             self.move(place)
 
     def on_release(self, event: Any) -> None:
         if self.dragged is not None:
             if event.inaxes is self.axes["image"]:
-                self._drag(event)
+                self._drag(event, self.dragged)
             self.dragged = None
             if self.before is not None:
                 self.measure()
@@ -12785,7 +12818,8 @@ class PedExplorer(_Explorer):
             + (" For a region: switch on “draw a region” and drag, or set the two ranges." if whole else ""),
         )  # fmt: skip
         self.patterns, self.calibration, self.banks, self.step_nm = patterns, calibration, banks, step_nm
-        self.whole, self.layers, self.options, self.trusted, self.made_on = whole, layers or {}, dict(options or {}), trusted, made_on
+        self.whole, self.options, self.trusted, self.made_on = whole, dict(options or {}), trusted, made_on
+        self.layers: dict[str, Any] = layers or {}
         self.colours = phase_colours(self.names)
         self.shape = patterns.shape[:2]
         self.region: tuple[slice, slice] | None = None
@@ -12881,6 +12915,7 @@ class PedExplorer(_Explorer):
         """What a layer shows: an image, how to draw it, and its unit."""
         if self.layers.get(name) is not None:
             return self.layers[name], {"cmap": "viridis"}, name
+        assert self.whole is not None, "without the whole only layers are shown"
         maps, found = self.whole.maps, self.whole.found
         phase_id = maps["phase_id"]
         if name == "phase":
@@ -13096,8 +13131,9 @@ class PedExplorer(_Explorer):
             return
 
         def back() -> None:
+            shown = before or self.whole
             with self.silently(self.candidates):
-                self.candidates.value = (before or self.whole).names
+                self.candidates.value = shown.names if shown else self.names
             self._read(before)
 
         def done(found: Reading) -> None:
@@ -13139,19 +13175,20 @@ class PedExplorer(_Explorer):
 
     def on_move(self, event: Any) -> None:
         if self.corner is not None and event.inaxes is self.axes["map"]:
-            self._draw_frame(self._box(event.ydata, event.xdata))
+            self._draw_frame(self._box(self.corner, event.ydata, event.xdata))
             self.draw()
 
-    def _box(self, y: float, x: float) -> tuple[slice, slice]:
+    def _box(self, corner: tuple[int, int], y: float, x: float) -> tuple[slice, slice]:
         """From the corner where the mouse went down to a place."""
-        low_high = (sorted((c, round(v))) for c, v in zip(self.corner, (y, x), strict=True))
-        return tuple(slice(max(0, low), min(n, high + 1)) for (low, high), n in zip(low_high, self.shape, strict=True))
+        low_high = (sorted((c, round(v))) for c, v in zip(corner, (y, x), strict=True))
+        rows, cols = (slice(max(0, low), min(n, high + 1)) for (low, high), n in zip(low_high, self.shape, strict=True))
+        return rows, cols
 
     def on_release(self, event: Any) -> None:
         if self.corner is None:
             return
         inside = event.inaxes is self.axes["map"]
-        box = self._box(event.ydata, event.xdata) if inside else None
+        box = self._box(self.corner, event.ydata, event.xdata) if inside else None
         self.corner = None
         self.drawing.value = False
         if box:
@@ -13358,7 +13395,9 @@ class _Hashes:
     """SHA-256 of files, kept in ``results/.hashes.json`` by path, size and time: a recording is read once."""
 
     def __init__(self, results: Path):
-        self._path, self._known, self._used = results / ".hashes.json", {}, {}
+        self._path = results / ".hashes.json"
+        self._known: dict[str, str] = {}
+        self._used: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):  # none yet, or broken off: all are made anew
             self._known = dict(json.loads(self._path.read_text(encoding="utf-8")))
 
@@ -13617,7 +13656,8 @@ def _sample_pages(results: Path, data_dir: str | Path, sample_id: str, hashes: _
     matched, h5 = step_results[_MAP_STEP], results / sample_id / "06_ped.h5"
     has_map = sample is not None and {"shape", "step_nm", "phases", "area_fraction"} <= set(matched) and h5.is_file()
     explore = [{"step": "map", "text": "Explore the map", "href": "map.html", "note": ""}] if has_map else []
-    pages, stale = [], {}
+    pages: list[_Page] = []
+    stale: dict[str, str] = {}
     for step, result in step_results.items():
         inputs = _inputs_now(result, results / sample_id, data_dir, step, hashes)
         stale |= {file["name"]: step for file in inputs if file["state"] == "changed since"}
@@ -13635,7 +13675,7 @@ def _sample_pages(results: Path, data_dir: str | Path, sample_id: str, hashes: _
         )
         if page.notebook.is_file():
             pages.append(page)
-        if has_map and step == _MAP_STEP:
+        if sample is not None and has_map and step == _MAP_STEP:
             content = hashes.of(h5), matched, _recording_state(sample)
             navigation = [link | {"current": link["step"] == "map"} for link in (*links, *explore)]
             pages.append(
@@ -13850,7 +13890,8 @@ def _explored(results: Path, sample: Sample, data_dir: str | Path) -> _Explored:
     crystals = [read_crystal(phase_file(phase, data_dir), phase) for phase in matched["phases"]]
     try:
         calibrated = read_result(results, sample.id, "05_ped_calibration")
-        ped = sample.acquisitions.ped.model_copy(update={"phases": matched["phases"]})
+        ped: Any = sample.acquisitions.ped  # None, which has no copy, where sample.yaml no longer names the scan
+        ped = ped.model_copy(update={"phases": matched["phases"]})
         banks = scan_banks(ped, calibrated, data_dir, step_deg=matched["parameters"]["step_deg"])
     except (WorkbookError, KeyError, AttributeError):
         banks = None
@@ -13991,7 +14032,9 @@ def _packed_patterns(patterns: Any, calibration: Calibration, most_bytes: float)
     raise RecordingError(f"a pattern of {patterns.shape[2]} x {patterns.shape[3]} pixels is too large for the page")
 
 
-def _spot_places(explored: _Explored, calibration: Calibration, every: int, binning: int, most: int) -> np.ndarray:
+def _spot_places(
+    explored: _Explored, banks: list[TemplateBank], calibration: Calibration, every: int, binning: int, most: int
+) -> np.ndarray:
     """Where the phases found put their strongest spots in the kept patterns (n, most, 2): (y, x) in 254ths of the picture, 255 for none."""
     ny, nx = explored.phase_id.shape
     ky, kx = calibration.mask.shape
@@ -14002,7 +14045,7 @@ def _spot_places(explored: _Explored, calibration: Calibration, every: int, binn
         k = explored.phase_id[y, x]
         if k < 0:
             continue
-        yx, strength, _ = predicted_spots(explored.banks[k], explored.rotation[y, x], calibration.centre_px[y, x], calibration)
+        yx, strength, _ = predicted_spots(banks[k], explored.rotation[y, x], calibration.centre_px[y, x], calibration)
         share = (yx[np.argsort(-strength)] + 0.5) / extent
         share = share[((share >= 0) & (share < 1)).all(axis=1)][:most]
         places[n, : len(share)] = np.rint(254 * share)
@@ -14024,9 +14067,9 @@ def _pattern_data(results: Path, sample: Sample, explored: _Explored, most_bytes
     except Exception as error:  # readers raise whatever they meet in a file that was cut short
         raise RecordingError(f"{path.name}: cannot be read: {type(error).__name__}: {_one_line(error)}") from error
     columns = {}
-    if most_spots:
+    if explored.banks and most_spots:
         packed["spots"] = most_spots
-        columns["spots"] = _whole(_spot_places(explored, calibration, every, binning, most_spots), np.uint8)
+        columns["spots"] = _whole(_spot_places(explored, explored.banks, calibration, every, binning, most_spots), np.uint8)
     th = {1: "every position", 2: "every 2nd position", 3: "every 3rd position"}.get(every, f"every {every}th position")
     tall, wide = packed["side"]
     binned = f"binned to {wide} × {tall} px" if binning > 1 else f"{wide} × {tall} px"
@@ -14087,13 +14130,15 @@ _LAYERS = {
 }
 
 
-def _map_html(page: _Page, frame: dict, hidden: list[tuple[str, str]], results: Path, data_dir: str | Path, exporter: Any) -> str:
+def _map_html(
+    page: _Page, sample: Sample, frame: dict, hidden: list[tuple[str, str]], results: Path, data_dir: str | Path, exporter: Any
+) -> str:
     """The map page of a sample as HTML."""
     around = frame | {"layers": [{"name": k, "text": v} for k, v in _LAYERS.items()], "scripts": _page_scripts("map.js")}
     around["policy"] = _content_policy(around["scripts"])
     try:
-        explored = _explored(results, page.maps, data_dir)
-        data, kept, why = _map_data(results, page.maps, explored)
+        explored = _explored(results, sample, data_dir)
+        data, kept, why = _map_data(results, sample, explored)
         around |= {"data": _json_in_html(data), "patterns_text": kept, "no_patterns": _without_paths(why, hidden)}
         around["map_label"] = _map_in_words(page.sample, explored.matched)
     except WorkbookError as error:
@@ -14304,7 +14349,7 @@ def _page_html(page: _Page, source: str, hidden: list[tuple[str, str]], results:
         "more": page.more,
     }
     if page.maps:
-        return _map_html(page, frame, hidden, results, data_dir, exporter)
+        return _map_html(page, page.maps, frame, hidden, results, data_dir, exporter)
     notebook = _presentable(notebook, hidden, page.explore)
     for cell in [cell for cell in notebook.cells if cell.cell_type == "markdown"][:1]:
         cell.metadata["opening"] = True
@@ -14332,7 +14377,7 @@ def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Pat
     hashes = _Hashes(results)
     pages = _planned_pages(results, data_dir, hashes)
     hidden = _hidden_paths(results, data_dir)
-    made_by = [file_sha256(p) for p in (__file__, *sorted((_PAGE_TEMPLATES / "page").iterdir()))]
+    made_by = [file_sha256(p) for p in (Path(__file__), *sorted((_PAGE_TEMPLATES / "page").iterdir()))]
     exporter = _page_exporter()
     for page in pages:
         source = hashlib.sha256(repr((page, hidden, made_by)).encode())
@@ -14416,11 +14461,11 @@ def print_comparison(results_dir: str | Path = "", data_dir: str | Path = "") ->
             page = browser.new_context(offline=True).new_page()
             page.goto(index.resolve().as_uri())
             page.evaluate(_UNLINKED)
-            options = {"format": "A4", "print_background": True, "tagged": True, "outline": True}
-            margins = {"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
             printed = page.pdf(
-                **options, display_header_footer=True, header_template="<span></span>", footer_template=footer, margin=margins
-            )
+                format="A4", print_background=True, tagged=True, outline=True, display_header_footer=True,
+                header_template="<span></span>", footer_template=footer,
+                margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
+            )  # fmt: skip
             browser.close()
     except Error as error:
         raise WorkbookError(f"{chromium} did not print the comparison: {_one_line(error)}") from error
