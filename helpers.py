@@ -7310,13 +7310,8 @@ def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, n_windows: 
     anchors: list[str] = [a for a in ("layered", "llzo") if a in bank.phases] or sorted(found, key=lambda phase: -len(found[phase]))
     certain = {phase: np.array(values) for phase, values in found.items() if len(values) >= 3 and phase in anchors}
     if not certain:
-        return {
-            "scale": 1.0,
-            "scale_error": None,
-            "anchor": None,
-            "n_windows": 0,
-            "reason": "no phase to calibrate on is certain in three windows",
-        }
+        reason = "no phase to calibrate on is certain in three windows"
+        return {"scale": 1.0, "scale_error": None, "anchor": None, "n_windows": 0, "reason": reason}
     anchor = next(phase for phase in anchors if phase in certain)
     values = certain[anchor]
     scale = float(np.median(values))
@@ -8784,17 +8779,9 @@ def _view(table, number, background, centre, camera, work):
         terms[k, 4] = (1 - _STRAY) * _MISSING * nothing + stray
         terms[k, 5] = (1 - _STRAY) * nothing + stray
     view = _View(
-        spots,
-        terms,
-        work.owner,
-        background,
-        centre,
-        work.strength[:number],
-        work.off_y[:number],
-        work.off_x[:number],
-        work.missed,
+        spots, terms, work.owner, background, centre, work.strength[:number], work.off_y[:number], work.off_x[:number], work.missed,
         work.predicted,
-    )
+    )  # fmt: skip
     return view, diffracted
 
 
@@ -9263,18 +9250,9 @@ def predicted_spots(
     bank: TemplateBank, rotation: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, min_relative_intensity: float = 0.01
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where a crystal puts its spots: positions (n, 2) (y, x) in px, strengths (n,) of the bank's model, hkl (n, 3)."""
-    spots = np.empty((len(bank.g), 4))
-    everything = np.arange(len(bank.g))
-    camera = _camera(calibration)
-    n = _predict(
-        np.ascontiguousarray(rotation, dtype=float),
-        everything,
-        len(everything),
-        bank.reflections,
-        camera,
-        np.asarray(centre_px, float),
-        spots,
-    )
+    spots, everything = np.empty((len(bank.g), 4)), np.arange(len(bank.g))
+    rotation, centre = np.ascontiguousarray(rotation, dtype=float), np.asarray(centre_px, float)
+    n = _predict(rotation, everything, len(everything), bank.reflections, _camera(calibration), centre, spots)
     spots = spots[:n][spots[:n, 2] > min_relative_intensity * spots[:n, 2].max(initial=0)]
     return spots[:, :2], spots[:, 2], bank.hkl[spots[:, 3].astype(int)]
 
