@@ -2,7 +2,7 @@
 #   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders; SCHEDULER= of a dask cluster,
 #                PROFILE=profiles/slurm: every step a job of a SLURM cluster)
 #   make test    the tests
-# and: lab, share, pdf, screenshots, validation (FULL=1), audit, lock, lint, clean.
+# and: test-fast, lab, share, pdf, screenshots, validation (FULL=1), audit, lock, lint, clean.
 
 PYTHON ?= python3
 CORES ?= all
@@ -21,10 +21,11 @@ RUN_LOG = $${RESULTS:-results}/run.log
 DEMO = $${RESULTS:-results}/00_demo_data
 VALIDATION = $${RESULTS:-results}/09_validation
 DEMO_MARK = data/samples/.unfinished
+FAST := helpers.py tests/test_core.py tests/test_by_hand.py tests/test_lamella.py tests/test_properties.py
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock $(if $(PROFILE),--profile $(PROFILE))
 
-.PHONY: setup run demo test lab share pdf screenshots validation audit lock lint clean
+.PHONY: setup run demo test test-fast lab share pdf screenshots validation audit lock lint clean
 
 setup: $(READY)
 
@@ -61,9 +62,10 @@ demo: $(READY)
 	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 00_demo_data:", helpers.run_error(sys.argv[1]))' "$(DEMO).ipynb"; exit 1; }
 	@rm $(DEMO_MARK)
 
-test: $(READY)
+# test-fast: style, types, and the tests that compile and simulate next to nothing
+test test-fast: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(if $(filter test-fast,$@),$(FAST))
 
 lab: $(READY)
 	@$(BIN)/jupyter lab
