@@ -69,6 +69,9 @@ def test_every_place_names_the_same_pythons():
     assert f"{least} <= sys.version_info < {below}" in text["Makefile"]
     assert f"--python-version {pythons[0]} " in text["Makefile"]
     assert f'target-version = "py{pythons[0].replace(".", "")}"' in text["pyproject.toml"]
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert container["image"].partition(":")[2].split("-")[0] in pythons
+    assert (container["postCreateCommand"], container["forwardPorts"]) == ("make setup", [8888])
 
 
 def test_env_lock_holds_every_pin_with_hashes_and_names_no_index():
