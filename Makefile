@@ -1,8 +1,8 @@
-# The workbook's commands. On a machine with Python 3.11 or newer, git and make:
+# The workbook's commands. On a machine with Python 3.11, 3.12 or 3.13, git and make:
 #   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders; SCHEDULER= of a dask cluster,
 #                PROFILE=profiles/slurm: every step a job of a SLURM cluster)
 #   make test    the tests
-# and: lab, share, pdf, screenshots, validation (FULL=1), audit, lock, lint, clean.
+# and: test-fast, lab, share, pdf, screenshots, validation (FULL=1), audit, lock, lint, clean.
 
 PYTHON ?= python3
 CORES ?= all
@@ -21,16 +21,17 @@ RUN_LOG = $${RESULTS:-results}/run.log
 DEMO = $${RESULTS:-results}/00_demo_data
 VALIDATION = $${RESULTS:-results}/09_validation
 DEMO_MARK = data/samples/.unfinished
+FAST := helpers.py tests/test_core.py tests/test_by_hand.py tests/test_lamella.py tests/test_properties.py
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock $(if $(PROFILE),--profile $(PROFILE))
 
-.PHONY: setup run demo test lab share pdf screenshots validation audit lock lint clean
+.PHONY: setup run demo test test-fast lab share pdf screenshots validation audit lock lint clean
 
 setup: $(READY)
 
 # orix's compiled functions are made here once: two notebooks that make them at the same time leave a cache that crashes whoever loads it
 $(READY): env.lock
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the workbook needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "the workbook needs Python 3.11 to 3.13: make PYTHON=python3.13 ...")'
 	@echo "setting up $(VENV) (two minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r env.lock
@@ -61,9 +62,10 @@ demo: $(READY)
 	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 00_demo_data:", helpers.run_error(sys.argv[1]))' "$(DEMO).ipynb"; exit 1; }
 	@rm $(DEMO_MARK)
 
-test: $(READY)
+# test-fast: style, types, and the tests that compile and simulate next to nothing
+test test-fast: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(if $(filter test-fast,$@),$(FAST))
 
 lab: $(READY)
 	@$(BIN)/jupyter lab
@@ -89,7 +91,7 @@ validation: $(READY)
 	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 09_validation:", helpers.run_error(sys.argv[1]))' "$(VALIDATION).ipynb"; exit 1; }
 	@$(BIN)/python -c 'import os, helpers; print("pages:", os.path.relpath(helpers.render_pages(os.environ["RESULTS"], os.environ["DATA"])))'
 
-# env.lock: everything that env.yml's pins need, with hashes, for Python 3.11 and newer
+# env.lock: everything that env.yml's pins need, with hashes, for Python 3.11 to 3.13
 lock: $(READY)
 	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -qq --disable-pip-version-check uv==0.13.9
 	@sed -n 's/^ *- \([A-Za-z0-9_.-]*==.*\)$$/\1/p' env.yml >$(VENV)/lock/env.in

@@ -25,9 +25,12 @@ ROOT = helpers.PROJECT_ROOT
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+def env_yml() -> dict:
+    return yaml.safe_load((ROOT / "env.yml").read_text(encoding="utf-8"))
+
+
 def pins() -> dict[str, str]:
-    listed = yaml.safe_load((ROOT / "env.yml").read_text())["dependencies"]
-    return dict(line.split("==") for part in listed if isinstance(part, dict) for line in part["pip"])
+    return dict(line.split("==") for line in env_yml()["dependencies"][-1]["pip"])
 
 
 # --- environment ------------------------------------------------------------------------
@@ -38,9 +41,37 @@ def test_what_is_installed_is_what_env_yml_says(name):
     assert version(name) == pins()[name]
 
 
-def test_python_is_one_that_env_yml_allows():
-    assert "python>=3.11" in yaml.safe_load((ROOT / "env.yml").read_text())["dependencies"]
-    assert sys.version_info >= (3, 11)
+def test_env_yml_is_what_conda_and_make_lock_read():
+    """conda takes names and ranges for itself and hands one list to pip; `make lock` takes that list line by line."""
+    listed = env_yml()
+    assert set(listed) == {"name", "channels", "dependencies"}
+    assert re.fullmatch(r"[a-z]+", listed["name"])
+    assert listed["channels"] == ["conda-forge"]
+    python, pip, from_pip = listed["dependencies"]
+    assert re.fullmatch(r"python>=3\.\d+,<3\.\d+", python)
+    assert (pip, list(from_pip)) == ("pip", ["pip"])
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==\d+(\.\d+)*", line) for line in from_pip["pip"])
+    assert len({re.sub(r"[-_.]+", "-", line.split("==")[0]).lower() for line in from_pip["pip"]}) == len(from_pip["pip"]), "one pin each"
+    by_line = re.search(r"sed -n '(s/.*?)/p' env\.yml", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert by_line, "make lock reads env.yml by sed"
+    command = ["sed", "-n", f"{by_line[1].replace('$$', '$')}/p", "env.yml"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split() == from_pip["pip"]
+
+
+def test_every_place_names_the_same_pythons():
+    least, below = (tuple(map(int, v.split("."))) for v in re.findall(r"\d+\.\d+", env_yml()["dependencies"][0]))
+    assert least <= sys.version_info < below
+    text = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile", "pyproject.toml")}
+    pythons = [f"{least[0]}.{minor}" for minor in range(least[1], below[1])]
+    listed = f"Python {', '.join(pythons[:-1])} or {pythons[-1]}, git and make"
+    assert listed in text["README.md"]
+    assert listed in text["Makefile"]
+    assert f"{least} <= sys.version_info < {below}" in text["Makefile"]
+    assert f"--python-version {pythons[0]} " in text["Makefile"]
+    assert f'target-version = "py{pythons[0].replace(".", "")}"' in text["pyproject.toml"]
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8"))
+    assert container["image"].partition(":")[2].split("-")[0] in pythons
+    assert (container["postCreateCommand"], container["forwardPorts"]) == ("make setup", [8888])
 
 
 def test_env_lock_holds_every_pin_with_hashes_and_names_no_index():
