@@ -542,10 +542,12 @@ def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) 
                 faults.append(f"acquisitions.{key}: got {name!r}, expected a path inside the sample's folder")
             elif not there:
                 faults.append(f"acquisitions.{key}: no file {name!r} in the sample's folder")
-        for phase in getattr(acquisition, "phases", None) or []:
+        named = [("phases", phase) for phase in getattr(acquisition, "phases", None) or []]
+        named += [("phase", acquisition.phase)] if hasattr(acquisition, "phase") else []
+        for key, phase in named:
             if not any((folder / f"{phase}.cif").is_file() for folder in phase_folders):
                 known = sorted({p.stem for folder in phase_folders for p in folder.glob("*.cif")})
-                faults.append(f"acquisitions.{kind}.phases: no phase {phase!r}, expected one of {', '.join(known)}")
+                faults.append(f"acquisitions.{kind}.{key}: no phase {phase!r}, expected one of {', '.join(known)}")
     return faults
 
 

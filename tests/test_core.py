@@ -92,6 +92,7 @@ FAULTS = {
     "odd id": (changed("id", "S 1"), r"expected letters, digits, - and _"),
     "number for id": (changed("id", 600), r"id: got 600, expected a valid string"),
     "unknown phase": (changed("acquisitions", "ped", "phases", ["lyered"]), r"no phase 'lyered', expected one of .*layered"),
+    "unknown phase of the image": (changed("acquisitions", "haadf", "phase", "lyered"), r"haadf\.phase: no phase 'lyered', expected one"),
     "phase twice": (changed("acquisitions", "ped", "phases", ["llzo", "llzo"]), r"phases: got .*every phase once"),
     "no phases": (changed("acquisitions", "ped", "phases", []), r"acquisitions\.ped\.phases"),
     "no acquisitions": (changed("acquisitions", ...), r"acquisitions: missing"),
