@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -389,6 +390,12 @@ def test_a_broken_cif_says_so(tmp_path, content, reason):
     (tmp_path / "bad.cif").write_text(content)
     with pytest.raises(helpers.SampleError, match=rf"bad\.cif: .*({reason})"):
         helpers.read_crystal(tmp_path / "bad.cif")
+
+
+def test_the_crystal_structures_are_those_that_make_phases_writes():
+    make_phases = runpy.run_path(str(helpers.PROJECT_ROOT / "data" / "phases" / "make_phases.py"))
+    for name, values in make_phases["PHASES"].items():
+        assert make_phases["cif_text"](name, **values) == helpers.phase_file(name).read_text(encoding="utf-8"), name
 
 
 def test_every_phase_cites_its_source():

@@ -28,6 +28,7 @@ PHASES = {
     "spinel": dict(
         formula="LiM2O4",
         group=227,
+        setting=2,
         cell=(8.13, 8.13, 8.13, 90, 90, 90),
         source="LiM2O4 spinel, Fd-3m origin 2, u after Thackeray et al., Mater. Res. Bull. 18 (1983) 461",
         sites=[({"Li": 1}, (0.125, 0.125, 0.125)), (M, (0.5, 0.5, 0.5)), ({"O": 1}, (0.263, 0.263, 0.263))],
@@ -35,6 +36,7 @@ PHASES = {
     "spinel_m3o4": dict(
         formula="M3O4",
         group=227,
+        setting=2,
         cell=(8.13, 8.13, 8.13, 90, 90, 90),
         source="M3O4 spinel (Co3O4 type) on the lattice of LiM2O4, Fd-3m origin 2, after Picard et al., J. Less-Common Met. 75 (1980) 99",
         sites=[(M, (0.125, 0.125, 0.125)), (M, (0.5, 0.5, 0.5)), ({"O": 1}, (0.263, 0.263, 0.263))],
@@ -55,6 +57,7 @@ PHASES = {
     "la2zr2o7": dict(
         formula="La2Zr2O7",
         group=227,
+        setting=2,
         cell=(10.80, 10.80, 10.80, 90, 90, 90),
         source="La2Zr2O7 pyrochlore, Fd-3m origin 2, after Tabira, Withers, Yamada & Ishizawa, Z. Kristallogr. 216 (2001) 92",
         sites=[({"La": 1}, (0.5, 0.5, 0.5)), ({"Zr": 1}, (0, 0, 0)), ({"O": 1}, (0.332, 0.125, 0.125)), ({"O": 1}, (0.375, 0.375, 0.375))],
@@ -81,14 +84,14 @@ PHASES = {
 }
 
 
-def cif_text(name: str, formula: str, group: int, cell: tuple, source: str, sites: list) -> str:
-    """One phase as the text of a CIF file, with all symmetry operations written out."""
-    spacegroup = Spacegroup(group, setting=2 if group == 227 else 1)
+def cif_text(name: str, formula: str, group: int, cell: tuple, source: str, sites: list, setting: int = 1) -> str:
+    """One phase as the text of a CIF file, with all symmetry operations written out; ``setting`` is ase's: 2 for origin choice 2."""
+    spacegroup = Spacegroup(group, setting=setting)
     operations = [_operation(rotation, shift) for rotation, shift in spacegroup.get_symop()]
     lines = [f"# {source}", f"data_{name}", f"_chemical_formula_sum '{formula}'"]
     lines += [f"_publ_section_title '{source}'"]
     lines += [f"_cell_{key} {value}" for key, value in zip(_CELL_KEYS, cell, strict=True)]
-    lines += [f"_space_group_name_H-M_alt '{_HERMANN_MAUGUIN[group]}'", f"_space_group_IT_number {group}"]
+    lines += [f"_space_group_name_H-M_alt '{_HERMANN_MAUGUIN.get(group, spacegroup.symbol)}'", f"_space_group_IT_number {group}"]
     lines += ["loop_", "_space_group_symop_operation_xyz", *(f"  '{operation}'" for operation in operations)]
     lines += [
         "loop_",
@@ -112,14 +115,7 @@ def _operation(rotation, shift) -> str:
 
 
 _CELL_KEYS = ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")
-_HERMANN_MAUGUIN = {
-    15: "C 1 2/c 1",
-    166: "R -3 m :H",
-    167: "R -3 c :H",
-    225: "F m -3 m",
-    227: "F d -3 m :2",
-    230: "I a -3 d",
-}
+_HERMANN_MAUGUIN = {15: "C 1 2/c 1", 166: "R -3 m :H", 167: "R -3 c :H", 227: "F d -3 m :2"}  # where ase's symbol leaves the setting open
 
 if __name__ == "__main__":
     for phase, values in PHASES.items():
