@@ -117,6 +117,24 @@ def test_orix_has_our_crystal_axes_and_diffsims_alone_has_others(crystals):
     assert np.allclose(by_diffsims.coordinates, ours @ ABOUT_C.T, atol=1e-6)
 
 
+def test_a_structure_dropped_beside_the_data_is_a_candidate_and_is_found(tmp_path, monkeypatch, crystals, calibration):
+    """A perovskite that the project has not, LaNiO3 with Co for Ni and a cell 0.3 % smaller, takes the place of LLZO in a scan."""
+    dropped = tmp_path / "phases" / "LaCoO3.cif"
+    dropped.parent.mkdir()
+    text = helpers.phase_file("lanio3").read_text(encoding="utf-8").replace(" Ni ", " Co ")
+    dropped.write_text(text.replace("5.4573", "5.4433").replace("13.1462", "13.0932"), encoding="utf-8")
+    monkeypatch.setattr(helpers, "BANK_CACHE", tmp_path / "banks")
+    ped = helpers.Ped(file="ped.blo", beam_energy_keV=200.0, precession_deg=0.5, phases=["layered", "rocksalt", "LaCoO3"])
+    candidates = helpers.scan_banks(ped, {"max_g_invA": 1.5, "excitation_width_invA": 0.001}, tmp_path)
+    patterns, truth = helpers.simulate_ped_scan(
+        np.random.default_rng(3), [*crystals[:3], helpers.read_crystal(dropped)], (9, 9), overlap=0.0
+    )
+    decision, _, _ = helpers.map_scan(patterns, helpers.replace(calibration, centre_px=truth["centre_px"]), candidates)
+    true = truth["phase"] == 3
+    assert true.sum() > 10
+    assert (decision["phase_id"][true] == 2).mean() > 0.9 and (decision["phase_id"][truth["phase"] == 0] == 2).mean() < 0.1
+
+
 # --- export ----------------------------------------------------------------------------------
 
 
