@@ -245,8 +245,12 @@ class Lamella(_Strict):
 
 
 class _Acquisition(_Strict):
-    """What all recordings have: the file, in the sample's folder, and the beam energy."""
+    """What all recordings have: the file, in the sample's folder, and the beam energy.
 
+    ``recording`` says what the file must hold: navigation axes, calibrations (key, unit of the file's axes) and words for the reader.
+    """
+
+    recording: ClassVar[tuple[int, dict[str, str | None], str]]
     file: str
     beam_energy_keV: Annotated[float, _range(20, 1500, "keV")]
 
@@ -254,6 +258,7 @@ class _Acquisition(_Strict):
 class CryoStem(_Acquisition):
     """A low-dose stack of frames."""
 
+    recording = (1, {"pixel_size_nm": "nm"}, "a stack of frames")
     pixel_size_nm: Annotated[float, _range(1e-4, 100, "nm")] | None = None
     frame_dose_e_per_A2: Annotated[float, _range(0, 1e6, "electrons/Å²")] | None = None
     frame_time_s: Annotated[float, _range(1e-9, 1e5, "s")] | None = None
@@ -270,6 +275,7 @@ class FurtherImage(_Strict):
 class Haadf(_Acquisition):
     """An HAADF image along a zone axis of ``phase``; ``series`` are further images of the same area, at other doses."""
 
+    recording = (0, {"pixel_size_nm": "nm"}, "one image")
     pixel_size_nm: Annotated[float, _range(1e-4, 100, "nm")] | None = None
     zone_axis: Annotated[list[Annotated[int, Field(ge=-20, le=20)]], Field(min_length=3, max_length=3)] = [1, 0, 0]
     dose_e_per_A2: Annotated[float, _range(0, 1e9, "electrons/Å²")] | None = None
@@ -287,6 +293,7 @@ class Haadf(_Acquisition):
 class Interface(_Acquisition):
     """A bright-field lattice image of the interface."""
 
+    recording = (0, {"pixel_size_nm": "nm"}, "one image")
     pixel_size_nm: Annotated[float, _range(1e-4, 100, "nm")] | None = None
     phases: list[_PhaseName] | None = None
 
@@ -294,6 +301,7 @@ class Interface(_Acquisition):
 class Ped(_Acquisition):
     """A scan of precession electron diffraction patterns."""
 
+    recording = (2, {"step_nm": None, "scale_invA_per_px": "1/angstrom"}, "a scan of diffraction patterns")
     step_nm: Annotated[float, _range(0.01, 1e5, "nm")] | None = None
     scale_invA_per_px: Annotated[float, _range(1e-4, 1.0, "1/Å per pixel")] | None = None
     precession_deg: Annotated[float, _range(0, 5, "degrees")]
@@ -2583,14 +2591,6 @@ NXEM_DEFINITION = {
     "definition_version": "eada03fb4a1b466af8cf29a4aeb531428000a7d4",
 }
 
-#: What each kind of recording must hold: navigation axes, calibrations (key, unit) and words for the reader.
-_RECORDING_KINDS: dict[str, tuple[int, dict[str, str | None], str]] = {
-    "cryo_stem": (1, {"pixel_size_nm": "nm"}, "a stack of frames"),
-    "haadf": (0, {"pixel_size_nm": "nm"}, "one image"),
-    "interface": (0, {"pixel_size_nm": "nm"}, "one image"),
-    "ped": (2, {"step_nm": None, "scale_invA_per_px": "1/angstrom"}, "a scan of diffraction patterns"),
-}
-
 
 def parse_formula(formula: str) -> dict[str, float]:
     """Elements and their numbers in a chemical formula; `SampleError` where it is none.
@@ -2847,8 +2847,8 @@ def check_recording(sample: Sample, kind: str) -> dict[str, Any]:
     RecordingError
         Naming the file, the key and what was expected, where it cannot be read to its end.
     """
-    dimensions, keys, words = _RECORDING_KINDS[kind]
     acquisition, path = getattr(sample.acquisitions, kind), sample.path(kind)
+    dimensions, keys, words = acquisition.recording
     where = f"{sample.id}/sample.yaml: acquisitions.{kind}.file"
     try:
         signal = load_recording(path, navigation_dimension=dimensions)
@@ -2872,7 +2872,7 @@ def check_recording(sample: Sample, kind: str) -> dict[str, Any]:
         "dtype": str(signal.data.dtype),
         "size_MB": round(path.stat().st_size / 1e6, 2),
         "calibration": {key: _calibration_in_words(acquisition, kind, key, signal, unit) for key, unit in keys.items()},
-        "dose": _dose_in_words(kind, acquisition, len(frames)),
+        "dose": _dose_in_words(acquisition, len(frames)),
     }
 
 
@@ -2884,13 +2884,11 @@ def _calibration_in_words(acquisition: Any, kind: str, key: str, signal: Any, un
     return f"{found:.5g} (file)" if found is not None else f"missing: set acquisitions.{kind}.{key} in sample.yaml"
 
 
-def _dose_in_words(kind: str, acquisition: Any, n_frames: int) -> str:
-    if kind == "cryo_stem" and acquisition.frame_dose_e_per_A2 is not None:
-        dose = acquisition.frame_dose_e_per_A2
-        return f"{dose:.3g} e/Å² a frame, {dose * n_frames:.4g} e/Å² in {n_frames} frames"
-    if kind == "haadf" and acquisition.dose_e_per_A2 is not None:
-        return f"{acquisition.dose_e_per_A2:.4g} e/Å²"
-    return "not recorded"
+def _dose_in_words(acquisition: Any, n_frames: int) -> str:
+    of_frame, of_all = (getattr(acquisition, key, None) for key in ("frame_dose_e_per_A2", "dose_e_per_A2"))
+    if of_frame is not None:
+        return f"{of_frame:.3g} e/Å² a frame, {of_frame * n_frames:.4g} e/Å² in {n_frames} frames"
+    return "not recorded" if of_all is None else f"{of_all:.4g} e/Å²"
 
 
 def check_recordings(sample: Sample) -> list[dict[str, Any]]:
