@@ -1,7 +1,7 @@
 """The graph of samples x notebooks. `make run` calls it three times, `--config stage=`
 
     gate        01 for every sample: checks sample.yaml and every file that it names
-    steps       02 to 07 for the samples that passed the gate
+    steps       the others of helpers.GRAPH for the samples that passed the gate
     comparison  08, with what succeeded
 
 so that a sample that fails stops neither the others nor the comparison.
@@ -31,17 +31,7 @@ import helpers
 
 DATA, RESULTS, FIGURES = (os.path.abspath(os.environ.get(name) or ROOT / name.lower()) for name in ("DATA", "RESULTS", "FIGURES"))
 
-#: The acquisition whose recording and crystal structures a step reads, and the steps whose results it reads.
-GRAPH = {
-    "01_lamella_metadata": ("", ()),
-    "02_cryo_stem_drift": ("cryo_stem", ()),
-    "03_haadf_surface": ("haadf", ()),
-    "04_interface_phases": ("interface", ()),
-    "05_ped_calibration": ("ped", ()),
-    "06_ped_matching": ("ped", ("05_ped_calibration",)),
-    "07_rocksalt_fraction": ("ped", ("03_haadf_surface", "04_interface_phases", "06_ped_matching")),
-}
-GATE = "01_lamella_metadata"
+GRAPH, GATE = helpers.GRAPH, helpers.GATE
 STAGE = config.get("stage", "steps")
 
 def stop(message):
@@ -190,7 +180,7 @@ if STAGE == "comparison":
         input:
             notebook=ancient(ROOT / "notebooks" / f"{helpers.COMPARISON}.ipynb"),
             parameters=ancient(write_parameters(helpers.COMPARISON, "")),
-            needs=sorted(p.as_posix() for sample in SAMPLES for p in Path(RESULTS, sample, ".done").glob("0[2-7]_*")),
+            needs=[p.as_posix() for s in SAMPLES for step in GRAPH if step != GATE and (p := Path(RESULTS, s, ".done", step)).exists()],
         output:
             f".done/{helpers.COMPARISON}",
         log:

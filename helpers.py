@@ -2,7 +2,7 @@
 
 It reads from top to bottom in the order of the pipeline; in a section private steps mostly come before the function that needs them:
 
-    Project, names, colours    PROJECT_ROOT, STEPS, NCM_PHASES, PHASE_COLOURS, the errors, scale_bar
+    Project, names, colours    PROJECT_ROOT, GRAPH, STEPS, NCM_PHASES, PHASE_COLOURS, the errors, scale_bar
     The sample contract        Sample and load_sample: sample.yaml checked, with unit and range of every key
     Recordings                 load_recording, RecordedFrames, calibration: the only door to files of microscopes
     The result contract        begin, Step (save, figure, progress), read_result, HandChoice: what a notebook starts and ends with
@@ -88,15 +88,18 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 PROJECT_ROOT = Path(__file__).resolve().parent
 #: Where template banks are kept by a hash of all they depend on; safe to delete.
 BANK_CACHE = PROJECT_ROOT / ".cache" / "banks"
-STEPS = (
-    "01_lamella_metadata",
-    "02_cryo_stem_drift",
-    "03_haadf_surface",
-    "04_interface_phases",
-    "05_ped_calibration",
-    "06_ped_matching",
-    "07_rocksalt_fraction",
-)
+#: The steps of a sample, in order: the acquisition whose recording and crystal structures each reads, and the steps whose results it reads.
+GRAPH: dict[str, tuple[str, tuple[str, ...]]] = {
+    "01_lamella_metadata": ("", ()),  # the gate: it reads all recordings
+    "02_cryo_stem_drift": ("cryo_stem", ()),
+    "03_haadf_surface": ("haadf", ()),
+    "04_interface_phases": ("interface", ()),
+    "05_ped_calibration": ("ped", ()),
+    "06_ped_matching": ("ped", ("05_ped_calibration",)),
+    "07_rocksalt_fraction": ("ped", ("03_haadf_surface", "04_interface_phases", "06_ped_matching")),
+}
+STEPS = tuple(GRAPH)
+GATE = STEPS[0]
 COMPARISON = "08_sample_comparison"
 
 #: Names of the phases of the NCM cathode; the rocksalt fraction is a share of their area.
@@ -11835,7 +11838,7 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
 
 def _choices_behind(folder: Path) -> dict[str, str]:
     """What was chosen by hand for the results in a sample's folder, in words, by step."""
-    made = [path.stem for path in sorted(folder.glob("0[2-7]_*.json"))]
+    made = [step for step in STEPS if step != GATE and (folder / f"{step}.json").is_file()]
     said = {step: read_result(folder.parent, folder.name, step).get("by_hand") for step in made}
     return {step: choice["statement"] for step, choice in said.items() if choice}
 
@@ -13605,7 +13608,7 @@ def _step_title(step: str) -> str:
     >>> _step_title("05_ped_calibration")
     '05 PED calibration'
     """
-    words = step.replace("_", " ").replace("haadf", "HAADF").replace("ped", "PED").replace("cryo stem", "cryo-STEM")
+    words = re.sub(r"\b(haadf|ped|eds|eels|stem|tem)\b", lambda found: found[0].upper(), step.replace("_", " ")).replace("cryo ", "cryo-")
     return words if words[3:4].isupper() else words[:3] + words[3:4].upper() + words[4:]
 
 

@@ -25,7 +25,7 @@ VENDOR = ROOT.parent / "shared" / "realdata" / "vendor_files"
 SECONDS, MEGABYTES = 100, 6000  # of one run; the memory is what may be reserved, with that of all libraries
 Break = Callable[[Path], dict | None]  # changes a good sample's folder; returns more parameters of the notebook
 
-GATE, DRIFT, SURFACE, INTERFACE, CALIBRATION, MATCHING, FRACTION = helpers.STEPS
+GATE, DRIFT, SURFACE, INTERFACE, CALIBRATION, MATCHING, FRACTION, *_ = helpers.STEPS
 COMPARISON = helpers.COMPARISON
 
 

@@ -138,8 +138,6 @@ def test_helpers_is_written_as_craft_asks():
 
 # --- the graph, on a tiny project of notebooks that hardly compute -----------------------
 
-READS = {"02": "cryo_stem", "03": "haadf", "04": "interface", "05": "ped", "06": "ped"}
-NEEDS = {"06_ped_matching": "05_ped_calibration", "07_rocksalt_fraction": "06_ped_matching"}
 ALL_STEPS = set(helpers.STEPS)
 
 
@@ -152,10 +150,10 @@ def tiny_notebook(step: str) -> nbformat.NotebookNode:
         cell(head + 'data_dir = ""\nresults_dir = ""\nfigures_dir = ""\nknob = 1', metadata={"tags": ["parameters"]}),
         cell(f'import sys\nsys.path[:0] = ["..", "."]\nimport helpers\nrun = helpers.begin("{step}", globals())'),
     ]
-    if step[:2] in READS:
-        cells.append(cell(f'run.acquisition("{READS[step[:2]]}")'))
-    if step in NEEDS:
-        cells.append(cell(f'run.previous("{NEEDS[step]}")'))
+    reads, needs = helpers.GRAPH.get(step, ("", ()))
+    if reads:
+        cells.append(cell(f'run.acquisition("{reads}")'))
+    cells += [cell(f'run.previous("{need}")') for need in needs]
     if step == "01_lamella_metadata":
         cells.append(cell('helpers.load_recording(run.sample.path("haadf"))\nprint("in", run.sample.folder, helpers.__file__)'))
     if step == "03_haadf_surface":
@@ -292,7 +290,7 @@ def test_a_faulty_sample_ends_alone_with_one_message(project):
     assert (project.results / "A" / "07_rocksalt_fraction.json").read_text() == kept
     comparison = nbformat.read(project.results / f"{helpers.COMPARISON}.ipynb", as_version=4)
     assert "A ('01_lamella_metadata', 'SampleError: A/sample.yaml" in comparison.cells[-2].outputs[0].text
-    check_pages(project.results / "html", 15, project.hidden)
+    check_pages(project.results / "html", 1 + 2 * len(helpers.STEPS), project.hidden)
     index = (project.results / "html" / "index.html").read_text()
     assert "pixelsize_nm: unknown key" in index
     assert "This step failed." in (project.results / "html" / "A" / "01_lamella_metadata.html").read_text()
@@ -394,7 +392,7 @@ def check_pages(html: Path, count: int, hidden_paths: list) -> None:
 
 
 def test_pages_open_offline_and_describe_their_pictures(project):
-    check_pages(project.results / "html", 15, project.hidden)
+    check_pages(project.results / "html", 1 + 2 * len(helpers.STEPS), project.hidden)
     page = Page(project.results / "html" / "B" / "03_haadf_surface.html")
     assert [a["alt"] for a in page.all("img")] == ["A line climbs from 1 to 2."]
     text = (project.results / "html" / "B" / "03_haadf_surface.html").read_text()

@@ -187,8 +187,8 @@ def test_figures_are_saved_for_every_step(run):
 
 
 def test_pages_of_the_real_notebooks(run):
-    count = 9 + 8 * SHARED.is_dir()  # with a map page each
-    check_pages(run.results / "html", count, [run.root, Path.home(), ROOT, "/tmp/"])
+    each = len(helpers.STEPS) + 1  # with a map page
+    check_pages(run.results / "html", 1 + each * (1 + SHARED.is_dir()), [run.root, Path.home(), ROOT, "/tmp/"])
 
 
 @needs_chromium
