@@ -2,7 +2,7 @@
 #   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders; SCHEDULER= of a dask cluster,
 #                PROFILE=profiles/slurm: every step a job of a SLURM cluster)
 #   make test    the tests
-# and: test-fast, lab, share, pdf, screenshots, validation (FULL=1), audit, lock, lint, clean.
+# and: test-fast, lab, share, pdf, screenshots, validation (FULL=1), peers, numbers, audit, lock, lint, clean.
 
 PYTHON ?= python3
 CORES ?= all
@@ -25,7 +25,7 @@ FAST := helpers.py tests/test_core.py tests/test_by_hand.py tests/test_lamella.p
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock $(if $(PROFILE),--profile $(PROFILE))
 
-.PHONY: setup run demo test test-fast lab share pdf screenshots validation audit lock lint clean
+.PHONY: setup run demo test test-fast lab share pdf screenshots validation peers numbers audit lock lint clean
 
 setup: $(READY)
 
@@ -90,6 +90,14 @@ validation: $(READY)
 	notebooks/09_validation.ipynb "$(VALIDATION).ipynb" 2>"$(VALIDATION).log" || \
 	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 09_validation:", helpers.run_error(sys.argv[1]))' "$(VALIDATION).ipynb"; exit 1; }
 	@$(BIN)/python -c 'import os, helpers; print("pages:", os.path.relpath(helpers.render_pages(os.environ["RESULTS"], os.environ["DATA"])))'
+
+# What 09 compares with where it is installed, beside the locked environment: abTEM's forward model, StackReg
+peers: $(READY)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps abtem==1.0.11 pyfftw==0.15.1 pystackreg==0.2.8
+
+# README's numbers, from the last validation, which is added to docs/validation.jsonl
+numbers: $(READY)
+	@$(BIN)/python tests/readme_numbers.py "$$RESULTS"
 
 # env.lock: everything that env.yml's pins need, with hashes, for Python 3.11 to 3.13
 lock: $(READY)
