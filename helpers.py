@@ -10079,8 +10079,8 @@ def _fit_shares(i, spots, centre, sigma, keys, scale, mean, variance, rows, room
             key = keys[i, q]
             for j in range(rows.start[i, q], rows.start[i, q + 1]):
                 raw = scale[key] * rows.strength[j]
-                strength, k = raw * mean[key, rows.reflection[j]], rows.owner[j]
-                spread = variance[key, rows.reflection[j]] * (weights[q] * raw) ** 2
+                strength, k = raw * mean[rows.reflection[j]], rows.owner[j]
+                spread = variance[rows.reflection[j]] * (weights[q] * raw) ** 2
                 if k >= 0:
                     expect[k, q] += strength
                     moment_y[k, q] += strength * rows.off_y[j]
@@ -10105,7 +10105,7 @@ def _fit_shares(i, spots, centre, sigma, keys, scale, mean, variance, rows, room
 
 @numba.njit(cache=True)
 def _learn(i, spots, keys, scale, mean, variance, rows, room, weights, gained, known):
-    """Add what pattern i says of its components' reflections: ``gained`` and ``known`` (keys, reflections)."""
+    """Add what pattern i says of its components' reflections: ``gained`` and ``known`` (reflections of all crystals,)."""
     expect, doubt = room[0], room[3]
     for q in range(_MOST_PARTS):
         key = keys[i, q]
@@ -10115,21 +10115,21 @@ def _learn(i, spots, keys, scale, mean, variance, rows, room, weights, gained, k
             r, k = rows.reflection[j], rows.owner[j]
             strength = weights[q] * scale[key] * rows.strength[j]
             if k < 0:
-                known[key, r] += strength * strength / (rows.below[j] + 2)
+                known[r] += strength * strength / (rows.below[j] + 2)
                 continue
             net = spots[k, 2] - spots[k, 3]
             predicted = 0.0
             for b in range(_MOST_PARTS):
                 predicted += expect[k, b] * weights[b]
-            others = max(doubt[k, 0] - strength * strength * variance[key, r], 0.0)
+            others = max(doubt[k, 0] - strength * strength * variance[r], 0.0)
             precision = 1 / (spots[k, 2] + 1 + (_KNOWN_SPREAD * net) ** 2 + others)
-            gained[key, r] += precision * strength * (net - predicted + strength * mean[key, r])
-            known[key, r] += precision * strength * strength
+            gained[r] += precision * strength * (net - predicted + strength * mean[r])
+            known[r] += precision * strength * strength
 
 
 @numba.njit(cache=True, parallel=True)
 def _fit_all_shares(table, number, centre, sigma, keys, scale, mean, variance, rows, weights, normals, gained, known):
-    """`_fit_shares` and `_learn` for all patterns; ``gained`` and ``known`` (sums, keys, reflections) are added up in as many sums."""
+    """`_fit_shares` and `_learn` for all patterns; ``gained`` and ``known`` (sums, reflections) are added up in as many sums."""
     for part in numba.prange(len(gained)):
         room = np.zeros((4, _MOST_SPOTS, _MOST_PARTS))
         for i in range(part, len(table), len(gained)):
@@ -10148,23 +10148,26 @@ def _standardise(keys: np.ndarray, group: np.ndarray, weights: np.ndarray) -> np
 
     First one factor for every lattice (``group``), then one for every crystal near that of its
     lattice; patterns that cannot obey (an edge, a pore) count less. ``keys`` and ``weights`` are (n, 3).
+    Few crystals share a pattern, so the normal equations are sparse.
     """
+    from scipy.sparse import csc_array, diags_array
+    from scipy.sparse.linalg import spsolve
+
     used = (keys >= 0).any(axis=1) & (weights.sum(axis=1) > 0.05)
     number, weight = np.maximum(keys[used], 0), np.where(keys[used] >= 0, weights[used], 0.0)
     spread = 0.15
 
     def fit(column: np.ndarray, prior: np.ndarray, prior_spread: float) -> np.ndarray:
+        pattern = np.broadcast_to(np.arange(len(weight))[:, None], weight.shape)
+        share = csc_array((weight.ravel(), (pattern.ravel(), column.ravel())), shape=(len(weight), len(prior)))
         trust = np.ones(len(weight))
         result = prior
         for _ in range(8):
-            matrix, right = np.diag(1 / (prior_spread * prior) ** 2), 1 / (prior_spread**2 * prior)
-            for a in range(_MOST_PARTS):
-                np.add.at(right, column[:, a], trust / spread**2 * weight[:, a])
-                for b in range(_MOST_PARTS):
-                    np.add.at(matrix, (column[:, a], column[:, b]), trust / spread**2 * weight[:, a] * weight[:, b])
-            result = np.clip(np.linalg.solve(matrix, right), 0.1 * prior, 10 * prior)
-            off = np.abs((weight * result[column]).sum(axis=1) - 1)
-            trust = 1 / np.maximum(1, off / 0.25)
+            trusted = share.T @ diags_array(trust / spread**2)
+            matrix = trusted @ share + diags_array(1 / (prior_spread * prior) ** 2)
+            right = trusted @ np.ones(len(weight)) + 1 / (prior_spread**2 * prior)
+            result = np.clip(spsolve(matrix.tocsc(), right, permc_spec="MMD_AT_PLUS_A"), 0.1 * prior, 10 * prior)
+            trust = 1 / np.maximum(1, np.abs(share @ result - 1) / 0.25)
         return result
 
     of_lattice = fit(group[number], np.ones(group.max() + 1), 2.0)
@@ -10190,11 +10193,13 @@ def _measure_shares(
     keys[chosen >= 0] = number
     group = np.unique(crystals[:, :1], return_inverse=True)[1].ravel()
     rows = _predicted_rows(spots, camera, refs, first, parts, chosen, _unit_of_phases(family, phase[:, 0], unit))
-    shape = (len(crystals), len(refs.g))
-    mean, variance, scale = np.ones(shape), np.full(shape, _UNKNOWN_SPREAD**2), np.ones(len(crystals))
+    of_crystal = np.repeat(keys.ravel(), np.diff(rows.start, axis=1).ravel())
+    seen, reflection = np.unique(of_crystal * len(refs.g) + rows.reflection, return_inverse=True)
+    rows = rows._replace(reflection=reflection)  # numbered over all crystals, and only those that are predicted somewhere
+    mean, variance, scale = np.ones(len(seen)), np.full(len(seen), _UNKNOWN_SPREAD**2), np.ones(len(crystals))
     weights, normals = np.where(keys >= 0, 1 / np.maximum((keys >= 0).sum(axis=1, keepdims=True), 1), 0.0), np.zeros((n, 3, 3))
     for turn in range(6 if learn else 2):
-        gained, known = np.zeros((_LEARNING_SUMS, *shape)), np.zeros((_LEARNING_SUMS, *shape))
+        gained, known = np.zeros((_LEARNING_SUMS, len(seen))), np.zeros((_LEARNING_SUMS, len(seen)))
         _fit_all_shares(
             spots.table, spots.number, spots.centre_px, camera.spot_sigma, keys, scale, mean, variance, rows, weights, normals, gained,
             known,
