@@ -6,7 +6,6 @@ import math
 import pytest
 import readme_numbers
 
-
 CLAIM = {"what": "phases", "on": "2 scans", "unit": "share", "better": "higher", "workbook": 0.98}
 RECORD = {"date": "2026-11-27", "commit": "abc1234", "full": False, "cores": 2, "claims": [CLAIM]}
 
