@@ -14221,6 +14221,7 @@ def _safe_html(text: str) -> str:
     tags = "h1 h2 h3 h4 h5 h6 p br hr div span section ul ol li dl dt dd table caption thead tbody tfoot tr th td"
     tags += " a abbr b blockquote code del em figure i img kbd pre small strong sub summary sup details"
     protocols = ["http", "https", "data"]
+    text = re.sub(r"(?is)<(style|script)\b.*?(?:</\1\s*>|\Z)", "", text)  # bleach takes the tags alone, and their text would be read
     safe = bleach.clean(text, tags=tags.split(), attributes=allowed, protocols=protocols, strip=True, strip_comments=True)
     return re.sub(r"<th\b[^>]*>(?:\s|&nbsp;)*</th>", "<td></td>", safe)  # a header that says nothing is none
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import yaml
@@ -428,4 +429,7 @@ def test_html_from_outputs_cannot_run_or_load_anything():
     hostile = '<script>x()</script><img src="https://a.b/c.png" onerror="x()" alt="y"><a href="javascript:x()">z</a><b onclick="x()">ok</b>'
     safe = helpers._safe_html(hostile)
     assert not re.search(r"<script|onerror|onclick|javascript:|https://a\.b", safe)
-    assert "<b>ok</b>" in safe
+    assert "x()" not in safe and "<b>ok</b>" in safe
+    table = pd.DataFrame({"size": [1.5]})._repr_html_()  # with a style sheet, whose text is not to be read
+    assert "only-of-type" in table and "only-of-type" not in helpers._safe_html(table) and "1.5" in helpers._safe_html(table)
+    assert helpers._safe_html("before<style>" * 100_000) == "before"
