@@ -2010,6 +2010,22 @@ def _crystals_of_pattern(
     return [(place, 1 - share), (other, share)]
 
 
+def _diffracted_image(
+    detector: int, crystals: list[tuple[float, np.ndarray, np.ndarray]], centre: np.ndarray, scale_invA_per_px: float
+) -> np.ndarray:
+    """Shares of the beam (ky, kx) in the spots of a pattern: of every crystal its share, places g (n, 2) and intensities (n,)."""
+    image = np.zeros((detector, detector))
+    for share, g, intensity in crystals:
+        _add_spots(image, g / scale_invA_per_px + centre[::-1], share * intensity, 1.8)
+    return image
+
+
+def _descan(shape: tuple[int, int], detector: int) -> np.ndarray:
+    """Where the direct beam falls (ny, nx, 2) in px: near the middle of the camera, wandering with the scan."""
+    v, u = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    return (detector - 1) / 2 + np.stack([1.5 * v + 0.7 * u**2, -1.2 * u + 0.5 * u * v], axis=-1)
+
+
 def _counted_pattern(
     rng: np.random.Generator, diffracted: np.ndarray, total: float, centre: np.ndarray, electrons: float, crystalline: bool
 ) -> np.ndarray:
@@ -2056,7 +2072,6 @@ def simulate_ped_scan(
     ``rotation`` (ny, nx, 3, 3; sample to crystal), ``centre_px`` (ny, nx, 2), and the true
     ``rocksalt_fraction`` and ``spinel_fraction`` of the NCM area.
     """
-    ny, nx = shape
     wavelength = electron_wavelength_A(beam_energy_keV)
     corner = detector / math.sqrt(2) * scale_invA_per_px
     reflected = [reflections(c, corner, 1e-3) for c in crystals]
@@ -2064,22 +2079,22 @@ def simulate_ped_scan(
     amplitudes[0] = amplitudes[0] * np.where(reflected[0].hkl[:, 2] % 2 != 0, 1 - 2 * antisite, 1.0)
     phase, grain = _simulate_phase_map(rng, shape, rocksalt_fraction, spinel_fraction, n_grains)
     rotation = _simulate_rotations(rng, phase, grain, crystals, bend_deg)
-    v, u = np.meshgrid(np.linspace(-1, 1, ny), np.linspace(-1, 1, nx), indexing="ij")
-    centre = (detector - 1) / 2 + np.stack([1.5 * v + 0.7 * u**2, -1.2 * u + 0.5 * u * v], axis=-1)
+    centre = _descan(shape, detector)
     hot = rng.integers(0, detector, (hot_pixels, 2))
-    patterns = np.zeros((ny, nx, detector, detector), np.uint8)
-    for y, x in np.ndindex(shape):
-        parts = _crystals_of_pattern(rng, phase, grain, (y, x), overlap)
+    patterns = np.zeros((*shape, detector, detector), np.uint8)
+    for place in np.ndindex(shape):
+        parts = _crystals_of_pattern(rng, phase, grain, place, overlap)
         thickness = 10 * thickness_nm * (1 + 0.15 * rng.standard_normal()) * np.array([0.9, 1, 1.1])
-        image, diffracted = np.zeros((detector, detector)), 0.0
+        spots = []
         for where, share in parts:
             p = phase[where]
-            g, intensity = _precessed_spots(reflected[p], amplitudes[p], rotation[where], thickness, precession_deg, wavelength)
-            _add_spots(image, g / scale_invA_per_px + centre[y, x, ::-1], share * intensity, 1.8)
-            diffracted += share * intensity.sum()
-        counts = _counted_pattern(rng, image, diffracted, centre[y, x], electrons, bool(parts))
+            found = _precessed_spots(reflected[p], amplitudes[p], rotation[where], thickness, precession_deg, wavelength)
+            spots.append((share, *found))
+        total = sum(share * float(intensity.sum()) for share, _, intensity in spots)
+        image = _diffracted_image(detector, spots, centre[place], scale_invA_per_px)
+        counts = _counted_pattern(rng, image, total, centre[place], electrons, bool(parts))
         counts[hot[:, 0], hot[:, 1]] = rng.integers(30, 120, hot_pixels)
-        patterns[y, x] = np.minimum(counts, 255)
+        patterns[place] = np.minimum(counts, 255)
     ncm = np.isin(phase, (0, 1, 2))
     truth = {"phase": phase, "grain": grain, "rotation": rotation, "centre_px": centre}
     fractions = {"rocksalt_fraction": float((phase[ncm] == 2).mean()), "spinel_fraction": float((phase[ncm] == 1).mean())}
@@ -10158,8 +10173,8 @@ def _standardise(keys: np.ndarray, group: np.ndarray, weights: np.ndarray) -> np
     spread = 0.15
 
     def fit(column: np.ndarray, prior: np.ndarray, prior_spread: float) -> np.ndarray:
-        pattern = np.broadcast_to(np.arange(len(weight))[:, None], weight.shape)
-        share = csc_array((weight.ravel(), (pattern.ravel(), column.ravel())), shape=(len(weight), len(prior)))
+        pattern = np.repeat(np.arange(len(weight)), _MOST_PARTS)
+        share = csc_array((weight.ravel(), (pattern, column.ravel())), shape=(len(weight), len(prior)))
         trust = np.ones(len(weight))
         result = prior
         for _ in range(8):
