@@ -21,7 +21,7 @@ RUN_LOG = $${RESULTS:-results}/run.log
 DEMO = $${RESULTS:-results}/00_demo_data
 VALIDATION = $${RESULTS:-results}/09_validation
 DEMO_MARK = data/samples/.unfinished
-FAST := helpers.py tests/test_core.py tests/test_by_hand.py tests/test_lamella.py tests/test_properties.py
+FAST := helpers.py src pages tests/workbook/test_core.py tests/workbook/test_by_hand.py tests/workbook/test_lamella.py tests/workbook/test_properties.py
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock $(if $(PROFILE),--profile $(PROFILE))
 
@@ -36,7 +36,7 @@ $(READY): env.lock
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r env.lock
 	@$(BIN)/python -c 'import os, pathlib, sysconfig; \
-	pathlib.Path(sysconfig.get_paths()["purelib"], "workbook.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'
+	pathlib.Path(sysconfig.get_paths()["purelib"], "workbook.pth").write_text(f"{os.getcwd()}\n{os.getcwd()}/src\n", encoding="utf-8")'
 	@find $(VENV) -name 'guf-quaternion.*.nb[ic]' -delete
 	@$(BIN)/python -c 'from orix.quaternion import Quaternion; from orix.vector import Vector3d; \
 	q = Quaternion([1.0, 0, 0, 0]); ~q, q * q, q * Vector3d.zvector()'
@@ -49,7 +49,7 @@ run: $(READY)
 	$(MAKE) --no-print-directory demo; fi
 	@: >"$(RUN_LOG)"
 	@for stage in gate steps comparison; do $(SNAKEMAKE) --config stage=$$stage 2>>"$(RUN_LOG)" || test $$? -eq 1 || exit 1; done
-	@$(BIN)/python -c 'import os, sys, helpers; sys.exit(helpers.finish_run(os.environ["DATA"], os.environ["RESULTS"]))'
+	@$(BIN)/python -c 'import os, sys; from pages import share; sys.exit(share.finish_run(os.environ["DATA"], os.environ["RESULTS"]))'
 
 # The mark says that the simulation was broken off: then it is done again
 demo: $(READY)
@@ -71,15 +71,15 @@ lab: $(READY)
 	@$(BIN)/jupyter lab
 
 share: $(READY)
-	@$(BIN)/python -c 'import os, sys, helpers; sys.exit(helpers.tell(helpers.share_pages, os.environ["RESULTS"], os.environ["DATA"]))'
+	@$(BIN)/python -c 'import os, sys; from pages import share; sys.exit(share.tell(share.share_pages, os.environ["RESULTS"], os.environ["DATA"]))'
 
 # The comparison as a PDF, printed by Chromium (or the one that CHROMIUM names)
 pdf: $(READY)
-	@$(BIN)/python -c 'import os, sys, helpers; sys.exit(helpers.tell(helpers.print_comparison, os.environ["RESULTS"], os.environ["DATA"]))'
+	@$(BIN)/python -c 'import os, sys; from pages import share; sys.exit(share.tell(share.print_comparison, os.environ["RESULTS"], os.environ["DATA"]))'
 
 # The pictures of the explorers, taken in JupyterLab from the demo samples after `make run`
 screenshots: $(READY)
-	@$(BIN)/python tests/screenshots.py
+	@$(BIN)/python tests/workbook/screenshots.py
 
 # Notebook 09: accuracy against truth, and speed
 validation: $(READY)
@@ -89,7 +89,7 @@ validation: $(READY)
 	@$(BIN)/papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks -f "$(VALIDATION).yaml" \
 	notebooks/09_validation.ipynb "$(VALIDATION).ipynb" 2>"$(VALIDATION).log" || \
 	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 09_validation:", helpers.run_error(sys.argv[1]))' "$(VALIDATION).ipynb"; exit 1; }
-	@$(BIN)/python -c 'import os, helpers; print("pages:", os.path.relpath(helpers.render_pages(os.environ["RESULTS"], os.environ["DATA"])))'
+	@$(BIN)/python -c 'import os; from pages import render; print("pages:", os.path.relpath(render.render_pages(os.environ["RESULTS"], os.environ["DATA"])))'
 
 # What 09 compares with where it is installed, beside the locked environment: abTEM's forward model, StackReg
 peers: $(READY)
@@ -97,7 +97,7 @@ peers: $(READY)
 
 # README's numbers, from the last validation, which is added to docs/validation.jsonl
 numbers: $(READY)
-	@$(BIN)/python tests/readme_numbers.py "$$RESULTS"
+	@$(BIN)/python tests/workbook/readme_numbers.py "$$RESULTS"
 
 # env.lock: everything that env.yml's pins need, with hashes, for Python 3.11 to 3.13
 lock: $(READY)
@@ -107,11 +107,11 @@ lock: $(READY)
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file env.lock $(VENV)/lock/env.in
 	@echo "env.lock is made anew; the next make sets it up"
 
-# Known vulnerabilities of the pinned packages; tests/audit_exceptions.yaml says why one may stay
+# Known vulnerabilities of the pinned packages; tests/workbook/audit_exceptions.yaml says why one may stay
 audit: $(READY)
 	@[ -x $(VENV)/audit/bin/pip-audit ] || { $(PYTHON) -m venv $(VENV)/audit && \
 	$(VENV)/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit==2.10.1; }
-	@$(BIN)/python tests/audit.py $(VENV)/audit/bin/pip-audit env.lock
+	@$(BIN)/python tests/workbook/audit.py $(VENV)/audit/bin/pip-audit env.lock
 
 lint: $(READY)
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/mypy

@@ -6,10 +6,10 @@
 
 so that a sample that fails stops neither the others nor the comparison.
 
-Every rule calls papermill, and the executed notebook is its log. Its output is a mark,
+Every rule runs workflow/run_step.py, and the executed notebook is its log. Its output is a mark,
 results/<id>/.done/<step>: Snakemake deletes the outputs of a job that fails, and results written before stay.
-A step runs again where its notebook, helpers.py, its sample.yaml, a file that it reads or a step that it needs changed: by their content,
-for times alone do not tell where a clock was set back. A step whose kernel died is tried once more.
+A step runs again where its notebook, a module of the library that it depends on, its part of helpers.py, its sample.yaml, a file that it reads
+or a step that it needs changed: by their content, for times alone do not tell where a clock was set back. A step whose kernel died is tried once more.
 
 Jobs on the nodes of a cluster (`make run PROFILE=profiles/slurm`) read this file again; what is written before a run, the first process alone does.
 """
@@ -28,6 +28,7 @@ import yaml
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 import helpers
+from emphase.files import file_sha256, write_atomically
 
 DATA, RESULTS, FIGURES = (os.path.abspath(os.environ.get(name) or ROOT / name.lower()) for name in ("DATA", "RESULTS", "FIGURES"))
 
@@ -49,14 +50,14 @@ def content_of(path):
     if not path.is_file():
         return None
     state = path.stat()
-    return helpers.file_sha256(path) if state.st_size < 1_000_000 else f"{state.st_size} bytes of {state.st_mtime_ns}"
+    return file_sha256(path) if state.st_size < 1_000_000 else f"{state.st_size} bytes of {state.st_mtime_ns}"
 
 
 def sample_files(sample):
     """What each acquisition of a sample brings, its recording and its crystal structures; and the fault of a sample.yaml that has one."""
     try:
         found = helpers.load_sample(DATA, sample)
-    except helpers.WorkbookError as error:
+    except helpers.EmphaseError as error:
         return {}, str(error)
     files = {}
     for kind in type(found.acquisitions).model_fields:
@@ -75,8 +76,8 @@ def known_parameters(step):
 
 @functools.cache
 def code_of(step):
-    """The hashes of what a step is made of."""
-    return [helpers.file_sha256(ROOT / "notebooks" / f"{step}.ipynb"), helpers.file_sha256(ROOT / "helpers.py")]
+    """The hash of what a step is made of: its notebook, its modules of the library, its part of helpers.py."""
+    return helpers.code_sha256(step)
 
 
 def step_parameters(step, sample):
@@ -96,7 +97,7 @@ def write_parameters(step, sample):
     if not workflow.is_main_process:
         return path
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        helpers.write_atomically(path, text)
+        write_atomically(path, text)
     return path
 
 
@@ -155,21 +156,9 @@ def quoted(path):
 
 
 # what runs is not what the result depends on, so it stands here and not in params: another .venv re-executes nothing
-PAPERMILL = (
-    f"{quoted(sys.executable)} -m papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd {quoted(ROOT / 'notebooks')}"
-    " -f {input.parameters:q} {input.notebook:q} {log:q} 2>{params.errors:q}"
-)
-ONE_POOL = " ".join(f"{p}_NUM_{'WORKERS' if p == 'DASK' else 'THREADS'}={{threads}}" for p in ("OMP", "OPENBLAS", "MKL", "NUMBA", "DASK"))
-# papermill ends with 138 where the kernel died; the mark holds its time, the results that the step wrote, and the marks of the steps it needs
 RUN = (
-    "label={params.label:q}; started=$SECONDS; echo \"$label …\"; mkdir -p \"$(dirname {log:q})\"; "
-    f"papermill() {{{{ {ONE_POOL} {PAPERMILL}; }}}}; "
-    "status=0; papermill || status=$?; "
-    "if [ $status -eq 138 ]; then echo \"$label … the kernel died, once more\"; status=0; papermill || status=$?; fi; "
-    "if [ $status -eq 0 ] && written=$(ls {params.folder:q} | grep '^{params.number}_.*[^g]$'); then "
-    "mark=$(echo \"done $(date), process $$\"; echo \"$written\"; for need in {input.needs:q}; do echo \"needs $(sha256sum \"$need\")\"; done); "
-    "echo \"$mark\" >{output:q}; echo \"$label … $((SECONDS - started)) s\"; "
-    "else echo \"$label … failed\"; exit 1; fi"
+    f"{quoted(sys.executable)} {quoted(ROOT / 'workflow' / 'run_step.py')} --sample={{params.sample:q}} --attempt={{resources.attempt}}"
+    " --threads={threads} {input.notebook:q} {input.parameters:q} {log:q} {output:q} {input.needs:q}"
 )
 CORES = workflow.cores or 1
 
@@ -186,16 +175,15 @@ if STAGE == "comparison":
         log:
             f"{helpers.COMPARISON}.ipynb",
         params:
-            errors=f"{helpers.COMPARISON}.log",
-            label=f"all samples  {helpers.COMPARISON}",
-            folder=".",
-            number=helpers.COMPARISON[:2],
+            sample="",
             by_hand=chosen_by_hand(RESULTS, helpers.COMPARISON),
             samples=[f"{sample}: {FAILED[sample] or 'ok'}" for sample in SAMPLES],
             content=[content_of(helpers.samples_folder(DATA) / sample / "sample.yaml") for sample in SAMPLES],
             code=code_of(helpers.COMPARISON),
         threads: CORES
+        retries: 1  # for a kernel that died
         resources:
+            attempt=lambda wc, attempt: attempt,
             mem_mb=4000,
             runtime=60,
         shell:
@@ -211,7 +199,7 @@ else:
 
     def read_by(step, sample):
         """The files of a sample that a step reads, and the gate all of them."""
-        acquisition, _ = GRAPH[step]
+        acquisition = GRAPH[step].acquisition
         files, _ = FILES[sample]
         wanted = [p for group in files.values() for p in group] if step == GATE else files.get(acquisition, [])
         return [str(p) for p in dict.fromkeys([helpers.samples_folder(DATA) / sample / "sample.yaml", *wanted])]
@@ -224,24 +212,23 @@ else:
                 notebook=ancient(ROOT / "notebooks" / f"{step}.ipynb"),
                 parameters=ancient(lambda wc: str(write_parameters(step, wc.sample))),
                 files=ancient(lambda wc: read_by(step, wc.sample)),
-                needs=[f"{{sample}}/.done/{other}" for other in GRAPH[step][1]],
+                needs=[f"{{sample}}/.done/{other}" for other in GRAPH[step].needs],
             output:
                 f"{{sample}}/.done/{step}",
             log:
                 f"{{sample}}/notebooks/{step}.ipynb",
             params:
-                errors=f"{{sample}}/notebooks/{step}.log",
-                label=f"{{sample}}  {step}",
-                folder="{sample}",
-                number=step[:2],
+                sample="{sample}",
                 by_hand=lambda wc: chosen_by_hand(Path(RESULTS, wc.sample), step),
                 code=code_of(step),
                 content=lambda wc: [FILES[wc.sample][1], *(str(content_of(p)) for p in read_by(step, wc.sample))],
-            priority: 1 if GRAPH[step][0] == "ped" else 0  # the longest chain first
-            threads: max(1, CORES // len(SAMPLES)) if GRAPH[step][0] == "ped" else 1
+            priority: 1 if GRAPH[step].acquisition == "ped" else 0  # the longest chain first
+            threads: max(1, CORES // len(SAMPLES)) if GRAPH[step].acquisition == "ped" else 1
+            retries: 1  # for a kernel that died
             resources:
+                attempt=lambda wc, attempt: attempt,
                 mem_mb=4000,
-                runtime=240 if GRAPH[step][0] in ("ped", "cryo_stem") else 30,
+                runtime=240 if GRAPH[step].acquisition in ("ped", "cryo_stem") else 30,
             shell:
                 RUN
 

@@ -1,0 +1,251 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..drawing import scale_bar
+from ..errors import EmphaseError
+from ..haadf.columns import Columns, column_width
+from ..haadf.contour import drawn_contour
+from ..haadf.image_lattice import ImageLattice
+from ..haadf.layer import SurfaceLayer
+from ..haadf.structures import REGIONS
+from .base import HandChoices, _Explorer
+
+
+class SurfaceExplorer(_Explorer):
+    """An HAADF image: hover a column for its fit and occupancy; move the surface by hand and see the thickness follow.
+
+    ``layer`` is None where no surface was found: then a line can be drawn all the same. ``remeasure(points_nm)`` measures the layer
+    with a drawn surface, or as it is found (None). ``drawn_px`` are the points by hand that ``layer`` was measured with, if it was.
+    """
+
+    def __init__(
+        self, image: np.ndarray, lattice: ImageLattice, columns: Columns, layer: SurfaceLayer | None, structure: np.ndarray | None,
+        remeasure: Callable[[np.ndarray | None], SurfaceLayer], drawn_px: Any = (), *, hand: HandChoices | None = None,
+    ):  # fmt: skip
+        import ipywidgets
+
+        super().__init__(
+            (11, 5.6), {"mosaic": [["image", "near"], ["image", "profile"]], "width_ratios": [1.6, 1]},
+            "Hover a column, or step through them with the slider. To move the surface: switch it on, then drag a point, or choose one and "
+            "press ↑ and ↓ (0.05 nm out and in along the normal) on the figure.", hand,
+        )  # fmt: skip
+        self.image, self.lattice, self.columns, self.layer = np.asarray(image, float), lattice, columns, layer
+        self.structure, self.remeasure = structure, remeasure
+        self.by_hand = len(drawn_px) > 0
+        self.dragged: np.ndarray | None = None
+        self.before: tuple | None = None  # what a cancelled or failed measurement goes back to
+        self.found = self._as_found() if self.by_hand else layer
+        spacing = float(np.linalg.norm(lattice.matrix, axis=1).min()) * 0.5
+        metal = columns.present & columns.is_metal
+        self.reach = max(4, round(1.6 * spacing))
+        self.sigma = column_width(self.image, columns.px[metal], spacing)
+        self.points = np.array(drawn_px, float) if self.by_hand else self._found_points()
+        self.column = ipywidgets.IntSlider(0, 0, len(columns.px) - 1, description="column", layout={"width": "26em"})
+        self.moving = ipywidgets.ToggleButton(description="move the surface", layout={"width": "auto"})
+        self.point = ipywidgets.IntSlider(0, 0, len(self.points) - 1, description="point", layout={"width": "16em"})
+        back = self.button("as it was found", self.reset, "Undo all that was moved")
+        self.observe(self.column, self.show_column)
+        self.observe(self.moving, self.show_surface)
+        self.observe(self.point, self.show_surface)
+        self._draw_image()
+        self.show_surface()
+        self.show_column()
+        self.arrange(ipywidgets.HBox([self.column, self.moving, self.point, back]), self.keeping())
+
+    def choice(self) -> dict[str, Any]:
+        return {"surface_px": np.round(self.points, 2).tolist() if self.by_hand else []}
+
+    def _as_found(self) -> SurfaceLayer | None:
+        """The layer with the surface that is found in the image; None where there is none."""
+        try:
+            return self.remeasure(None)
+        except EmphaseError:
+            return None
+
+    def _found_points(self) -> np.ndarray:
+        return self._points_along(self.found) if self.found is not None else self._straight_points()
+
+    def _to_nm(self, px: np.ndarray) -> np.ndarray:
+        return self.lattice.to_lattice(px) @ self.lattice.columns.basis_nm
+
+    def _to_px(self, nm: np.ndarray) -> np.ndarray:
+        return self.lattice.to_px(nm @ np.linalg.inv(self.lattice.columns.basis_nm))
+
+    def _points_along(self, layer: SurfaceLayer, spacing_nm: float = 0.8) -> np.ndarray:
+        """Points of the surface that was found, (k, 2) px, to be moved."""
+        curve = layer.contour.curve()
+        count = max(4, round(len(curve) * 0.05 / spacing_nm))
+        return self._to_px(curve[np.linspace(0, len(curve) - 1, count).astype(int)])
+
+    def _straight_points(self) -> np.ndarray:
+        """A line down the middle of the image, where no surface was found."""
+        ny, nx = self.image.shape
+        return np.stack([np.linspace(0.1 * ny, 0.9 * ny, 6), np.full(6, 0.5 * nx)], axis=1)
+
+    def _draw_image(self) -> None:
+        ax, c = self.axes["image"], self.columns
+        low, high = np.percentile(self.image, [1, 99.7])
+        ax.imshow(self.image, cmap="gray", vmin=low, vmax=high * 1.3)
+        size = 22 * min(1.0, 30 / math.sqrt(len(c.px)))
+        crystal = self.layer.role >= 0 if self.layer is not None else c.present
+        for metal, marker in ((True, "o"), (False, "^")):
+            here = (c.is_metal == metal) & crystal
+            ax.scatter(c.px[here, 1], c.px[here, 0], c=np.clip(c.brightness[here], 0, 1.1), s=size, marker=marker, vmin=0, vmax=1.1)
+        (self.edge,) = ax.plot([], [], color="#56B4E9", lw=1.8)
+        (self.depth,) = ax.plot([], [], color="#E69F00", lw=1.8, ls="--")
+        (self.handles,) = ax.plot([], [], "D", mfc="w", mec="#0072B2", ms=7)
+        (self.handle,) = ax.plot([], [], "D", mfc="#E69F00", mec="k", ms=9)
+        (self.here,) = ax.plot([], [], "s", mfc="none", mec="#D55E00", ms=13, mew=1.8)
+        ax.set(xlim=(-0.5, self.image.shape[1] - 0.5), ylim=(self.image.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
+        scale_bar(ax, self.lattice.scan()["pixel_size_nm"])
+        ax.set_title("metal ●, lithium layer ▲, colour: brightness / full metal column", fontsize=9)
+
+    def show_column(self) -> None:
+        """The surroundings of the chosen column, a cut through it with its fit, and what it holds."""
+        k, c = self.column.value, self.columns
+        y, x = c.px[k]
+        self.here.set_data([x], [y])
+        rows, cols = (
+            np.clip(np.arange(round(v) - self.reach, round(v) + self.reach + 1), 0, n - 1)
+            for v, n in zip((y, x), self.image.shape, strict=True)
+        )
+        near = np.flatnonzero(np.all(np.abs(c.px - c.px[k]) < 2 * self.reach, axis=1))
+        part = self.image[np.ix_(rows, cols)]
+        ax = self.axes["near"]
+        ax.clear()
+        ax.imshow(part, cmap="gray", extent=(cols[0] - 0.5, cols[-1] + 0.5, rows[-1] + 0.5, rows[0] - 0.5))
+        ax.plot([cols[0], cols[-1]], [round(y)] * 2, color="#D55E00", lw=0.8)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"column {k} and the cut below", fontsize=9)
+        model = c.background[k] + sum(
+            c.height[i] * np.exp(-((cols - c.px[i, 1]) ** 2 + (round(y) - c.px[i, 0]) ** 2) / (2 * self.sigma**2)) for i in near
+        )
+        ax = self.axes["profile"]
+        ax.clear()
+        pixel_nm = self.lattice.scan()["pixel_size_nm"]
+        ax.plot((cols - x) * pixel_nm, self.image[round(y), cols], "o", ms=3, color="0.4", label="counts")
+        ax.plot((cols - x) * pixel_nm, model, color="#0072B2", label="fit")
+        ax.axvline(0, color="#D55E00", lw=0.8)
+        ax.set(xlabel="along x (nm)", ylabel="counts")
+        ax.legend(fontsize=8)
+        kind = "metal layer" if c.is_metal[k] else "lithium layer"
+        told = f"Column {k}, {kind}: {c.brightness[k]:.2f} ± {c.noise[k]:.2f} of a full metal column, "
+        told += f"{c.height[k]:.3g} counts over {c.background[k]:.3g}"
+        told += "" if c.present[k] or not c.is_metal[k] else ", an empty place"
+        if self.layer is not None:
+            told += f"; {self.layer.contour.depth(c.nm[k : k + 1])[0]:.2f} nm below the edge"
+        if self.structure is not None and self.structure[k] >= 0:
+            told += f"; structure about it: {REGIONS[self.structure[k]]}"
+        self.column_told = told
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.layer is None:
+            layer = "No surface was found; switch on “move the surface” to draw one."
+        else:
+            by = "with the surface by hand" if self.by_hand else "as found"
+            low, high = self.layer.ci95_nm
+            layer = f"Layer {by}: {self.layer.kind}, {self.layer.thickness_nm:.2f} nm (95 %: {low:.2f} to {high:.2f} nm)."
+        if self.by_hand and self.found is not None:
+            layer += f" As found: {self.found.thickness_nm:.2f} nm."
+        self.status.value = f"{html.escape(self.column_told)}.<br><b>{html.escape(layer)}</b>"
+        self.draw()
+
+    def show_surface(self) -> None:
+        """The edge, the depth of the layer, and the points while they can be moved."""
+        if self.layer is not None:
+            for line, depth in ((self.edge, 0.0), (self.depth, self.layer.thickness_nm)):
+                px = self._to_px(self.layer.contour.curve(depth))
+                line.set_data(px[:, 1], px[:, 0])
+        moving = self.moving.value
+        chosen = self.points[[self.point.value]]
+        self.handles.set_data(*(self.points.T[::-1] if moving else ([], [])))
+        self.handle.set_data(*(chosen.T[::-1] if moving else ([], [])))
+        self.draw()
+
+    def move(self, px: np.ndarray) -> None:
+        """Put the chosen point to a place (y, x) px."""
+        if not self.work.running and self.before is None:
+            self.before = (self.layer, self.points.copy(), self.by_hand)
+        self.by_hand = True
+        self.points[self.point.value] = np.clip(px, 0, np.array(self.image.shape) - 1)
+        self.show_surface()
+
+    def measure(self) -> None:
+        """The layer below the surface as it is drawn now."""
+        points = self._to_nm(self.points)
+        before = self.before or (self.layer, self.points.copy(), self.by_hand)
+
+        def done(layer: SurfaceLayer) -> None:
+            self.layer, self.before = layer, None
+            self.show_surface()
+            self.show_column()
+
+        def back() -> None:
+            (self.layer, self.points, self.by_hand), self.before = before, None
+            self.show_surface()
+            self.show_column()
+
+        compute = lambda progress: next(self.remeasure(points) for _ in progress(range(1)))
+        self.work.start("measuring", compute, done, back)
+
+    def reset(self) -> None:
+        """Back to the surface that was found."""
+        self.work.drop()
+        self.layer, self.by_hand, self.before = self.found, False, None
+        self.points = self._found_points()
+        self.point.max = len(self.points) - 1
+        self.show_surface()
+        self.show_column()
+
+    def on_click(self, event: Any) -> None:
+        if event.inaxes is self.axes["image"] and self.moving.value:
+            mouse = np.array([event.ydata, event.xdata])
+            apart = np.linalg.norm(self.points - mouse, axis=1)
+            if apart.min() < 0.06 * max(self.image.shape):
+                self.point.value = int(np.argmin(apart))
+                self.dragged = mouse - self.points[self.point.value]  # where it was taken hold of
+
+    def on_move(self, event: Any) -> None:
+        if event.inaxes is not self.axes["image"]:
+            return
+        if self.dragged is not None:
+            self._drag(event, self.dragged)
+        elif not self.moving.value:
+            apart = np.linalg.norm(self.columns.px - [event.ydata, event.xdata], axis=1)
+            if apart.min() < self.reach:
+                self.column.value = int(np.argmin(apart))
+
+    def _drag(self, event: Any, held: np.ndarray) -> None:
+        place = np.array([event.ydata, event.xdata]) - held
+        if np.linalg.norm(place - self.points[self.point.value]) > 0.5:
+            self.move(place)
+
+    def on_release(self, event: Any) -> None:
+        if self.dragged is not None:
+            if event.inaxes is self.axes["image"]:
+                self._drag(event, self.dragged)
+            self.dragged = None
+            if self.before is not None:
+                self.measure()
+
+    def on_key(self, event: Any) -> None:
+        step = {"up": -0.05, "down": 0.05}.get(event.key)
+        turn = {"left": -1, "right": 1}.get(event.key)
+        if turn:
+            slider = self.point if self.moving.value else self.column
+            slider.value = int(np.clip(slider.value + turn, slider.min, slider.max))
+        elif step and self.moving.value:
+            nm = self._to_nm(self.points)
+            contour = self.layer.contour if self.layer is not None else drawn_contour(self.columns, nm, 0.24)
+            way, _, _ = contour.places(nm[[self.point.value]])
+            self.move(self._to_px(nm[[self.point.value]] + step * contour.normals(way))[0])
+            self.measure()

@@ -1,0 +1,206 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import EmphaseError
+from .columns import Columns, _connected
+from .profiles import _edge_curve
+
+
+@dataclass(frozen=True)
+class SurfaceContour:
+    """The edge of the crystal: a smooth base line, as curved as the surface is, and the edge's height over it.
+
+    ``base_nm`` (m, 2) are points of the base line in the crystal plane, ``inwards`` (m, 2) its unit normals into the crystal, ``length_nm``
+    (m,) the way along it, ``open`` (m,) whether it faces vacuum there rather than another grain. ``knots_nm`` and ``edge_nm`` (k,) give
+    the edge: it lies ``edge`` inside the base line where the way is ``knots``. ``error_nm`` is the standard error of its mean place.
+    """
+
+    base_nm: np.ndarray
+    inwards: np.ndarray
+    length_nm: np.ndarray
+    open: np.ndarray
+    knots_nm: np.ndarray
+    edge_nm: np.ndarray
+    error_nm: float
+
+    def edge(self, s: np.ndarray) -> np.ndarray:
+        """How far (nm) the edge lies inside the base line at ways ``s`` (n,) along it."""
+        from scipy.interpolate import PchipInterpolator
+
+        return PchipInterpolator(self.knots_nm, self.edge_nm)(np.clip(s, self.knots_nm[0], self.knots_nm[-1]))
+
+    def places(self, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of points (n, 2): way along the surface (nm), depth below the edge (nm), and whether their part of the edge is a surface seen."""
+        s, u = _beside(self.base_nm, self.inwards, self.length_nm, nm)
+        seen = (s > self.knots_nm[0]) & (s < self.knots_nm[-1]) & (np.interp(s, self.length_nm, self.open.astype(float)) > 0.5)
+        return s, u - self.edge(s), seen
+
+    def depth(self, nm: np.ndarray) -> np.ndarray:
+        """Depth (nm) of points (n, 2) below the edge, along the normal of the base line."""
+        return self.places(nm)[1]
+
+    def curve(self, depth_nm: float | np.ndarray = 0.0, step_nm: float = 0.05) -> np.ndarray:
+        """Points (k, 2) in the crystal plane, ``depth_nm`` below the edge (a number or one for each of k ways), from end to end."""
+        s = np.arange(self.knots_nm[0], self.knots_nm[-1], step_nm)
+        return self._between(self.base_nm, s) + (self.edge(s) + depth_nm)[:, None] * self._between(self.inwards, s)
+
+    def _between(self, vectors: np.ndarray, s: np.ndarray) -> np.ndarray:
+        return np.stack([np.interp(s, self.length_nm, vectors[:, k]) for k in (0, 1)], axis=1)
+
+    def normals(self, s: np.ndarray) -> np.ndarray:
+        """Unit normals (n, 2) into the crystal at ways ``s`` (n,)."""
+        found = self._between(self.inwards, s)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def _beside(base: np.ndarray, inwards: np.ndarray, length: np.ndarray, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Way along a line of densely set points, and distance inwards from it, of points (n, 2); beyond its ends the line goes on straight."""
+    from scipy.spatial import cKDTree
+
+    _, nearest = cKDTree(base).query(nm)
+    apart = nm - base[nearest]
+    tangent = np.gradient(base, axis=0)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    return length[nearest] + np.sum(apart * tangent[nearest], axis=1), np.sum(apart * inwards[nearest], axis=1)
+
+
+_BASE_BLUR_NM = 2.5  # over which the surface's direction is taken; what is rougher is height over the base line
+
+
+def _locally_straight(way: np.ndarray, line: np.ndarray, reach: float) -> np.ndarray:
+    """A line (m, 2) smoothed by local straight fits with Gaussian weights over the way along it: its ends are not drawn in."""
+    apart = way[None, :] - way[:, None]
+    weight = np.exp(-0.5 * (apart / reach) ** 2)
+    s0, s1, s2 = weight.sum(axis=1), (weight * apart).sum(axis=1), (weight * apart**2).sum(axis=1)
+    return ((s2[:, None] * (weight @ line)) - s1[:, None] * ((weight * apart) @ line)) / (s0 * s2 - s1**2)[:, None]
+
+
+def _normals_and_way(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normals (m, 2) of a line of densely set points (m, 2), all on one side, and the way (m,) along it."""
+    tangent = np.gradient(line, axis=0)
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    way = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    return np.stack([tangent[:, 1], -tangent[:, 0]], axis=1), way
+
+
+def _base_line(columns: Columns, present: np.ndarray, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Points, inward normals and way of the longest line where the blurred share of occupied places is one half."""
+    from scipy.interpolate import CubicSpline
+    from scipy.ndimage import gaussian_filter
+    from skimage.measure import find_contours
+
+    step = 0.1
+    low = nm.min(axis=0) - step
+    shape = np.ceil((nm.max(axis=0) - low) / step).astype(int) + 2
+    full, mass = np.zeros(shape), np.zeros(shape)
+    at = tuple(np.rint((nm - low) / step).astype(int).T)
+    np.add.at(full, at, present.astype(float))
+    np.add.at(mass, at, 1.0)
+    full, mass = (gaussian_filter(v, 0.8 / step, mode="constant") for v in (full, mass))
+    share = full / np.maximum(mass, 1e-12)
+    lines = find_contours(share, 0.5, mask=mass > 0.35 * np.median(mass[at]))
+    if not lines:
+        return None
+    line = max(lines, key=len) * step + low
+    way = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    if way[-1] < 1.0:
+        return None
+    coarse, fine = np.linspace(0.0, way[-1], max(30, int(way[-1] / 0.1))), np.arange(0.0, way[-1], 0.02)
+    line = _locally_straight(coarse, np.stack([np.interp(coarse, way, line[:, k]) for k in (0, 1)], axis=1), _BASE_BLUR_NM)
+    line = CubicSpline(coarse, line)(fine)
+    inwards, length = _normals_and_way(line)
+    probe = np.rint((line + 0.3 * inwards - low) / step).astype(int), np.rint((line - 0.3 * inwards - low) / step).astype(int)
+    inner, outer = (share[tuple(np.clip(p, 0, np.array(shape) - 1).T)].mean() for p in probe)
+    inwards = inwards if inner > outer else -inwards
+    return line, inwards, length
+
+
+def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | None = None) -> SurfaceContour | None:
+    """The curve that parts occupied from empty places of the lattice, or None where the image holds no vacuum.
+
+    It lies half a column spacing outside the outermost columns on average. ``visible`` (n,)
+    names the places where a column can be seen at all (default: those of metal layers).
+    """
+    use = columns.is_metal if visible is None else visible
+    vacuum = _connected(columns.index, ~columns.present & columns.is_metal) | (~columns.present & ~columns.is_metal)
+    present, empty = columns.present & use, vacuum & ~columns.present & use
+    if present.sum() < 12 or empty.sum() < 12 or empty.sum() < 0.02 * (present.sum() + empty.sum()):
+        return None
+    chosen = present | empty
+    nm, occupied = columns.nm[chosen], present[chosen]
+    even = (columns.is_metal & chosen)[chosen]  # lithium columns are visible in the crystal alone: they would pull the base line
+    base = _base_line(columns, occupied[even], nm[even])
+    if base is None:
+        return None
+    s, u = _beside(*base, nm)
+    inside = (s > 0) & (s < base[2][-1])
+    return SurfaceContour(*base, _faces_vacuum(columns, *base), *_edge_curve(s[inside], u[inside], occupied[inside], spacing_nm))
+
+
+def drawn_points(surface_px: Any, shape: tuple[int, int]) -> np.ndarray:
+    """The points (k, 2), (y, x) px, of a surface drawn by hand on an image of ``shape``; `EmphaseError` where they cannot be those."""
+    try:
+        points = np.asarray(surface_px, dtype=float)
+    except (TypeError, ValueError):
+        points = np.empty(0)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3 or not np.isfinite(points).all():
+        raise EmphaseError(f"surface_px: got {str(surface_px)[:60]}, expected three or more points [y, x] in px")
+    if (points < -0.5).any() or (points > np.array(shape) - 0.5).any():
+        raise EmphaseError(f"surface_px: a point lies outside the image of {shape[0]} x {shape[1]} px")
+    return points
+
+
+def drawn_contour(columns: Columns, points_nm: np.ndarray, spacing_nm: float) -> SurfaceContour:
+    """The edge of the crystal as drawn by hand through points (k, 2) of the crystal plane, one after the other.
+
+    A cubic spline by chord length; the side with more occupied places is inside, and all of it counts as facing vacuum. Where a hand
+    draws an edge is uncertain by a quarter of a column spacing, all along. `EmphaseError` for fewer than three points, a line shorter
+    than 1 nm or one that turns back on itself, and where both sides look alike.
+    """
+    from scipy.interpolate import CubicSpline
+
+    points = np.asarray(points_nm, dtype=float)
+    if points.ndim != 2 or points.shape[1:] != (2,) or len(points) < 3:
+        raise EmphaseError(f"surface drawn by hand: got points of shape {points.shape}, expected three or more of two coordinates")
+    steps = np.diff(points, axis=0)
+    chords = np.linalg.norm(steps, axis=1)
+    if chords.min() <= 0 or chords.sum() < 1.0:
+        raise EmphaseError(f"surface drawn by hand: {chords.sum():.2f} nm long, expected 1 nm or more with no point twice")
+    if (np.sum(steps[1:] * steps[:-1], axis=1) < -0.5 * chords[1:] * chords[:-1]).any():
+        raise EmphaseError("surface drawn by hand: it turns back on itself, expected points one after the other along the edge")
+    way = np.append(0.0, np.cumsum(chords))
+    line = CubicSpline(way, points)(np.arange(0.0, way[-1], 0.02))
+    inwards, length = _normals_and_way(line)
+    s, u = _beside(line, inwards, length, columns.nm[columns.is_metal])
+    beside, occupied = (s > 0) & (s < length[-1]), columns.present[columns.is_metal]
+    inner, outer = (float(occupied[side].mean()) if side.any() else 0.0 for side in (beside & (u > 0), beside & (u < 0)))
+    if abs(inner - outer) < 0.1:
+        raise EmphaseError(
+            f"surface drawn by hand: {100 * inner:.0f} % and {100 * outer:.0f} % of the places on its sides hold a column, so that neither "
+            "is the vacuum; expected the line along the edge of the crystal"
+        )
+    knots = np.linspace(0.0, length[-1], 4)
+    return SurfaceContour(
+        line, inwards if inner > outer else -inwards, length, np.ones(len(line), bool), knots, np.zeros(4), 0.25 * spacing_nm
+    )
+
+
+def _faces_vacuum(columns: Columns, base: np.ndarray, inwards: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """For every point of a base line (m,), whether the image gets dark within 3 nm outside it; true where nothing is seen outside.
+
+    Contamination ends in the dark; another grain or a support does not.
+    """
+    s, u = _beside(base, inwards, length, columns.nm)
+    outside = (u < -0.1) & (u > -3.0) & ~columns.present
+    bright = 0.6 * float(np.median(columns.surroundings[columns.present]))
+    bins = np.clip((s[outside] / 0.5).astype(int), 0, int(length[-1] / 0.5))
+    least = np.full(int(length[-1] / 0.5) + 3, np.inf)
+    np.minimum.at(least, bins + 1, columns.surroundings[outside])
+    least = np.min([least[:-2], least[1:-1], least[2:]], axis=0)
+    return (np.where(np.isfinite(least), least, 0.0) < bright)[np.minimum((length / 0.5).astype(int), len(least) - 1)]

@@ -1,0 +1,318 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .spectra import _MAX_Q, _MIN_Q, Lattice, WindowSpectra, _match, _missing, _PatternBank, _sigma, spectrum_peaks
+
+
+def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, sides: Iterable[str] = (), n_windows: int = 60) -> dict:
+    """True size of a pixel over its nominal one, from the windows whose phase is certain.
+
+    The phase is one of ``sides``, which are there by the making of the sample, the first before the next; only where none
+    of them is a candidate may it be another.
+
+    Returns ``scale``, its standard error ``scale_error``, the phase ``anchor`` it rests on and
+    ``n_windows``; where no phase is certain in three windows ``scale`` is 1, the error and the
+    anchor None, and ``reason`` says why.
+    """
+    chosen = range(0, len(spectra.power), max(1, len(spectra.power) // n_windows))
+    found: dict[str, list[float]] = {}
+    for i in chosen:
+        q, strength = spectrum_peaks(*spectra.mean([i]), spectra.bin_invA)
+        score, turn, _ = bank.search(q, _sigma(q, spectra.bin_invA), strength, 0.06, 13.0)
+        posterior = bank.phase_posterior(score)
+        if len(q) >= 3 and posterior[:-1].max() > 0.99 and score.max() > 10:
+            found.setdefault(bank.phases[int(np.argmax(posterior[:-1]))], []).append(abs(turn[int(np.argmax(score))]))
+    anchors: list[str] = [side for side in sides if side in bank.phases] or sorted(found, key=lambda phase: -len(found[phase]))
+    certain = {phase: np.array(values) for phase, values in found.items() if len(values) >= 3 and phase in anchors}
+    if not certain:
+        reason = "no phase to calibrate on is certain in three windows"
+        return {"scale": 1.0, "scale_error": None, "anchor": None, "n_windows": 0, "reason": reason}
+    anchor = next(phase for phase in anchors if phase in certain)
+    values = certain[anchor]
+    scale = float(np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(values - scale)))
+    error = math.hypot(1.25 * spread / math.sqrt(len(values)), 1e-3)  # a crystal may be strained by a thousandth
+    return {"scale": scale, "scale_error": error, "anchor": anchor, "n_windows": len(values)}
+
+
+@dataclass
+class _Window:
+    """Peaks of one window and the hypotheses about it."""
+
+    q: np.ndarray
+    strength: np.ndarray
+    sigma: np.ndarray
+    score: np.ndarray
+    turn: np.ndarray
+    hand: np.ndarray
+
+
+def _searched_windows(spectra: WindowSpectra, bank: _PatternBank, scale: float, progress: Any) -> list[_Window]:
+    windows = []
+    for i in progress(range(len(spectra.power))):
+        q, strength = spectrum_peaks(*spectra.mean([i]), spectra.bin_invA)
+        q = q / scale
+        sigma = _sigma(q, spectra.bin_invA)
+        windows.append(_Window(q, strength, sigma, *bank.search(q, sigma, strength, 0.015, 13.0)))
+    return windows
+
+
+def _score_placed(window: _Window, spots: np.ndarray, weight: np.ndarray, amplitude: np.ndarray | None) -> float:
+    """Score of spots that are already placed; without amplitudes nothing is expected to be there."""
+    if len(window.q) < 2:
+        return -1e9
+    matched = np.empty(len(window.q), dtype=np.int64)
+    nothing_excused = np.zeros(len(window.q), dtype=bool)
+    score = _match(window.q, window.sigma, spots, weight, math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2, nothing_excused, matched)
+    if amplitude is not None:
+        score += _missing(window.q, window.strength, spots, amplitude, matched, 13.0)[0]
+    return score
+
+
+def _same_spots(a: np.ndarray, weight: np.ndarray, b: np.ndarray, reach: float = 0.012) -> float:
+    """Share of the weight of the first spots that has a spot of the second within reach."""
+    near = np.abs(a[:, None] - b[None, :]).min(axis=1) < reach
+    return float(weight[near].sum() / weight.sum())
+
+
+def _proposals(windows: list[_Window], bank: _PatternBank, limit: int = 40) -> list[tuple[int, np.ndarray]]:
+    """Distinct placed patterns that are among the best three of some windows, most supported first."""
+    groups: list[list] = []
+    for window in windows:
+        for index in np.argsort(-window.score)[:3]:
+            if window.score[index] < 6:
+                continue
+            spots = bank.placed(index, window.turn[index] / abs(window.turn[index]), window.hand[index])
+            weight = bank.patterns[index].weight
+            for group in groups:
+                if group[0] == index and _same_spots(spots, weight, group[1]) > 0.8:
+                    group[2] += window.score[index]
+                    break
+            else:
+                groups.append([index, spots, window.score[index]])
+    groups.sort(key=lambda g: -g[2])
+    return [(int(g[0]), g[1]) for g in groups[:limit]]
+
+
+def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list[tuple[int, np.ndarray]], np.ndarray]:
+    """Lattices that the windows need, and the score (windows, lattices) of each; one enters while it explains what single
+    ones and pairs of those before it do not."""
+    proposals = _proposals(windows, bank)
+    scores = np.array(
+        [[_score_placed(w, spots, bank.patterns[i].weight, bank.patterns[i].amplitude) for i, spots in proposals] for w in windows]
+    )
+    base = np.zeros(len(windows))
+    accepted: list[int] = []
+    while proposals and len(accepted) < 8:
+        gain = np.clip(scores - base[:, None], 0, None)
+        gain = np.where(gain > 3, gain, 0)
+        support = np.where((gain > 0).sum(axis=0) >= 3, gain.sum(axis=0), 0)
+        best = int(np.argmax(support))
+        if support[best] < 25:
+            break
+        index, spots = proposals[best]
+        for other in accepted:
+            both = np.concatenate([spots, proposals[other][1]])
+            weight = 0.5 * np.concatenate([bank.patterns[index].weight, bank.patterns[proposals[other][0]].weight])
+            pair = np.array([_score_placed(w, both, weight, None) - 4 for w in windows])
+            base = np.maximum(base, pair)
+        base = np.maximum(base, scores[:, best])
+        accepted.append(best)
+    return [proposals[i] for i in accepted], scores[:, accepted]
+
+
+def _identified(spectra: WindowSpectra, chosen: np.ndarray, scale: float, bank: _PatternBank, neighbours: np.ndarray) -> Lattice | None:
+    """The lattice that the mean spectrum of some windows shows; peaks at spots of its ``neighbours`` (complex) need no explanation."""
+    n, bin_invA = len(chosen), spectra.bin_invA
+    threshold = max(3.0, 13 / math.sqrt(n))
+    q, strength = spectrum_peaks(*spectra.mean(chosen), bin_invA, threshold)
+    q = q / scale
+    if len(q) < 3:
+        return None
+    sigma = _sigma(q, bin_invA, 0.08, 0.004)
+    excused = np.min(np.abs(q[:, None] - neighbours), axis=1, initial=1.0) < 3 * sigma
+    score, turn, hand = bank.search(q, sigma, strength, 0.015, threshold, excused)
+    best = int(np.argmax(score))
+    spots = bank.placed(best, turn[best], hand[best])
+    nearest = np.abs(q[:, None] - spots[None, :]).argmin(axis=1)
+    explained = np.abs(q - spots[nearest]) < 3.5 * sigma
+    posterior = dict(zip([*bank.phases, "unknown"], bank.phase_posterior(score).tolist(), strict=True))
+    zones = bank.zone_posterior(score)
+    return Lattice(bank.patterns[best], turn[best], spots, posterior, zones, q[explained], strength[explained], nearest[explained], n)
+
+
+def _strange_peaks(window: _Window, lattices: list[Lattice]) -> bool:
+    """Whether a window has a clear peak that is no spot of any of the lattices."""
+    known = np.concatenate([x.spots for x in lattices]) if lattices else np.array([1e3 + 0j])
+    if len(window.q) == 0:
+        return False
+    far = np.abs(window.q[:, None] - known[None, :]).min(axis=1) > 4 * window.sigma
+    return bool(np.any(far & (window.strength > 20)))
+
+
+def find_lattices(
+    spectra: WindowSpectra, bank: _PatternBank, scale: float, progress: Any = iter
+) -> tuple[list[Lattice], np.ndarray, list[dict[str, float]]]:
+    """The crystal lattices in an image, and for every window which it shows most clearly.
+
+    Every window is searched by itself; the lattices that several windows need are then
+    identified from the mean spectrum of the windows that show them best.
+
+    Returns
+    -------
+    lattices, and per window: its lattice, -1 where nothing is found, -2 where there are peaks
+    that no candidate explains; and the posterior of each phase in each zone axis from that window alone.
+    """
+    windows = _searched_windows(spectra, bank, scale, progress)
+    accepted, scores = _accepted_lattices(windows, bank)
+    lattices: list[Lattice] = []
+    owner = np.full(len(windows), -1)
+    margin = np.zeros(len(windows))
+    if accepted:
+        order = np.sort(np.concatenate([scores, np.zeros((len(scores), 1))], axis=1), axis=1)
+        margin = order[:, -1] - order[:, -2]
+        winner = np.where(order[:, -1] > 6, scores.argmax(axis=1), -1)
+    for k in range(len(accepted)):
+        mine = np.nonzero(winner == k)[0]
+        mine = mine[np.argsort(-margin[mine])][:25]
+        if len(mine) < 2:
+            continue
+        others = np.concatenate([np.zeros(0, dtype=complex), *(spots for i, (_, spots) in enumerate(accepted) if i != k)])
+        lattice = _identified(spectra, mine, scale, bank, others)
+        if lattice is None:
+            continue
+        same = [
+            i
+            for i, other in enumerate(lattices)
+            if other.pattern is lattice.pattern and _same_spots(lattice.spots, lattice.pattern.weight, other.spots, 0.02) > 0.8
+        ]
+        if not same:
+            lattices.append(lattice)
+        owner[winner == k] = same[0] if same else len(lattices) - 1
+    strange = np.array([_strange_peaks(w, lattices) for w in windows])
+    owner[(owner < 0) & strange] = -2
+    return lattices, owner, [bank.zone_posterior(w.score) for w in windows]
+
+
+def _lock_in(image: np.ndarray, spots_px: np.ndarray, sigma_px: float, grid: tuple[int, int]) -> np.ndarray:
+    """Amplitude of each spatial frequency (cycles a pixel, complex x + iy) around every point of a grid that spans the image.
+
+    A Gaussian kernel of the given width; towards the border the amplitude is that of the part
+    inside. Returns amplitudes (n, *grid).
+    """
+    from scipy.fft import fft2, ifft2
+    from scipy.ndimage import gaussian_filter1d
+
+    pad = math.ceil(3 * sigma_px)
+    steps = [n / m for n, m in zip(image.shape, grid, strict=True)]
+    margins = [math.ceil(pad / step) for step in steps]
+    full = tuple(m + 2 * e for m, e in zip(grid, margins, strict=True))
+    padded = tuple(round(m * step) for m, step in zip(full, steps, strict=True))
+    canvas = np.zeros(padded, dtype=np.float32)
+    canvas[: image.shape[0], : image.shape[1]] = image - image.mean()
+    spectrum = fft2(canvas)
+    fy, fx = (np.fft.fftfreq(m, step) for m, step in zip(full, steps, strict=True))
+    kernel = np.exp(-2 * (np.pi * sigma_px) ** 2 * (fy[:, None] ** 2 + fx[None, :] ** 2))
+    inside = [gaussian_filter1d(np.pad(np.ones(m), e), sigma_px / step)[e : e + m] for m, e, step in zip(grid, margins, steps, strict=True)]
+    mass = inside[0][:, None] * inside[1][None, :]
+    rows, columns = (np.round(np.fft.fftfreq(m) * m).astype(int) for m in full)
+    out = np.empty((len(spots_px), *grid), dtype=np.float32)
+    offset = [(step - 1) / 2 for step in steps]
+    for i, spot in enumerate(spots_px):
+        at = (round(spot.imag * padded[0]), round(spot.real * padded[1]))
+        patch = spectrum[np.ix_((rows + at[0]) % padded[0], (columns + at[1]) % padded[1])] * kernel
+        patch = patch * np.exp(2j * np.pi * (fy[:, None] * offset[0] + fx[None, :] * offset[1]))
+        field = ifft2(patch) * (full[0] * full[1] / (padded[0] * padded[1]))
+        out[i] = 2 * np.abs(field[: grid[0], : grid[1]]) / mass
+    return out
+
+
+def _common_spots(lattices: list[Lattice], reach: float) -> np.ndarray:
+    """The measured spots of all lattices, those nearer than reach taken as one."""
+    spots: list[complex] = []
+    for lattice in lattices:
+        for q in lattice.measured[np.argsort(-lattice.strength)][:14]:
+            if not spots or min(min(abs(q - s), abs(q + s)) for s in spots) > reach:
+                spots.append(complex(q))
+    return np.array(spots)
+
+
+def _non_negative_shares(amplitudes: np.ndarray, signatures: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Non-negative c (n, lattices) that minimise sum_s w_s (a_s - sum_v c_v r_sv)², by coordinate descent."""
+    gram = (signatures * weight[:, None]).T @ signatures
+    right = amplitudes @ (signatures * weight[:, None])
+    shares = np.clip(right / np.diag(gram), 0, None)
+    for _ in range(60):
+        for v in range(len(gram)):
+            rest = right[:, v] - shares @ gram[:, v] + shares[:, v] * gram[v, v]
+            shares[:, v] = np.clip(rest / gram[v, v], 0, None)
+    return shares
+
+
+def _control_spots(spots: np.ndarray, lattices: list[Lattice], reach: float, number: int = 4) -> np.ndarray:
+    """For every spot (n,) frequencies (n, number) as long where no lattice has a spot: what they hold is noise and amorphous matter."""
+    known = np.concatenate([x.spots for x in lattices])
+    turns = np.exp(1j * np.radians(np.arange(4, 177, 4)))
+    trial = spots[:, None] * turns
+    apart = np.min(np.abs(trial[..., None] - np.concatenate([known, -known])), axis=-1)
+    free = np.where(apart > reach, np.random.default_rng(0).random(apart.shape), 2.0 - apart)
+    return np.take_along_axis(trial, np.argsort(free, axis=1)[:, :number], axis=1)
+
+
+def lattice_shares(
+    image: np.ndarray, pixel_size_nm: float, spectra: WindowSpectra, lattices: list[Lattice], owner: np.ndarray, kernel_nm: float = 0.55
+) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
+    """How much of each lattice there is around every point of a grid.
+
+    The amplitude of every spot is measured by lock-in with a Gaussian kernel, less that of frequencies of the same length
+    where no lattice has a spot, and explained as a sum of the lattices' own amplitudes, taken from the windows that each of them owns.
+    Spots that two lattices share therefore count for both, and those of one only decide.
+
+    Returns
+    -------
+    shares (lattices, y, x), 1 inside a lattice; the grid's step in nm; the standard error of
+    the shares (lattices,); and the misfit (y, x), the share of the amplitudes, weighted, that
+    the sum does not explain: 0 where all do, 1 where none does, 0 where there is no more than noise.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    step_px = max(1, round(kernel_nm / 2.5 / pixel_size_nm))
+    grid = tuple(max(8, n // step_px) for n in image.shape)
+    spots = _common_spots(lattices, 0.02 / kernel_nm)
+    sigma_px = kernel_nm / pixel_size_nm
+    lock_in = lambda q: _lock_in(image.astype(np.float32), q * 10 * pixel_size_nm, sigma_px, grid)
+    power = lock_in(spots).reshape(len(spots), -1).T.astype(float) ** 2
+    control = lock_in(_control_spots(spots, lattices, 0.5 / (10 * kernel_nm)).ravel()).astype(float) ** 2
+    control = np.median(control.reshape(len(spots), -1, *grid), axis=1) / math.log(2)  # the median of an exponential law
+    noise = np.stack([gaussian_filter(c, kernel_nm / (step_px * pixel_size_nm)) for c in control]).reshape(len(spots), -1).T
+    flat = np.sqrt(np.clip(power - noise, 0, None))
+    centres = np.clip((spectra.centres / np.array(image.shape) * np.array(grid)).astype(int), 0, np.array(grid) - 1)
+    at = centres[:, 0] * grid[1] + centres[:, 1]
+    signatures = np.array([np.median(flat[at[owner == v]], axis=0) for v in range(len(lattices))]).T
+    scale = signatures.max(axis=1) + 1e-9
+    weight = 1 / (0.3 * scale + np.median(scale) * 0.1) ** 2
+    for _ in range(2):
+        shares = _non_negative_shares(flat, signatures, weight)
+        winner = np.where(shares.max(axis=1) > 0.6, shares.argmax(axis=1), -1)
+        for v in range(len(lattices)):
+            core = (winner == v) & (np.delete(shares, v, axis=1).max(axis=1, initial=0) < 0.25)
+            if core.sum() >= 8:
+                signatures[:, v] = np.median(flat[core], axis=0)
+    shares = _non_negative_shares(flat, signatures, weight)
+    rest = flat - shares @ signatures.T
+    variance = float(np.average(np.median(rest**2, axis=0), weights=weight))
+    covariance = np.linalg.inv((signatures * weight[:, None]).T @ signatures) * variance * weight.mean()
+    error = np.sqrt(np.diag(covariance)) + 0.05
+    present = np.sqrt((flat**2) @ weight) / np.sqrt(np.median((signatures**2).T @ weight))
+    unexplained = np.clip((rest**2) @ weight - noise @ weight, 0, None)
+    misfit = np.sqrt(unexplained / np.maximum((flat**2) @ weight, 1e-12))
+    misfit = np.where(present > 0.35, misfit, 0.0)
+    return shares.T.reshape(len(lattices), *grid), step_px * pixel_size_nm, error, misfit.reshape(grid)

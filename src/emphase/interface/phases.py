@@ -1,0 +1,353 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..crystals import Crystal
+from ..errors import EmphaseError
+from .lattices import calibrate_on_lattice, find_lattices, lattice_shares
+from .spectra import _MISFIT, Lattice, WindowSpectra, _PatternBank, window_spectra, zone_patterns
+
+
+@dataclass(frozen=True)
+class InterfaceMap:
+    """Phases around every point of a grid over the image.
+
+    ``posterior`` (classes, y, x) of ``classes``, the candidate phases and "amorphous";
+    ``label`` (y, x) indices into ``classes`` + ["ambiguous"]; ``lattice`` (y, x) the lattice, -1 none.
+    """
+
+    classes: list[str]
+    posterior: np.ndarray
+    label: np.ndarray
+    lattice: np.ndarray
+    step_nm: float
+
+    @property
+    def names(self) -> list[str]:
+        """What ``label`` numbers."""
+        return [*self.classes, "ambiguous"]
+
+    def area_fractions(self) -> dict[str, float]:
+        """Share of the image of each class; they sum to 1."""
+        counts = np.bincount(self.label.ravel(), minlength=len(self.names))
+        return {name: float(n / self.label.size) for name, n in zip(self.names, counts, strict=True)}
+
+
+def phase_map(
+    shares: np.ndarray,
+    error: np.ndarray,
+    lattices: list[Lattice],
+    unexplained: np.ndarray,
+    misfit: np.ndarray,
+    phases: list[str],
+    step_nm: float,
+) -> InterfaceMap:
+    """The posterior of every phase at every point, and its label.
+
+    A point belongs to the lattice with the largest share; the probability that it truly is the
+    largest comes from the shares' errors, and the phase from the lattice's posterior. What the
+    shares lack of 0.6 (a lattice may be as much fainter where it is thin), less a fifth, is amorphous, or
+    ambiguous where ``unexplained`` (y, x) tells of spots that no candidate has. Where no phase has 0.9, or the lattices found do not
+    explain the spots (``misfit`` (y, x): some are missing that should be there), it is
+    ambiguous.
+    """
+    from scipy.special import ndtr
+
+    classes = [*phases, "amorphous"]
+    posterior = np.zeros((len(classes), *unexplained.shape))
+    posterior[-1] = 1.0
+    lattice = np.full(unexplained.shape, -1)
+    if len(lattices):
+        levels = np.concatenate([shares, 0.8 * np.clip(1 - shares.sum(axis=0, keepdims=True) / 0.6, 0, None)])
+        sigma = np.append(error, 0.08)
+        presence = np.ones_like(levels)
+        for v in range(len(levels)):
+            for other in range(len(levels)):
+                if other != v:
+                    presence[v] *= ndtr((levels[v] - levels[other]) / math.hypot(sigma[v], sigma[other]))
+        presence /= presence.sum(axis=0)
+        identity = np.array([[x.posterior.get(phase, 0.0) for phase in phases] for x in lattices])
+        posterior[:-1] = np.tensordot(identity.T, presence[:-1], axes=1)
+        posterior[-1] = presence[-1]
+        lattice = np.where(levels.argmax(axis=0) < len(lattices), levels.argmax(axis=0), -1)
+    label = posterior.argmax(axis=0)
+    doubtful = (posterior.max(axis=0) < 0.9) | ((label == len(phases)) & unexplained) | misfit
+    return InterfaceMap(classes, posterior, np.where(doubtful, len(classes), label), lattice, step_nm)
+
+
+def _facing_distances(first: np.ndarray, second: np.ndarray, step_nm: float) -> list[np.ndarray]:
+    """Distances (nm) between the half-way contours of two shares, in blocks of 2 nm along each contour."""
+    from scipy.spatial import cKDTree
+    from skimage.measure import find_contours
+
+    contours = []
+    for share in (first, second):
+        lines = [line for line in find_contours(share, 0.5) if len(line) >= 8]
+        longest = max((len(line) for line in lines), default=0)
+        lines = [line for line in lines if len(line) > longest / 2]
+        inside = [line[np.all((line > 2) & (line < np.array(share.shape) - 3), axis=1)] for line in lines]
+        contours.append([line for line in inside if len(line) >= 8])
+    if not contours[0] or not contours[1]:
+        return []
+    points = [np.concatenate(c) for c in contours]
+    trees = [cKDTree(p) for p in points]
+    distances = [[trees[1 - i].query(line)[0] for line in contours[i]] for i in (0, 1)]
+    limit = 2.5 * min(float(np.median(np.concatenate(d))) for d in distances) + 2 / step_nm
+    block = max(4, round(2 / step_nm))
+    blocks = [d[i : i + block] * step_nm for side in distances for d in side for i in range(0, len(d), block)]
+    blocks = [b[b < limit * step_nm] for b in blocks]
+    return [b for b in blocks if len(b) >= 2]
+
+
+def layer_width(first: np.ndarray, second: np.ndarray, step_nm: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Width of what lies between two lattices, from where the share of each falls to half.
+
+    Median distance of the two contours, both ways; the interval is a bootstrap of 2 nm blocks
+    along them, with 0.13 nm for each half value, a quarter of the lock-in's kernel: a lattice that fades at its end is cut off early.
+
+    Returns
+    -------
+    ``width_nm``, ``ci95_nm``, ``spread_nm`` (standard deviation along the interface); without
+    facing contours ``width_nm`` is None.
+    """
+    blocks = _facing_distances(first, second, step_nm)
+    if len(blocks) < 3:
+        return {"width_nm": None, "ci95_nm": None, "spread_nm": None}
+    values = np.concatenate(blocks)
+    draws = [np.median(np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])) for _ in range(400)]
+    low, high = np.percentile(draws, [2.5, 97.5])
+    width, error = float(np.median(values)), math.sqrt(2) * 0.13
+    ci = [max(0.0, width - math.hypot(width - low, error)), width + math.hypot(high - width, error)]
+    return {"width_nm": width, "ci95_nm": ci, "spread_nm": float(values.std())}
+
+
+def _width_between(shares: np.ndarray, sides: tuple[int, int], step_nm: float, rng: np.random.Generator) -> dict[str, Any]:
+    """`layer_width` between two of the lattices (lattices, y, x).
+
+    Where a third lies between them their shares are taken of the sum of all: two lattices that share most of their spots both fade
+    where they meet, which leaves a gap that belongs to neither. Half of what that moves the width enters the interval.
+    """
+    plain = layer_width(shares[sides[0]], shares[sides[1]], step_nm, rng)
+    if len(shares) < 3 or plain["width_nm"] is None:
+        return plain
+    total = np.maximum(shares.sum(axis=0), 0.5)
+    width = layer_width(shares[sides[0]] / total, shares[sides[1]] / total, step_nm, rng)
+    if width["width_nm"] is None:
+        return plain
+    moved, middle = 0.5 * (plain["width_nm"] - width["width_nm"]), width["width_nm"]
+    low, high = (middle + math.copysign(math.hypot(end - middle, moved), end - middle) for end in width["ci95_nm"])
+    return width | {"ci95_nm": [max(0.0, low), high]}
+
+
+def _sides(lattices: list[Lattice], lattice_map: np.ndarray, sides: tuple[str, str] | None) -> tuple[int, int] | None:
+    """The lattices on both sides of the interface: those of the phases ``sides`` if both are there, else the two largest."""
+    area = {v: int(np.sum(lattice_map == v)) for v in range(len(lattices))}
+    present = sorted((v for v in area if area[v] > 0.02 * lattice_map.size), key=lambda v: -area[v])
+    named = {lattices[v].phase: v for v in reversed(present) if lattices[v].certain}
+    if sides and sides[0] in named and sides[1] in named:
+        return named[sides[0]], named[sides[1]]
+    return (present[0], present[1]) if len(present) >= 2 else None
+
+
+def _layer_in_hiding(shares: np.ndarray, sides: tuple[int, int], misfit: np.ndarray, step_nm: float) -> bool:
+    """Whether spots are missing within 0.6 nm of most of where two lattices meet: a layer that has no spots but those of one of them."""
+    from scipy.ndimage import binary_dilation, distance_transform_edt
+
+    second = shares[sides[1]] > shares[sides[0]]
+    meeting = binary_dilation(second) & ~second
+    if not misfit.any() or not meeting.any():
+        return False
+    return bool(np.mean(distance_transform_edt(~misfit)[meeting] * step_nm < 0.6) > 0.5)
+
+
+def _phase_between(found: InterfaceMap, sides: tuple[int, int], width_nm: float) -> str:
+    """The class that holds most of what lies between two lattices."""
+    from scipy.ndimage import distance_transform_edt
+
+    reach = 1.5 * width_nm / found.step_nm
+    label = np.where(found.label == len(found.classes), -1, found.lattice)
+    away = [distance_transform_edt(label != side) for side in sides]
+    between = (away[0] > 0) & (away[1] > 0) & (away[0] + away[1] < reach + 3)
+    counts = np.bincount(found.label[between], minlength=len(found.names))
+    decided = counts[:-1]
+    if decided.sum() < 0.5 * counts.sum() or decided.max(initial=0) < 0.6 * decided.sum() or decided.sum() < 10:
+        return "ambiguous"
+    return found.names[int(np.argmax(decided))]
+
+
+@dataclass(frozen=True)
+class InterfaceResult:
+    """All that `analyse_interface` finds.
+
+    ``window_posteriors`` are those of every window by itself, of each phase in each zone axis; ``owner`` the lattice that it shows most
+    clearly. ``statements`` tell in words what could not be found.
+    """
+
+    calibration: dict[str, Any]
+    pixel_size_nm: float
+    spectra: WindowSpectra
+    lattices: list[Lattice]
+    owner: np.ndarray
+    window_posteriors: list[dict[str, float]]
+    map: InterfaceMap
+    shares: np.ndarray
+    sides: tuple[int, int] | None
+    interface_phase: str | None
+    width: dict[str, Any]
+    statements: list[str]
+
+
+def check_lattice_image(image: np.ndarray, pixel_size_nm: float, window_nm: float, where: str) -> None:
+    """`EmphaseError` for an image (y, x) that is constant or saturated, `EmphaseError` for a pixel at which it can hold no lattice.
+
+    ``where`` is the key of the acquisition, for the message.
+    """
+    values = np.asarray(image)
+    if not np.all(np.isfinite(values)) or values.std() == 0:
+        raise EmphaseError(f"{where}.file: all pixels are equal or some are not finite, expected an image with contrast")
+    for end, words in ((values.max(), "highest"), (values.min(), "lowest")):
+        clipped = float(np.mean(values == end))
+        if clipped > 0.02 and abs(float(end) - float(np.median(values))) > 8:
+            raise EmphaseError(
+                f"{where}.file: {clipped:.1%} of the pixels sit at the {words} value {end:g}: saturated, expected values inside"
+            )
+    nyquist = 1 / (20 * pixel_size_nm)
+    if nyquist < 0.45:
+        raise EmphaseError(
+            f"{where}.pixel_size_nm: got {pixel_size_nm:g}, at which spacings below {1 / nyquist:.1f} Å are lost; "
+            "expected a lattice image of at most 0.11 nm a pixel"
+        )
+    field = [n * pixel_size_nm for n in values.shape]
+    if min(field) < 1.5 * window_nm:
+        raise EmphaseError(
+            f"{where}.pixel_size_nm: got {pixel_size_nm:g}, a field of {field[0]:.3g} × {field[1]:.3g} nm for {values.shape[0]} × "
+            f"{values.shape[1]} pixels; expected at least {1.5 * window_nm:g} nm on each side (or a smaller window_nm)"
+        )
+
+
+def _unexplained(spectra: WindowSpectra, owner: np.ndarray, shape: tuple[int, int], image_shape: tuple[int, ...]) -> np.ndarray:
+    """Grid points whose nearest window has spots that no candidate explains."""
+    from scipy.spatial import cKDTree
+
+    points = (np.indices(shape).reshape(2, -1).T + 0.5) * np.array(image_shape) / np.array(shape)
+    return (owner == -2)[cKDTree(spectra.centres).query(points)[1]].reshape(shape)
+
+
+def analyse_interface(
+    image: np.ndarray,
+    pixel_size_nm: float,
+    crystals: list[Crystal],
+    rng: np.random.Generator,
+    *,
+    window_nm: float = 3.8,
+    stride_nm: float = 1.0,
+    max_index: int = 2,
+    sides: tuple[str, str] | None = None,
+    where: str = "the image",
+    progress: Any = iter,
+) -> InterfaceResult:
+    """Phases around every point of a bright-field lattice image, and the layer at its interface.
+
+    Spectra of sliding windows give peaks; lengths, angles and strengths of all peaks of a
+    window together score every candidate phase in every zone axis and rotation, and no phase is
+    taken for certain on spots of one direction. The pixel is calibrated on the phase that is
+    certain, one of ``sides`` where it is there. The lattices found are then followed over the image.
+
+    Parameters
+    ----------
+    image
+        (y, x), any real type.
+    crystals
+        Candidate phases.
+    rng
+        For the bootstrap of the width.
+    sides
+        The phases known to lie on both sides of the interface; without, the two largest lattices are taken for its sides.
+    where
+        What the image is called in error messages.
+
+    Raises
+    ------
+    EmphaseError, EmphaseError
+        Where the image cannot hold a lattice at this pixel size.
+    """
+    for name, value, least, most in (("window_nm", window_nm, 0.5, 100), ("stride_nm", stride_nm, 0.05, window_nm)):
+        if not least <= value <= most:
+            raise EmphaseError(f"{name}: got {value:g}, expected {least:g} to {most:g} nm")
+    check_lattice_image(image, pixel_size_nm, window_nm, where)
+    bank = _PatternBank([p for crystal in crystals for p in zone_patterns(crystal, max_index)])
+    spectra = window_spectra(image, pixel_size_nm, window_nm, stride_nm)
+    scale = calibrate_on_lattice(spectra, bank, sides or ())
+    true_nm = pixel_size_nm * scale["scale"]
+    lattices, owner, posteriors = find_lattices(spectra, bank, scale["scale"], progress)
+    if lattices:
+        shares, step_nm, error, misfit = lattice_shares(image, true_nm, spectra, lattices, owner)
+    else:
+        step_nm, error = 0.22, np.zeros(0)
+        shares = np.zeros((0, *(max(8, round(n * true_nm / step_nm)) for n in image.shape)))
+        misfit = np.zeros(shares.shape[1:])
+    strange = _unexplained(spectra, owner, shares.shape[1:], image.shape)
+    found = phase_map(shares, error, lattices, strange, misfit > _MISFIT, bank.phases, step_nm)
+    beside = _sides(lattices, found.lattice, sides)
+    width: dict[str, Any] = {"width_nm": None, "ci95_nm": None, "spread_nm": None}
+    phase = None
+    if beside:
+        sure = np.where(misfit > _MISFIT, np.minimum(shares, 0.3), shares)
+        width = _width_between(sure, beside, step_nm, rng)
+        if width["width_nm"] is not None:
+            phase = _phase_between(found, beside, width["width_nm"]) if width["width_nm"] > 0.6 else "none"
+            if phase == "none" and _layer_in_hiding(shares, beside, misfit > _MISFIT, step_nm):
+                phase = "ambiguous"
+    result = InterfaceResult(scale, true_nm, spectra, lattices, owner, posteriors, found, shares, beside, phase, width, [])
+    result.statements.extend(_interface_statements(result))
+    return result
+
+
+def _interface_statements(result: InterfaceResult) -> list[str]:
+    """What the image does not show, in words."""
+    told = []
+    if result.calibration["anchor"] is None:
+        told.append(f"the pixel size is not corrected: {result.calibration['reason']}")
+    if not result.lattices:
+        strange = float(np.mean(result.owner == -2))
+        told.append(
+            f"no lattice of a candidate phase is found; {100 * strange:.0f} % of the windows have spots that none explains"
+            + (": check the pixel size and the candidates" if strange > 0.1 else ": noise or amorphous matter only")
+        )
+    elif result.sides is None:
+        told.append(f"only one lattice fills the image ({result.lattices[0].phase}): there is no interface in it")
+    elif result.width["width_nm"] is None:
+        told.append("the two lattices do not face each other: no layer can be measured between them")
+    elif result.interface_phase == "none":
+        told.append(f"no layer between the lattices wider than {max(0.6, result.width['ci95_nm'][1]):.1f} nm")
+    elif result.interface_phase == "ambiguous":
+        told.append("what lies between the two lattices shows too few spots, or those of several phases, to be named")
+    told += [f"a lattice is ambiguous: {_named_posterior(x)}" for x in result.lattices if not x.certain]
+    return told
+
+
+def _named_posterior(lattice: Lattice) -> str:
+    likely = sorted(lattice.posterior.items(), key=lambda item: -item[1])[:3]
+    return ", ".join(f"{phase} {probability:.2f}" for phase, probability in likely)
+
+
+def spacing_table(lattice: Lattice) -> list[dict[str, Any]]:
+    """Measured against expected spacings (Å) of a lattice, the strongest peak of each reflection, longest first."""
+    rows: dict[int, dict[str, Any]] = {}
+    for q, strength, k in sorted(zip(lattice.measured, lattice.strength, lattice.index, strict=True), key=lambda r: -r[1]):
+        expected = 1 / abs(lattice.pattern.spots[k])
+        row = {
+            "hkl": tuple(int(i) for i in lattice.pattern.hkl[k]),
+            "expected_A": float(expected),
+            "measured_A": float(1 / abs(q)),
+            "deviation_percent": float(100 * (1 / abs(q) / expected - 1)),
+            "power_over_background": float(strength),
+        }
+        rows.setdefault(int(k), row)
+    return sorted(rows.values(), key=lambda r: -r["expected_A"])

@@ -1,0 +1,93 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from ..crystals import Crystal
+from .search import _nearest_operator
+from .templates import TemplateBank
+
+#
+# Layered, spinel and rocksalt grow on one oxygen lattice, so a scan holds few lattices, and what a pattern
+# shows is one or two phases on those found about it. This is the first half of the stated prior of
+# `index_scan`: orientations are offered between neighbours, and a neighbour on the same lattice, of whatever phase,
+# is worth `neighbour_nats`. It knows lattices, not phases: it cannot move a pattern from layered to rocksalt.
+
+_SAME_LATTICE = math.radians(3.0)
+
+
+@functools.lru_cache(maxsize=256)
+def orientation_relations(parent: Crystal, child: Crystal) -> np.ndarray:
+    """Rotations (v, 3, 3) that take the parent's orientation to those the child may have on the same lattice.
+
+    Cubic on cubic is cube on cube; a trigonal cell (hexagonal axes) and a cubic one share the
+    oxygen lattice: [001]hex || [111]cubic, [100]hex || [1-10]cubic (one cubic variant for a
+    layered crystal, four layered ones for a cubic). Other pairs have none.
+    """
+    e1, e3 = np.array([1, -1, 0]) / math.sqrt(2), np.array([1, 1, 1]) / math.sqrt(3)
+    to_cubic = np.stack([e1, np.cross(e3, e1), e3], axis=1)
+    kinds = ["cubic" if c.space_group >= 195 else "trigonal" if 143 <= c.space_group <= 167 else "other" for c in (parent, child)]
+    if kinds == ["cubic", "cubic"]:
+        return np.eye(3)[None]
+    if kinds == ["trigonal", "cubic"]:
+        return to_cubic[None]
+    if kinds != ["cubic", "trigonal"]:
+        return np.zeros((0, 3, 3))
+    operators, own = parent.laue_rotations, child.laue_rotations
+    variants: list[np.ndarray] = []
+    for operator in operators:
+        variant = to_cubic.T @ operator
+        if all(_nearest_operator(variant, other, own)[1] > 1e-3 for other in variants):
+            variants.append(variant)
+    return np.array(variants)
+
+
+class _Families(NamedTuple):
+    """Phases that share a lattice, as the kernels take them.
+
+    ``family`` (p,) of each phase; a family's lattice is that of its parent, the most symmetric
+    member: ``to_parent`` (p, 3, 3), ``operators`` (p, o, 3, 3) of the parent and ``own`` (p, o, 3, 3)
+    of the phase itself, and back ``from_parent`` (p, v, 3, 3), of which the first ``n_variants`` (p,) count.
+    """
+
+    family: np.ndarray
+    to_parent: np.ndarray
+    operators: np.ndarray
+    own: np.ndarray
+    from_parent: np.ndarray
+    n_variants: np.ndarray
+
+
+def lattice_families(names: list[str], families: Iterable[Iterable[str]] = ()) -> list[list[int]]:
+    """The numbers of the phases of each family that is among ``names``; one family of all phases where none of them is.
+
+    >>> lattice_families(["layered", "llzo", "rocksalt"], [("layered", "spinel", "rocksalt")])
+    [[0, 2]]
+    """
+    found = [[k for k, name in enumerate(names) if name in family] for family in map(tuple, families)]
+    return [members for members in found if members] or [list(range(len(names)))]
+
+
+def _families(banks: list[TemplateBank], families: Iterable[Iterable[str]] = ()) -> _Families:
+    """The phases named in ``families`` are on one lattice each, and all related phases where none is named; others stand alone."""
+    pools = lattice_families([b.crystal.name for b in banks], families)
+    family, parent = list(range(len(banks))), list(range(len(banks)))
+    for pool in pools:
+        for k in pool:
+            related = [j for j in pool if j == k or len(orientation_relations(banks[k].crystal, banks[j].crystal))]
+            parent[k] = max(related, key=lambda j: (len(banks[j].operators), -j))
+            family[k] = parent[k]
+    to_parent = [np.eye(3) if p == k else orientation_relations(banks[k].crystal, banks[p].crystal)[0] for k, p in enumerate(parent)]
+    back = [np.eye(3)[None] if p == k else orientation_relations(banks[p].crystal, banks[k].crystal) for k, p in enumerate(parent)]
+    most = max(len(b.operators) for b in banks)
+    own = np.array([np.resize(b.operators, (most, 3, 3)) for b in banks])  # a shorter set is repeated, which does no harm
+    variants = np.zeros((len(banks), max(len(b) for b in back), 3, 3))
+    for k, some in enumerate(back):
+        variants[k, : len(some)] = some
+    return _Families(np.array(family), np.array(to_parent), own[parent], own, variants, np.array([len(b) for b in back]))

@@ -1,0 +1,308 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numba
+import numpy as np
+
+from ..errors import EmphaseError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Geometry and noise of a PED scan, as notebook 05 finds it and 06 uses it.
+
+    ``centre_px`` (ny, nx, 2) is the direct beam (y, x) of every pattern; ``strain`` (2, 2) is the
+    symmetric matrix that takes g (x, y) in 1/Å times 1/scale to detector pixels; ``mask``
+    (ky, kx) is True where a pixel is hot, dead or otherwise unusable; counts are
+    (recorded - offset) / gain. ``place_strain`` is how far spots may lie off their places, as a
+    share of their distance from the direct beam: what the metric and the lattices are trusted to.
+    """
+
+    scale_invA_per_px: float
+    strain: np.ndarray
+    centre_px: np.ndarray
+    mask: np.ndarray
+    spot_sigma_px: float
+    gain: float = 1.0
+    offset: float = 0.0
+    place_strain: float = 0.004
+
+    @property
+    def ellipticity(self) -> float:
+        """Long over short axis of a ring, minus 1."""
+        long, short = np.linalg.eigvalsh(self.strain)[::-1]
+        return float(long / short - 1)
+
+    @property
+    def metric(self) -> np.ndarray:
+        """(2, 2) matrix from g (x, y) in 1/Å to pixels (x, y)."""
+        return self.strain / self.scale_invA_per_px
+
+
+def check_patterns(patterns: Any, scale_invA_per_px: float, name: str) -> None:
+    """`EmphaseError` for patterns (ny, nx, ky, kx) under 32 px, `EmphaseError` for a scale at which their edge lies at no such angle."""
+    size = min(patterns.shape[2:])
+    if size < 32:
+        raise EmphaseError(f"{name}: patterns of {patterns.shape[2]} x {patterns.shape[3]} pixels, expected at least 32 x 32")
+    half_width = size / 2 * scale_invA_per_px
+    if not 0.4 < half_width < 6:
+        raise EmphaseError(
+            f"{name}: acquisitions.ped.scale_invA_per_px: {scale_invA_per_px:g} puts the edge of the camera at {half_width:.3g} 1/Å, "
+            "expected 0.4 to 6 1/Å; is the scale in 1/nm?"
+        )
+
+
+def scan_statistics(patterns: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and variance (ky, kx) over a scan (ny, nx, ky, kx), numpy or dask, and the sum (ny, nx) of every pattern; read box by box.
+
+    `EmphaseError` where the scan holds NaN or nothing at all.
+    """
+    ny, nx = patterns.shape[:2]
+    first = np.zeros(patterns.shape[2:])
+    second = np.zeros(patterns.shape[2:])
+    total = np.zeros((ny, nx))
+    for box in scan_boxes(patterns):
+        block = _read_box(patterns, box)
+        counts = np.zeros(len(block))
+        _add_statistics(block, first, second, counts)
+        total[box] = counts.reshape(total[box].shape)
+        bad = np.argwhere(~np.isfinite(total[box]))
+        if len(bad):
+            raise EmphaseError(f"PED scan: line {box[0].start + bad[0, 0]} holds NaN or infinity, expected counts")
+    if not total.any():
+        raise EmphaseError("PED scan: all patterns are zero, expected counts")
+    mean = first / (ny * nx)
+    return mean, np.maximum(second / (ny * nx) - mean**2, 0), total
+
+
+def patterns_at(patterns: Any, indices: np.ndarray) -> np.ndarray:
+    """Patterns (n, ky, kx) at indices (n,) of the flattened scan (ny, nx, ky, kx)."""
+    places = (divmod(int(i), patterns.shape[1]) for i in indices)
+    return np.concatenate([_read_box(patterns, (slice(y, y + 1), slice(x, x + 1))) for y, x in places])
+
+
+@numba.njit(cache=True, parallel=True)
+def _add_statistics(patterns, first, second, total):
+    """Add patterns (n, ky, kx) and their squares to ``first`` and ``second`` (ky, kx), and their sums to ``total`` (n,)."""
+    n, ny, nx = patterns.shape
+    for y in numba.prange(ny):
+        for i in range(n):
+            for x in range(nx):
+                value = float(patterns[i, y, x])
+                first[y, x] += value
+                second[y, x] += value * value
+    for i in numba.prange(n):
+        counted = 0.0
+        for y in range(ny):
+            for x in range(nx):
+                counted += float(patterns[i, y, x])
+        total[i] = counted
+
+
+_BOX_BYTES = 128_000_000  # of patterns that are read at once
+
+
+def scan_boxes(patterns: Any, most: int = 2048) -> list[tuple[slice, slice]]:
+    """The boxes, as slices of lines and columns, in which a scan (ny, nx, ky, kx) is read: up to ``most`` patterns and 128 MB.
+
+    They follow the chunks of a lazy array, so that none is read more often than it must be.
+    """
+    ny, nx = patterns.shape[:2]
+    most = max(1, min(most, _BOX_BYTES // (math.prod(patterns.shape[2:]) * patterns.dtype.itemsize)))
+    cy, cx = (max(c) for c in patterns.chunks[:2]) if getattr(patterns, "chunks", None) else (1, 1)
+    if cy * cx >= most:
+        width = min(cx, most)
+        height = most // width
+    else:
+        width = min(nx, most // (cy * cx) * cx)
+        height = cy if width < nx else max(1, most // (cy * nx)) * cy
+    spans = [[slice(a, min(a + step, n)) for a in range(0, n, step)] for n, step in ((ny, height), (nx, width))]
+    return list(product(*spans))
+
+
+def _read_box(patterns: Any, box: tuple[slice, slice]) -> np.ndarray:
+    """Patterns (n, ky, kx) of a box of a scan, line by line, from numpy, dask or `RecordedFrames`."""
+    block = patterns[box]
+    block = np.asarray(block.compute(scheduler="threads") if hasattr(block, "compute") else block)
+    return np.ascontiguousarray(block.reshape(-1, *block.shape[2:]))
+
+
+def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patterns: int, direct_beam_radius_px: float) -> np.ndarray:
+    """Pixels (ky, kx) whose scan average stands far above or below their neighbours', True where bad.
+
+    A diffraction spot spreads over its neighbours in the scan average, a hot pixel does not.
+    Within the radius of the direct beam, which may be sharp, only a pixel that is twelve times as bright as any of its neighbours is hot.
+    ``variance`` (ky, kx) over the ``n_patterns`` tells a dead pixel and what noise can do.
+    """
+    from scipy import ndimage
+
+    ring = np.ones((3, 3), bool)
+    ring[1, 1] = False
+    neighbours = ndimage.median_filter(mean_pattern, footprint=ring, mode="reflect")
+    upper = ndimage.percentile_filter(mean_pattern, 75, footprint=ring, mode="reflect")
+    typical = np.median(neighbours) + 1e-9
+    always = variance < mean_pattern**2  # a spot of a few patterns varies more over the scan than this
+    sure = mean_pattern - 2.5 * upper > 8 * np.sqrt(variance / n_patterns)
+    hot = always & sure & (mean_pattern > 2.5 * upper + 2 * typical) & (mean_pattern > 4 * neighbours)
+    dead = (variance == 0) & (neighbours * n_patterns > 20) & (mean_pattern < 0.2 * neighbours)
+    y, x = np.unravel_index(np.argmax(ndimage.gaussian_filter(neighbours, 2)), mean_pattern.shape)
+    yy, xx = np.indices(mean_pattern.shape)
+    outside = np.hypot(yy - y, xx - x) > direct_beam_radius_px
+    alone = mean_pattern > 12 * ndimage.maximum_filter(mean_pattern, footprint=ring, mode="reflect")
+    return (hot & (outside | alone)) | (dead & outside)
+
+
+def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids (ny, nx, 2) of the direct beam in patterns (ny, nx, ky, kx), and its intensity (ny, nx).
+
+    The search starts at the brightest blob of the scan average near its middle and follows
+    the centroid of a disc; a blanked pattern has an intensity of nearly nothing.
+    """
+    from scipy import ndimage
+
+    ny, nx = patterns.shape[:2]
+    mean = patterns_at(patterns, np.linspace(0, ny * nx - 1, min(64, ny * nx)).astype(int)).mean(axis=0)
+    smooth = ndimage.gaussian_filter(np.where(mask, 0, mean), 2)
+    middle = np.hypot(*(np.indices(mean.shape) - (np.array(mean.shape)[:, None, None] - 1) / 2)) < 0.3 * min(mean.shape)
+    start = np.array(np.unravel_index(np.argmax(np.where(middle, smooth, 0)), mean.shape), float)
+    centre, total = np.zeros((ny, nx, 2)), np.zeros((ny, nx))
+    for box in scan_boxes(patterns):
+        block = _read_box(patterns, box).reshape(*total[box].shape, *mean.shape)
+        centre[box], total[box] = _centroids(block, mask, start, radius_px)
+    return centre, total
+
+
+@numba.njit(cache=True)
+def _centroid(image: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[float, float, float]:
+    """Centre (y, x) of a pattern's direct beam and its counts above the halo; a function, as numba's prange takes sums for its own."""
+    ky, kx = image.shape
+    cy, cx = start[0], start[1]
+    reach = 2.0 * radius
+    for _ in range(12):
+        s = sy = sx = 0.0
+        edge, n_edge = 0.0, 0
+        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                d2 = (y - cy) ** 2 + (x - cx) ** 2
+                if mask[y, x] or d2 > reach * reach:
+                    continue
+                value = float(image[y, x])
+                if d2 > (0.8 * reach) ** 2:
+                    edge += value
+                    n_edge += 1
+        background = edge / max(n_edge, 1)
+        peak = background
+        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                if not mask[y, x] and (y - cy) ** 2 + (x - cx) ** 2 <= reach * reach:
+                    peak = max(peak, float(image[y, x]))
+        floor = background + 0.3 * (peak - background)  # the halo of inelastic scattering is not the beam
+        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+                if mask[y, x] or (y - cy) ** 2 + (x - cx) ** 2 > reach * reach:
+                    continue
+                value = max(float(image[y, x]) - floor, 0.0)
+                s += value
+                sy += value * y
+                sx += value * x
+        if s <= 0:
+            break
+        shift = abs(sy / s - cy) + abs(sx / s - cx)
+        cy, cx = sy / s, sx / s
+        reach = max(radius, 0.8 * reach)
+        if shift < 1e-3 and reach <= radius:
+            break
+    return cy, cx, s
+
+
+@numba.njit(cache=True, parallel=True)
+def _centroids(patterns: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+    ny, nx = patterns.shape[:2]
+    centre = np.zeros((ny, nx, 2))
+    total = np.zeros((ny, nx))
+    for i in numba.prange(ny * nx):
+        cy, cx, counts = _centroid(patterns[i // nx, i % nx], mask, start, radius)
+        centre[i // nx, i % nx] = cy, cx
+        total[i // nx, i % nx] = counts
+    return centre, total
+
+
+def smooth_descan(centre_px: np.ndarray, weight: np.ndarray, order: int = 2) -> tuple[np.ndarray, float]:
+    """The descan as a polynomial surface over the scan, and the scatter about it.
+
+    Parameters
+    ----------
+    centre_px
+        Measured direct beam (ny, nx, 2), (y, x).
+    weight
+        Intensity (ny, nx) of the direct beam: blanked patterns (under a tenth of the median) do not count.
+    order
+        Highest power; lowered where the scan has too few lines for it.
+
+    Returns
+    -------
+    Centres (ny, nx, 2) on the surface and the robust standard deviation of one coordinate, px.
+    `EmphaseError` where no pattern has a direct beam.
+    """
+    ny, nx = centre_px.shape[:2]
+    if not (weight > 0).any():
+        raise EmphaseError("PED scan: no direct beam stands out in any pattern, expected one near the middle of the camera")
+    v, u = np.meshgrid(np.linspace(-1, 1, ny) if ny > 1 else [0.0], np.linspace(-1, 1, nx) if nx > 1 else [0.0], indexing="ij")
+    powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i) if i < max(1, ny - 1) and j < max(1, nx - 1)]
+    design = np.stack([v**i * u**j for i, j in powers], axis=-1).reshape(-1, len(powers))
+    measured = centre_px.reshape(-1, 2)
+    use = weight.ravel() > 0.1 * np.median(weight)
+    if use.sum() < 3 * len(powers):
+        use = np.ones(len(use), bool)
+        powers, design = powers[:1], design[:, :1]
+    spread = np.inf
+    for _ in range(8):
+        fit = np.linalg.lstsq(design[use], measured[use], rcond=None)[0]
+        off = np.abs(measured - design @ fit).max(axis=1)
+        spread = 1.4826 * float(np.median(off[use])) + 1e-3
+        use = (weight.ravel() > 0.1 * np.median(weight)) & (off < 4 * spread)
+    return (design @ fit).reshape(ny, nx, 2), spread
+
+
+def detector_gain(patterns: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    """Gain (recorded units per electron) and offset of a detector from the noise of the patterns themselves.
+
+    Neighbouring blocks of 4 x 4 pixels, about the area of a spot, share nearly the same
+    expectation, so a sixth of the mean square of their second difference is the variance; for
+    counted electrons variance = gain x (mean - offset). Blocks, not pixels, because a camera
+    smears its noise over neighbours. A counting detector gives 1 and 0. ``patterns`` is (n, ky, kx).
+    """
+    size = 4
+    ny, nx = (n // size for n in patterns.shape[1:])
+    blocks = patterns[:, : ny * size, : nx * size].astype(np.float64).reshape(-1, ny, size, nx, size).sum(axis=(2, 4))
+    bad: Any = mask[: ny * size, : nx * size].reshape(ny, size, nx, size).any(axis=(1, 3))
+    good = ~(bad[:, 2:] | bad[:, 1:-1] | bad[:, :-2])
+    level = ((blocks[:, :, 2:] + blocks[:, :, 1:-1] + blocks[:, :, :-2]) / 3)[:, good].ravel()
+    square = ((blocks[:, :, 2:] - 2 * blocks[:, :, 1:-1] + blocks[:, :, :-2]) ** 2 / 6)[:, good].ravel()
+    order = np.argsort(level, kind="stable")[: int(0.8 * len(level))]
+    bins = [part for part in np.array_split(order, 12) if len(part) >= 20]
+    if len(bins) < 3 or level[order].max(initial=0) <= 0:
+        return 1.0, 0.0
+    middle = np.array([level[part].mean() for part in bins])
+    variance = np.array([_lower_mean(square[part]) / _MEAN_OF_LOWER_90_PERCENT for part in bins])
+    if patterns.dtype == np.uint8:
+        gain, offset = float(variance.sum() / middle.sum()), 0.0
+    else:
+        gain, at_zero = np.polyfit(middle, variance, 1, w=1 / np.maximum(variance, 1e-9))
+        lowest = float(np.percentile(level, 1))
+        offset = float(np.clip(-at_zero / gain if gain > 0 else 0.0, 0.0, lowest)) / size**2
+    return (1.0 if 0.6 < gain < 1.6 else max(float(gain), 1e-3)), offset
+
+
+def _lower_mean(values: np.ndarray) -> float:
+    """Mean of the lower 90 %: diffraction spots make the upper tenth."""
+    return float(np.sort(values)[: math.ceil(0.9 * len(values))].mean())
+
+
+_MEAN_OF_LOWER_90_PERCENT = 0.623  # of the square of a standard normal variable

@@ -1,0 +1,309 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numba
+import numpy as np
+
+from ..crystals import Crystal
+from .evidence import _camera, _predict, _refine, _room, _spun, _turned, _view
+from .scan import Calibration
+from .spots import Spots, find_spots
+from .templates import _ANGLE_BINS, _RADIAL_BIN, _RADIAL_TOLERANCE, _VOTE_UNIT, TemplateBank
+
+_COARSE_CANDIDATES = 10
+_FINE_CANDIDATES = 4
+_BEHIND = 25.0  # nats behind the best, at which a candidate is not climbed further
+_HOPELESS = -10.0  # nats, from which none is: chance alone gives more than ten
+_VOTING_SPOTS = 20
+_TEN_DEGREES = math.radians(10)
+
+
+@numba.njit(cache=True, fastmath=True)
+def _vote(weights, radius, turn, coarse, tolerance, votes):
+    """Sum over pairs (measured spot, template spot) of equal radius, filed by template and in-plane angle, into ``votes``."""
+    votes[:] = 0
+    last = len(coarse.bin_start) - 1
+    spot_radius, spot_turn, spot_weight, template = coarse.radius, coarse.turn, coarse.weight, coarse.template
+    for k in range(len(radius)):
+        low = max(0, int((radius[k] - tolerance) / _RADIAL_BIN))
+        high = min(last, int((radius[k] + tolerance) / _RADIAL_BIN) + 1)
+        if low > last:
+            continue
+        here, angle, per_tolerance = np.float32(radius[k]), np.float32(turn[k]), np.float32(1 / tolerance)
+        weight = np.float32(weights[k] * _VOTE_UNIT)
+        for i in range(coarse.bin_start[low], coarse.bin_start[high]):
+            off = (spot_radius[i] - here) * per_tolerance
+            near = np.float32(1) - off * off
+            if near <= 0:
+                continue
+            between = angle - spot_turn[i]
+            if between < 0:
+                between += np.float32(1)
+            between *= np.float32(_ANGLE_BINS)
+            j = int(between)
+            value = weight * spot_weight[i] * near
+            second = value * (between - np.float32(j))
+            votes[template[i], j] += np.uint16(value - second)
+            votes[template[i], j + 1] += np.uint16(second)
+
+
+@numba.njit(cache=True)
+def _most_votes(votes, height, templates, bins):
+    """The templates with the highest votes and their best angles, the highest first; returns how many."""
+    for t in range(len(votes)):
+        row = votes[t]
+        row[0] += row[_ANGLE_BINS]
+        highest = np.uint16(0)
+        for j in range(_ANGLE_BINS):
+            highest = max(highest, row[j])
+        height[t] = highest
+    most = min(len(templates), len(votes))
+    for m in range(most):
+        t = int(np.argmax(height))
+        templates[m], bins[m], height[t] = t, np.argmax(votes[t, :_ANGLE_BINS]), -1
+    return most
+
+
+@numba.njit(cache=True)
+def _nearest_operator(key, other, operators):
+    """The operator that turns ``key`` nearest to ``other`` (both sample to crystal), and the angle (radians) left."""
+    turn = np.empty((3, 3))
+    for i in range(3):
+        for j in range(3):
+            turn[i, j] = other[i, 0] * key[j, 0] + other[i, 1] * key[j, 1] + other[i, 2] * key[j, 2]
+    best, largest = 0, -2.0
+    for o in range(len(operators)):
+        trace = 0.0
+        for i in range(3):
+            for j in range(3):
+                trace += operators[o, i, j] * turn[i, j]
+        if trace > largest:
+            best, largest = o, trace
+    return best, math.acos(min(1.0, max(-1.0, (largest - 1) / 2)))
+
+
+@numba.njit(cache=True)
+def _best_of(candidates, value, n, operators, rotation, result):
+    """The best candidate into ``rotation`` (3, 3); its evidence and the best at least ten degrees away into ``result`` (2,)."""
+    best = np.argmax(value[:n])
+    rotation[:] = candidates[best]
+    result[0] = value[best]
+    for c in range(n):
+        if value[c] > result[1] and _nearest_operator(candidates[c], candidates[best], operators)[1] > _TEN_DEGREES:
+            result[1] = value[c]
+
+
+@numba.njit(cache=True)
+def _voting_spots(spots, votes_cast, centre, camera, radius, turn, weights):
+    """Radius (1/Å), turn (of a full one) and weight of the surest spots that may vote, into the arrays; returns how many."""
+    voting = 0
+    for k in range(len(spots)):
+        if voting < _VOTING_SPOTS and votes_cast[k]:
+            y, x = spots[k, 0] - centre[0], spots[k, 1] - centre[1]
+            gx = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y
+            gy = camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
+            radius[voting], turn[voting] = math.hypot(gx, gy), (math.atan2(gy, gx) / (2 * math.pi)) % 1.0
+            weights[voting] = math.sqrt(math.sqrt(spots[k, 4]))
+            voting += 1
+    return voting
+
+
+@numba.njit(cache=True, parallel=True)
+def _search_templates(
+    table, number, background, centre, votes_cast, coarse, refs, camera, tilt, n_fine, candidates_each, rotation, result, threads
+):
+    for thread in numba.prange(threads):
+        work = _room(camera, len(refs.g))
+        votes = np.zeros((len(coarse.frames), _ANGLE_BINS + 1), np.uint16)
+        height = np.zeros(len(coarse.frames), np.int32)
+        templates, bins = np.zeros(candidates_each, np.int64), np.zeros(candidates_each, np.int64)
+        candidates, value = np.zeros((candidates_each, 3, 3)), np.zeros(candidates_each)
+        radius, turn, weights = np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS, np.float32)
+        for i in range(thread, len(table), threads):
+            if number[i] == 0:
+                rotation[i] = np.eye(3)
+                continue
+            view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
+            voting = _voting_spots(view.spots, votes_cast[i], centre[i], camera, radius, turn, weights)
+            _vote(weights, radius[:voting], turn[:voting], coarse, _RADIAL_TOLERANCE + camera.place_strain, votes)
+            n = _most_votes(votes, height, templates, bins)
+            for c in range(n):
+                t = templates[c]
+                _turned(coarse.frames[t], 2, -2 * math.pi * bins[c] / _ANGLE_BINS, candidates[c])
+                near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
+                value[c] = _spun(candidates[c], near, len(near), refs, camera, view, diffracted)
+            for levels, most in ((1, n_fine), (3, (n_fine + 1) // 2)):  # few are climbed a little, the best of them to the end
+                least = max(value[:n].max() - _BEHIND, _HOPELESS if levels > 1 else -1e9)
+                for c in np.argsort(-value[:n], kind="mergesort")[:most]:
+                    if value[c] < least:
+                        break
+                    near = coarse.near[coarse.near_start[templates[c]] : coarse.near_start[templates[c] + 1]]
+                    step = tilt if levels == 1 else tilt / 2
+                    value[c] = _refine(candidates[c], step, levels, near, len(near), refs, camera, view, diffracted)
+            _best_of(candidates, value, n, coarse.operators, rotation[i], result[i])
+
+
+def search_phase(
+    spots: Spots,
+    calibration: Calibration,
+    bank: TemplateBank,
+    *,
+    voters: np.ndarray | None = None,
+    n_coarse: int = _COARSE_CANDIDATES,
+    n_fine: int = _FINE_CANDIDATES,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best orientation of one phase for every pattern, each searched on its own.
+
+    Every measured spot votes for the templates and in-plane angles that have a spot of its
+    radius there, or only those marked in ``voters`` (n, 64); the ``n_coarse`` templates with the
+    most votes are climbed a little, the ``n_fine`` best of them to the end.
+
+    Returns
+    -------
+    Rotations (n, 3, 3) sample to crystal, evidence (n,) in nats, and that of the best solution
+    at least 10 degrees away (n,); -1000 where there is none.
+    """
+    n = len(spots.number)
+    rotation, result = np.zeros((n, 3, 3)), np.full((n, 2), -1e3)
+    if len(bank.spot_radius):
+        step = math.sqrt(4 * math.pi / (len(bank.operators) * len(bank.frames) * math.sqrt(3) / 2))
+        _search_templates(
+            *spots.arrays, spots.table[:, :, 4] > 0 if voters is None else voters,
+            bank.coarse, bank.reflections, _camera(calibration),
+            0.4 * step, n_fine, n_coarse, rotation, result, numba.get_num_threads(),
+        )  # fmt: skip
+    return rotation, result[:, 0], result[:, 1]
+
+
+@numba.njit(cache=True)
+def _zone_evidence(table, number, background, centre, coarse, refs, camera, evidence):
+    """Evidence of every template at the in-plane angle that has the most votes, for one pattern."""
+    work = _room(camera, len(refs.g))
+    view, diffracted = _view(table, number, background, centre, camera, work)
+    radius, turn, weights = np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS, np.float32)
+    voting = _voting_spots(view.spots, view.spots[:, 4] > 0, centre, camera, radius, turn, weights)
+    votes = np.zeros((len(coarse.frames), _ANGLE_BINS + 1), np.uint16)
+    _vote(weights, radius[:voting], turn[:voting], coarse, _RADIAL_TOLERANCE + camera.place_strain, votes)
+    turned = np.empty((3, 3))
+    for t in range(len(coarse.frames)):
+        votes[t, 0] += votes[t, _ANGLE_BINS]
+        _turned(coarse.frames[t], 2, -2 * math.pi * np.argmax(votes[t, :_ANGLE_BINS]) / _ANGLE_BINS, turned)
+        near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
+        evidence[t] = _spun(turned, near, len(near), refs, camera, view, diffracted)
+
+
+def zone_axis_landscape(spots: Spots, calibration: Calibration, bank: TemplateBank) -> tuple[np.ndarray, np.ndarray]:
+    """What one phase scores in every zone axis of its bank for one pattern (the first of ``spots``), without any refinement.
+
+    Returns directions of the beam (m, 3), unit vectors in the crystal's Cartesian frame, and the evidence (m,) in nats at the
+    in-plane angle for which the spots vote.
+    """
+    evidence = np.zeros(len(bank.frames))
+    if len(bank.spot_radius) and spots.number[0]:
+        first = (spots.table[0], spots.number[0], spots.background[0], spots.centre_px[0])
+        _zone_evidence(*first, bank.coarse, bank.reflections, _camera(calibration), evidence)
+    return bank.frames[:, :, 2], evidence
+
+
+def _indices_up_to(most: int) -> np.ndarray:
+    """All directions (n, 3) of indices without a common factor, the simple ones first."""
+    indices = np.array([uvw for uvw in product(range(-most, most + 1), repeat=3) if math.gcd(*uvw) == 1])
+    return indices[np.argsort(np.abs(indices).sum(axis=1), kind="stable")]
+
+
+def nearest_zone_axis(crystal: Crystal, direction: np.ndarray, max_index: int = 5) -> tuple[tuple[int, int, int], float]:
+    """The direction [uvw] of low indices nearest to one of the crystal's Cartesian frame (3,), and the angle (deg) to it.
+
+    A higher index is taken only where it is nearer by 1° for each. The beam's direction is ``rotation[:, 2]``.
+
+    >>> cubic = Crystal("cubic", 4.2 * np.eye(3), np.zeros((1, 3)), ("Ni",), np.ones(1), 225)
+    >>> nearest_zone_axis(cubic, np.array([0.0, 1.0, 1.02]))[0]
+    (0, 1, 1)
+    """
+    uvw = _indices_up_to(max_index)
+    axes = uvw @ crystal.lattice
+    angle = np.degrees(np.arccos(np.clip(axes @ direction / np.linalg.norm(axes, axis=1) / np.linalg.norm(direction), -1, 1)))
+    best = int(np.argmin(angle + np.abs(uvw).sum(axis=1)))
+    u, v, w = (int(i) for i in uvw[best])
+    return (u, v, w), float(angle[best])
+
+
+@dataclass(frozen=True)
+class SpotComparison:
+    """Spots of one pattern against those that a crystal predicts: ``predicted_px`` (n, 2), ``seen`` and ``missing`` (n,) of these, and
+    ``extra_px`` (m, 2), the measured ones that it does not predict. Neither seen nor missing are those too faint to be expected."""
+
+    predicted_px: np.ndarray
+    seen: np.ndarray
+    missing: np.ndarray
+    extra_px: np.ndarray
+
+
+def compare_spots(
+    spots: Spots, calibration: Calibration, bank: TemplateBank, rotation: np.ndarray, *, least_nats: float = 6.0
+) -> SpotComparison:
+    """Which predicted spots of a crystal are in a pattern (the first of ``spots``), and which measured ones it does not explain.
+
+    A spot counts as measured above ``least_nats`` against background; one that is predicted is missing where the counts expected of
+    it, with the matched spots for a scale, would stand out by as much.
+    """
+    from scipy.spatial import cKDTree
+
+    camera, centre = _camera(calibration), spots.centre_px[0]
+    table = spots.table[0, : spots.number[0]].astype(float)
+    measured = table[table[:, 4] >= least_nats]
+    places, strength, _ = predicted_spots(bank, rotation, centre, calibration, min_relative_intensity=1e-3)
+    if not len(places) or not len(measured):
+        nothing = np.zeros(len(places), bool)
+        return SpotComparison(places, nothing, nothing, measured[:, :2])
+    apart, nearest = cKDTree(measured[:, :2]).query(places)
+    seen = apart <= camera.match
+    net = np.bincount(nearest[seen], minlength=len(measured)) > 0
+    scale = float(np.sum(measured[net, 2] - measured[net, 3])) / max(float(strength[seen].sum()), 1e-12)
+    mean = scale * strength
+    radius = np.minimum(np.linalg.norm(places - centre, axis=1).astype(int), spots.background.shape[1] - 1)
+    below = spots.background[0, radius] * camera.full + 0.02
+    bright = (mean + below) * np.log((mean + below) / below) - mean > least_nats
+    good = camera.pixels[tuple(np.rint(places).astype(int).T)] > 0.5
+    return SpotComparison(places, seen, bright & ~seen & good, measured[cKDTree(places).query(measured[:, :2])[0] > camera.match, :2])
+
+
+def predicted_spots(
+    bank: TemplateBank, rotation: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, min_relative_intensity: float = 0.01
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a crystal puts its spots: positions (n, 2) (y, x) in px, strengths (n,) of the bank's model, hkl (n, 3)."""
+    spots, everything = np.empty((len(bank.g), 4)), np.arange(len(bank.g))
+    rotation, centre = np.ascontiguousarray(rotation, dtype=float), np.asarray(centre_px, float)
+    n = _predict(rotation, everything, len(everything), bank.reflections, _camera(calibration), centre, spots)
+    spots = spots[:n][spots[:n, 2] > min_relative_intensity * spots[:n, 2].max(initial=0)]
+    return spots[:, :2], spots[:, 2], bank.hkl[spots[:, 3].astype(int)]
+
+
+def chance_evidence(
+    spots: Spots, calibration: Calibration, banks: list[TemplateBank], shape: tuple[int, int], *, n: int = 96, quantile: float = 0.95,
+    seed: int = 1,
+) -> np.ndarray:  # fmt: skip
+    """What evidence each bank finds where there is no crystal, (p,) in nats.
+
+    Its ``quantile`` over patterns of background alone, each with the radial background of a
+    pattern of this scan, on a camera of ``shape`` (ky, kx), and Poisson noise; plus what the best of all banks
+    exceeds that by in one of fifty of them.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(len(spots.number), size=n, replace=len(spots.number) < n))
+    yy, xx = np.indices(shape)
+    empty = np.empty((n, *shape), np.float32)
+    for image, i in zip(empty, chosen, strict=True):
+        cy, cx = spots.centre_px[i]
+        radius = np.minimum(np.hypot(yy - cy, xx - cx).astype(int), spots.background.shape[1] - 1)
+        image[:] = rng.poisson(spots.background[i][radius])
+    plain_counts = replace(calibration, gain=1.0, offset=0.0)
+    of_empty = find_spots(empty, spots.centre_px[chosen], plain_counts)
+    evidence = np.array([search_phase(of_empty, plain_counts, bank)[1] for bank in banks])
+    chance = np.quantile(evidence, quantile, axis=1)
+    return chance + max(0.0, float(np.quantile((evidence - chance[:, None]).max(axis=0), 0.98)))

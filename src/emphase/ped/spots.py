@@ -1,0 +1,221 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+
+from .scan import Calibration
+
+#
+# A pattern is reduced once, while it is in the cache, to the table of its spots and the profile of its
+# background. All matching works on these few hundred numbers; no image is read a second time.
+
+_MOST_SPOTS = 64
+_LEAST_NATS = 2.0  # local maxima with less evidence against background are not kept
+
+
+@dataclass(frozen=True)
+class Spots:
+    """What matching keeps of n patterns.
+
+    ``table`` (n, 64, 5) float32 has for every spot y, x (px), the counts in an aperture there,
+    those that background gives, and the evidence against background in nats; the surest come
+    first and ``number`` (n,) says how many there are. ``background`` (n, radii) is in counts a
+    pixel against the distance (px) from the direct beam, which is at ``centre_px`` (n, 2), (y, x).
+    """
+
+    table: np.ndarray
+    number: np.ndarray
+    background: np.ndarray
+    centre_px: np.ndarray
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Table, number, background and centre, as the kernels take them."""
+        return self.table, self.number, self.background, self.centre_px
+
+    def __getitem__(self, chosen: Any) -> Spots:
+        return Spots(self.table[chosen], self.number[chosen], self.background[chosen], self.centre_px[chosen])
+
+
+def _aperture(radius_px: float) -> np.ndarray:
+    """Half-widths of the rows of a disc, for summing counts over it."""
+    reach = math.floor(radius_px)
+    return np.array([math.floor(math.sqrt(radius_px**2 - dy * dy)) for dy in range(-reach, reach + 1)], np.int64)
+
+
+def _aperture_of(calibration: Calibration) -> np.ndarray:
+    return _aperture(1.8 * calibration.spot_sigma_px)
+
+
+def _good_pixels(mask: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Number of pixels (ky, kx) float32 in the aperture about every pixel that are neither masked nor off the camera."""
+    from scipy import ndimage
+
+    disc = np.abs(np.arange(-half.max(), half.max() + 1))[None, :] <= half[:, None]
+    return ndimage.correlate((~mask).astype(np.float32), disc.astype(np.float32), mode="constant")
+
+
+def first_radius_px(calibration: Calibration) -> float:
+    """Spots nearer to the direct beam than this are not looked at."""
+    return 4.5 * calibration.spot_sigma_px
+
+
+@numba.njit(cache=True, fastmath=True)
+def _aperture_counts(image, mask, half, gain, offset, row, counts):
+    """Counts in the aperture about every pixel, into ``counts`` (ky, kx), by differences of running sums (``row``)."""
+    ny, nx = image.shape
+    reach = len(half) // 2
+    per_unit, zero = np.float32(1 / gain), np.float32(offset)
+    counts[:] = 0
+    for y in range(ny):
+        total = np.float32(0)
+        for x in range(nx):
+            row[x] = total
+            if not mask[y, x]:
+                total += (np.float32(image[y, x]) - zero) * per_unit
+        row[nx] = total
+        for k in range(len(half)):
+            v, h = y + k - reach, half[k]
+            if v < 0 or v >= ny:
+                continue
+            for x in range(h, nx - h - 1):
+                counts[v, x] += row[x + h + 1] - row[x - h]
+            for x in range(h):
+                counts[v, x] += row[x + h + 1]
+            for x in range(nx - h - 1, nx):
+                counts[v, x] += total - row[max(x - h, 0)]
+
+
+@numba.njit(cache=True, fastmath=True)
+def _radial_background(image, mask, counts, radius, full, gain, offset, background, ceiling):
+    """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, three times over."""
+    ny, nx = image.shape
+    n_radii = len(background)
+    per_unit, zero = np.float32(1 / gain), np.float32(offset)
+    total, number = np.zeros(n_radii + 1), np.zeros(n_radii + 1)
+    ceiling[:] = 1e30
+    for _ in range(3):
+        total[:] = 0
+        number[:] = 0
+        for y in range(ny):
+            for x in range(nx):
+                r = radius[y, x]
+                if counts[y, x] <= ceiling[r] and not mask[y, x]:
+                    total[r + 1] += (image[y, x] - zero) * per_unit
+                    number[r + 1] += 1
+        for r in range(n_radii):
+            total[r + 1] += total[r]
+            number[r + 1] += number[r]
+        for r in range(n_radii):
+            reach = 2 + r // 12
+            low, high = max(0, r - reach), min(n_radii, r + reach + 1)
+            background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
+            expected = background[r] * full
+            ceiling[r] = expected + 2.5 * math.sqrt(expected) + 1.5
+
+
+@numba.njit(cache=True)
+def _least_counts(background, full, nats, least):
+    """The counts in a full aperture at every radius that make ``nats`` against background, into ``least``, by Newton's method."""
+    for r in range(len(background)):
+        b = background[r] * full + 0.02
+        a = b + math.sqrt(2 * b * nats) + 0.5
+        for _ in range(20):
+            slope = math.log(a / b)
+            a = max(a - (a * slope - (a - b) - nats) / max(slope, 1e-3), 1.001 * b + 0.05)
+        least[r] = max(a, 2.5)
+
+
+@numba.njit(cache=True)
+def _local_maxima(counts, pixels, radius, cy, cx, background, least, full, first_radius, nats, table):
+    """Fill ``table`` (most, 5) with the peaks of a pattern, the surest first; returns how many."""
+    ny, nx = counts.shape
+    n = 0
+    for y in range(2, ny - 2):
+        for x in range(2, nx - 2):
+            a, r = counts[y, x], radius[y, x]
+            if a * full < least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < 0.5 * full:
+                continue
+            highest = True
+            for dy in range(-2, 3):
+                for dx in range(-2, 3):
+                    other = counts[y + dy, x + dx]
+                    if other > a or (other == a and (dy < 0 or (dy == 0 and dx < 0))):
+                        highest = False
+            b = background[r] * pixels[y, x] + 0.02
+            evidence = a * math.log(a / b) - (a - b)
+            if not highest or a <= b or evidence < nats:
+                continue
+            k = n
+            if n < len(table):
+                n += 1
+            else:
+                k = int(np.argmin(table[:, 4]))
+                if table[k, 4] >= evidence:
+                    continue
+            bend_y = counts[y - 1, x] - 2 * a + counts[y + 1, x]
+            bend_x = counts[y, x - 1] - 2 * a + counts[y, x + 1]
+            # the fall of the background would draw a weak spot inwards
+            fall = full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
+            slope_y = 0.5 * (counts[y - 1, x] - counts[y + 1, x]) + fall * (y - cy)
+            slope_x = 0.5 * (counts[y, x - 1] - counts[y, x + 1]) + fall * (x - cx)
+            table[k, 0] = y + (min(max(slope_y / bend_y, -1.0), 1.0) if bend_y < 0 else 0.0)
+            table[k, 1] = x + (min(max(slope_x / bend_x, -1.0), 1.0) if bend_x < 0 else 0.0)
+            table[k, 2], table[k, 3], table[k, 4] = a, b, evidence
+    table[:n] = table[:n][np.argsort(-table[:n, 4], kind="mergesort")]
+    return n
+
+
+@numba.njit(cache=True, parallel=True)
+def _find_spots(patterns, centre, mask, pixels, half, full, gain, offset, first_radius, nats, table, number, background, threads):
+    n, ny, nx = patterns.shape
+    n_radii = background.shape[1]
+    for thread in numba.prange(threads):
+        counts, row = np.empty((ny, nx), np.float32), np.empty(nx + 1, np.float32)
+        radius = np.empty((ny, nx), np.int32)
+        ceiling, least = np.empty(n_radii, np.float32), np.empty(n_radii, np.float32)
+        for i in range(thread, n, threads):
+            cy, cx = np.float32(centre[i, 0]), np.float32(centre[i, 1])
+            for y in range(ny):
+                for x in range(nx):
+                    radius[y, x] = min(int(math.sqrt((y - cy) * (y - cy) + (x - cx) * (x - cx))), n_radii - 1)
+            _aperture_counts(patterns[i], mask, half, gain, offset, row, counts)
+            _radial_background(patterns[i], mask, counts, radius, full, gain, offset, background[i], ceiling)
+            _least_counts(background[i], full, nats, least)
+            number[i] = _local_maxima(counts, pixels, radius, cy, cx, background[i], least, full, first_radius, nats, table[i])
+
+
+def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
+    """Room for the spots of n patterns of ``shape`` (ky, kx)."""
+    n = len(centre_px)
+    background = np.zeros((n, int(0.75 * max(shape))), np.float32)
+    return Spots(np.zeros((n, _MOST_SPOTS, 5), np.float32), np.zeros(n, np.int64), background, np.array(centre_px, float))
+
+
+def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> Spots:
+    """The spots of patterns (n, ky, kx) of any real type with the direct beam at ``centre_px`` (n, 2), (y, x)."""
+    if len(centre_px) != len(patterns):
+        raise ValueError(f"find_spots: got {len(patterns)} patterns and {len(centre_px)} places of the direct beam, expected as many")
+    half = _aperture_of(calibration)
+    spots = _no_spots(centre_px, patterns.shape[1:])
+    _find_spots(
+        patterns, spots.centre_px, calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
+        calibration.gain, calibration.offset, first_radius_px(calibration), _LEAST_NATS, spots.table, spots.number, spots.background,
+        numba.get_num_threads(),
+    )  # fmt: skip
+    return spots
+
+
+def pattern_peaks(
+    image: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, most: int = 100, least_nats: float = 4.0
+) -> np.ndarray:
+    """Spots of one pattern (ky, kx): rows (y px, x px, evidence against background in nats, net counts), the surest first."""
+    spots = find_spots(np.asarray(image)[None], np.asarray(centre_px)[None], calibration)
+    y, x, counts, below, nats = spots.table[0, : spots.number[0]].astype(float).T
+    return np.stack([y, x, nats, counts - below], axis=1)[nats >= least_nats][:most]

@@ -1,0 +1,252 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import math
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from ..crystals import Crystal, electron_wavelength_A, reflections
+from ..files import write_atomically
+
+
+class _Reflections(NamedTuple):
+    """Reflections as the kernels take them: g (n, 3) in 1/Å, strength (n,), cone (n,) = |g| times the precession angle.
+
+    ``reach`` (n,) is the excitation error beyond which one is too faint to count; with the half
+    width of the rocking curve and the wavelength.
+    """
+
+    g: np.ndarray
+    strength: np.ndarray
+    cone: np.ndarray
+    reach: np.ndarray
+    half_width: float
+    wavelength: float
+
+
+class _Coarse(NamedTuple):
+    """The coarse search of one phase: a frame for every zone axis, the reflections near it, its spots sorted by radius."""
+
+    frames: np.ndarray
+    near: np.ndarray
+    near_start: np.ndarray
+    radius: np.ndarray
+    turn: np.ndarray
+    weight: np.ndarray
+    template: np.ndarray
+    bin_start: np.ndarray
+    operators: np.ndarray
+
+
+@dataclass(frozen=True)
+class TemplateBank:
+    """All that matching needs of one phase.
+
+    ``g`` (n, 3) in 1/Å in the crystal's frame with the ``strength`` (n,) of each reflection,
+    integrated over the excitation error; the rocking curve is that of `rocking_curve` with
+    ``cone`` (n,) and ``half_width_invA``, followed to an excitation error of ``reach`` (n,).
+    ``frames`` (m, 3, 3) is one rotation (sample to crystal) for every zone axis of the coarse search,
+    with the reflections that can shine near it (``near``, from ``near_start``) and its ``spot_*``
+    sorted by radius; ``operators`` are the proper rotations of the Laue group.
+    """
+
+    crystal: Crystal
+    hkl: np.ndarray
+    g: np.ndarray
+    strength: np.ndarray
+    cone: np.ndarray
+    reach: np.ndarray
+    half_width_invA: float
+    wavelength_A: float
+    frames: np.ndarray
+    near: np.ndarray
+    near_start: np.ndarray
+    spot_radius: np.ndarray
+    spot_turn: np.ndarray
+    spot_weight: np.ndarray
+    spot_template: np.ndarray
+    operators: np.ndarray
+
+    @property
+    def reflections(self) -> _Reflections:
+        """The reflections as the kernels take them."""
+        return _Reflections(self.g, self.strength, self.cone, self.reach, self.half_width_invA, self.wavelength_A)
+
+    @property
+    def coarse(self) -> _Coarse:
+        """The coarse search as the kernels take it."""
+        edges = np.arange(0, self.spot_radius.max(initial=0) + 0.1, _RADIAL_BIN)
+        return _Coarse(
+            self.frames, self.near, self.near_start, self.spot_radius, self.spot_turn, self.spot_weight, self.spot_template,
+            np.searchsorted(self.spot_radius, edges).astype(np.int64), self.operators,
+        )  # fmt: skip
+
+
+_RADIAL_BIN = 0.005  # 1/Å
+_RADIAL_TOLERANCE = 0.015  # 1/Å, besides Calibration.place_strain
+_ANGLE_BINS = 120
+_VOTE_UNIT = 256.0  # votes are whole numbers, which add and compare faster
+
+
+def zone_axes(operators: np.ndarray, step_deg: float) -> np.ndarray:
+    """Unit vectors (m, 3) that cover the sphere, reduced by proper rotations (o, 3, 3), at about one step's distance.
+
+    A spiral (Fibonacci) lattice; of every set of equivalent directions the one nearest to a
+    general direction stays.
+    """
+    n = round(4 * math.pi / (math.radians(step_deg) ** 2 * math.sqrt(3) / 2))
+    z = 1 - (2 * np.arange(n) + 1) / n
+    angle = math.pi * (1 + math.sqrt(5)) * np.arange(n)
+    directions = np.stack([np.sqrt(1 - z * z) * np.cos(angle), np.sqrt(1 - z * z) * np.sin(angle), z], axis=1)
+    pole = np.array([0.3125, 0.1234, 0.9418])
+    nearness = np.einsum("oij,nj->noi", operators, directions) @ pole
+    return directions[directions @ pole >= nearness.max(axis=1) - 1e-12]
+
+
+def rotation_to_zone(zone: np.ndarray) -> np.ndarray:
+    """A rotation (3, 3), sample to crystal, that puts the beam (sample z) along ``zone`` (crystal, Cartesian)."""
+    z = zone / np.linalg.norm(zone)
+    helper = np.eye(3)[np.argmin(np.abs(z))]
+    x = helper - z * (helper @ z)
+    x /= np.linalg.norm(x)
+    return np.stack([x, np.cross(z, x), z], axis=1)
+
+
+def excitation_error(g_sample: np.ndarray, wavelength_A: float) -> np.ndarray:
+    """Distance (n,) of reciprocal points (n, 3) in the sample's frame from the Ewald sphere along the beam (+z), 1/Å."""
+    return -g_sample[:, 2] - wavelength_A * np.sum(g_sample**2, axis=1) / 2
+
+
+@numba.njit(cache=True, fastmath=True)
+def rocking_curve(excitation_error, cone, half_width):
+    """Intensity of a reflection against its excitation error (1/Å) in precession, normalised to an integral of one.
+
+    In a turn of the beam the excitation error swings as s + cone cos(phi), cone = |g| times the
+    precession angle; at rest the curve is a Lorentzian of ``half_width`` (thickness, bending).
+    Their convolution is the real part of 1 / (pi sqrt(cone² - (s + i half_width)²)): flat
+    within the cone, with tails as s^-2 outside.
+    """
+    u, r = excitation_error / cone, half_width / cone
+    real, imaginary = 1 - u * u + r * r, 2 * u * r
+    size = np.sqrt(real * real + imaginary * imaginary)
+    return np.sqrt(np.maximum(size + real, 0.0) / 2) / (math.pi * size * cone)
+
+
+def template_bank(
+    crystal: Crystal,
+    *,
+    max_g_invA: float,
+    beam_energy_keV: float,
+    precession_deg: float,
+    excitation_width_invA: float,
+    step_deg: float = 2.0,
+    min_relative_intensity: float = 1e-3,
+    cache: str | Path | None = None,
+) -> TemplateBank:
+    """The bank of one phase for a precessed beam.
+
+    ``precession_deg`` is the half angle of the cone, ``excitation_width_invA`` the half width of the rocking curve at rest,
+    ``step_deg`` the distance of zone axes. The strength of a reflection is |F/V|^1.4, between the kinematical (2) and the dynamical
+    (1) power, times `rocking_curve`. The coarse templates are broader by the step of the
+    search, and the weights of their spots go with a low power of the strength, because real
+    intensities are neither. ``cache`` is a folder that keeps the coarse search by a hash of all it
+    depends on.
+    """
+    reflected = reflections(crystal, max_g_invA, min_relative_intensity)
+    wavelength = electron_wavelength_A(beam_energy_keV)
+    strength = reflected.intensity**0.7
+    cone = np.linalg.norm(reflected.g, axis=1) * max(math.radians(precession_deg), 1e-4)
+    operators = crystal.laue_rotations
+    reach = _excited_reach(reflected.g, strength, cone, excitation_width_invA, wavelength, zone_axes(operators, 10 * step_deg))
+    bright = reach > 0
+    refs = _Reflections(reflected.g[bright], strength[bright], cone[bright], reach[bright], excitation_width_invA, wavelength)
+    coarse = _cached_arrays(cache, lambda: _coarse_templates(refs, operators, step_deg), *refs, operators, step_deg)
+    arrays: dict[str, Any] = {name: coarse[name] for name in _COARSE_ARRAYS}
+    return TemplateBank(crystal, reflected.hkl[bright], *refs, **arrays, operators=operators)
+
+
+_FAINT = 1e-4  # of a pattern's strength: what no dose of these patterns can show
+
+
+def _excited_reach(
+    g: np.ndarray, strength: np.ndarray, cone: np.ndarray, half_width: float, wavelength: float, zones: np.ndarray
+) -> np.ndarray:
+    """The excitation error (n,) at which each reflection falls under `_FAINT` of a usual pattern's whole; 0 where it never is above."""
+    whole = [np.sum(strength * rocking_curve(excitation_error(g @ rotation_to_zone(zone), wavelength), cone, half_width)) for zone in zones]
+    outside = np.linspace(0, 8, 65)
+    s = cone[:, None] + half_width * outside
+    shines = strength[:, None] * rocking_curve(s, cone[:, None], half_width) > _FAINT * np.median(whole)
+    last = shines.shape[1] - 1 - np.argmax(shines[:, ::-1], axis=1)
+    return np.where(shines.any(axis=1), cone + half_width * outside[last], 0.0)
+
+
+_COARSE_ARRAYS = ("frames", "near", "near_start", "spot_radius", "spot_turn", "spot_weight", "spot_template")
+
+
+def _cached_arrays(folder: str | Path | None, make: Any, *depends_on: Any) -> dict[str, np.ndarray]:
+    """Named arrays from a folder's .npz named by the hash of what they depend on and of the code; else made, and kept there."""
+    if folder is None:
+        return make()
+    code = (_coarse_templates, zone_axes, rotation_to_zone, excitation_error, rocking_curve)
+    digest = hashlib.sha256("".join(inspect.getsource(function) for function in code).encode())
+    for part in depends_on:
+        digest.update(np.ascontiguousarray(part, dtype=float).tobytes())
+    path = Path(folder) / f"bank_{digest.hexdigest()[:24]}.npz"
+    if path.is_file():
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            pass  # broken off or damaged: made again below
+    arrays = make()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+    return arrays
+
+
+def _coarse_templates(refs: _Reflections, operators: np.ndarray, step_deg: float, most_spots: int = 80) -> dict[str, np.ndarray]:
+    """For every zone axis the reflections that shine within its reach, and its spots; all spots sorted by radius."""
+    step = math.radians(step_deg)
+    length = np.linalg.norm(refs.g, axis=1)
+    frames = np.array([rotation_to_zone(zone) for zone in zone_axes(operators, step_deg)])
+    near, near_start = [], [0]
+    columns: list[list[np.ndarray]] = [[], [], [], []]
+    for number, frame in enumerate(frames):
+        g = refs.g @ frame
+        s = excitation_error(g, refs.wavelength)
+        close = np.flatnonzero(np.abs(s) < refs.reach + 1.3 * length * step)
+        near.append(close)
+        near_start.append(near_start[-1] + len(close))
+        broad = np.hypot(refs.cone[close], 0.5 * length[close] * step)
+        strength = refs.strength[close] * rocking_curve(s[close], broad, refs.half_width + 0.1 * length[close] * step)
+        brightest = np.argsort(-strength, kind="stable")[:most_spots]
+        brightest = brightest[strength[brightest] > 0.01 * strength.max(initial=0)]
+        weight = strength[brightest] ** 0.3
+        x, y = g[close[brightest], :2].T
+        values = (np.hypot(x, y), np.arctan2(y, x) / (2 * np.pi) % 1, weight / max(np.linalg.norm(weight), 1e-12))
+        for column, value in zip(columns, (*values, np.full(len(weight), number)), strict=True):
+            column.append(value)
+    radius, turn, weight, template = (np.concatenate(column) for column in columns)
+    order = np.argsort(radius, kind="stable")
+    arrays = (
+        frames, np.concatenate(near), np.array(near_start), radius[order].astype(np.float32), turn[order].astype(np.float32),
+        weight[order].astype(np.float32), template[order].astype(np.int32),
+    )  # fmt: skip
+    return dict(zip(_COARSE_ARRAYS, arrays, strict=True))
+
+
+def _joined_reflections(banks: list[TemplateBank]) -> tuple[_Reflections, np.ndarray]:
+    """The reflections of all banks in one, and where each begins (p + 1,)."""
+    parts = [b.reflections for b in banks]
+    g, strength, cone, reach = (np.concatenate([getattr(r, name) for r in parts]) for name in ("g", "strength", "cone", "reach"))
+    return _Reflections(g, strength, cone, reach, parts[0].half_width, parts[0].wavelength), np.cumsum([0, *(len(r.g) for r in parts)])

@@ -1,0 +1,137 @@
+"""Which source files a result depends on, and their hash.
+
+A method's result changes with the module that it stands in and with all that this imports from the library, and with nothing else of
+it. Finished chunks of long work are kept under that hash, so that an edit of one method leaves the chunks of the others as they are.
+Imports are read from the source, not from what happens to be loaded; an import of a whole package stands for all of its modules.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_PACKAGE = Path(__file__).resolve().parent
+_NAME = _PACKAGE.name
+
+
+def _file_of(module: str) -> Path | None:
+    """The file of a module of this library; None for any other."""
+    parts = module.split(".")
+    if parts[0] != _NAME:
+        return None
+    path = _PACKAGE.joinpath(*parts[1:])
+    found = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return found if found.is_file() else None
+
+
+def _imported(module: str, path: Path) -> Iterator[str]:
+    """Modules of this library that a file imports, anywhere in it."""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+            modules = [name for name in names if _file_of(name)]
+            yield from modules if len(modules) == len(names) else [base, *modules]
+
+
+def modules_behind(*modules: str) -> dict[str, Path]:
+    """The files of modules of this library and of all that they import from it, by module, sorted.
+
+    Parameters
+    ----------
+    *modules
+        Names like ``emphase.drift`` or ``emphase.ped.index``; a package stands for all modules in it.
+
+    Raises
+    ------
+    KeyError
+        For a name that is no module of this library.
+
+    Examples
+    --------
+    >>> sorted(modules_behind("emphase.files"))
+    ['emphase.files']
+    """
+    found: dict[str, Path] = {}
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
+        path = _file_of(module)
+        if path is None and module in modules:
+            raise KeyError(f"{module}: no module of {_NAME}")
+        if path is None or module in found:
+            continue
+        found[module] = path
+        todo += _imported(module, path)
+    return dict(sorted(found.items()))
+
+
+@functools.cache
+def source_sha256(*modules: str) -> str:
+    """The SHA-256 of the source of modules of this library and of all that they import from it, in hexadecimal."""
+    digest = hashlib.sha256()
+    for module, path in modules_behind(*modules).items():
+        digest.update(f"{module}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def definitions_behind(path: Path, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What some names of a module that uses this library stand for: source and modules of the library.
+
+    Parameters
+    ----------
+    path
+        The module's file.
+    names
+        Of what is defined or imported at its top level; other names are left out.
+
+    Returns
+    -------
+    sources
+        The source of each definition that the names stand for or that one of these uses, in order of their names.
+    modules
+        The modules of this library from which such a definition imports a name.
+    """
+    known, found = _definitions(path), set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name in known and name not in found:
+            found.add(name)
+            todo += known[name].uses
+    return [known[name].source for name in sorted(found) if known[name].source], sorted({known[n].module for n in found} - {""})
+
+
+class _Definition(NamedTuple):
+    """Something that a module defines, with its source and the names it uses, or imports from this library, with the module's name."""
+
+    source: str = ""
+    uses: frozenset[str] = frozenset()
+    module: str = ""
+
+
+@functools.cache
+def _definitions(path: Path) -> dict[str, _Definition]:
+    """What stands at the top level of a file, by name."""
+    text = path.read_text(encoding="utf-8")
+    found: dict[str, _Definition] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == _NAME:
+            found |= {alias.asname or alias.name: _Definition(module=node.module or "") for alias in node.names}
+            continue
+        defined = _Definition(ast.get_source_segment(text, node) or "", frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name)))
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names = [node.name]
+        found |= dict.fromkeys(names, defined)
+    return found

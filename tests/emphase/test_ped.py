@@ -1,0 +1,539 @@
+"""PED: calibration, matching, decision and grains against truth, symmetry and recorded patterns."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import study
+from scipy.spatial.transform import Rotation
+
+import emphase
+import helpers
+
+SHARED = study.SHARED
+PHASES = ("layered", "spinel", "rocksalt", "llzo")
+OPTICS = {"beam_energy_keV": 200.0, "precession_deg": 0.5, "excitation_width_invA": 0.001}
+#: From e1 || a to e1 || a* of a cell with gamma = 120°, both with e3 || c.
+ABOUT_C = np.array([[math.sqrt(3) / 2, 0.5, 0], [-0.5, math.sqrt(3) / 2, 0], [0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def crystals():
+    return [helpers.phase_crystal(p) for p in PHASES]
+
+
+@pytest.fixture(scope="module")
+def scan(crystals):
+    """A small scan of known scale without overlap, bright enough for every pattern to be decidable on average."""
+    return emphase.simulate.ped_scan(
+        np.random.default_rng(3), crystals, (9, 9), rocksalt_fraction=0.25, spinel_fraction=0.15, electrons=12000, overlap=0.0, n_grains=3
+    )
+
+
+@pytest.fixture(scope="module")
+def banks(crystals):
+    return [emphase.ped.template_bank(c, max_g_invA=1.5, **OPTICS) for c in crystals]
+
+
+@pytest.fixture(scope="module")
+def calibration(scan):
+    patterns, truth = scan
+    mean, variance, _ = emphase.ped.scan.scan_statistics(patterns)
+    mask = emphase.ped.scan.hot_and_dead_pixels(mean, variance, 81, 12)
+    return emphase.ped.Calibration(0.02178, np.eye(2), truth["centre_px"], mask, 1.4)
+
+
+# --- crystallography of the templates ------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["layered", "rocksalt", "li2co3"])
+def test_zone_axes_cover_the_sphere_up_to_symmetry(phase):
+    crystal = helpers.phase_crystal(phase)
+    operators = np.asarray(crystal.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+    zones = emphase.ped.templates.zone_axes(operators, 3.0)
+    directions = np.random.default_rng(0).standard_normal((300, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    nearest = np.max(np.einsum("oij,nj->noi", operators, directions) @ zones.T, axis=(1, 2))
+    assert np.degrees(np.arccos(nearest.min())) < 3.0
+    assert len(zones) == pytest.approx(4 * math.pi / len(operators) / (math.radians(3) ** 2 * math.sqrt(3) / 2), rel=0.05)
+
+
+def test_excited_reflections_of_a_zone_axis_obey_the_zone_law(crystals):
+    bank = emphase.ped.template_bank(crystals[2], max_g_invA=1.0, **(OPTICS | {"precession_deg": 0.0, "excitation_width_invA": 1e-3}))
+    rotation = emphase.ped.templates.rotation_to_zone(np.array([1.0, 1.0, 0.0]))
+    calibration = emphase.ped.Calibration(0.02, np.eye(2), np.full((1, 1, 2), 71.5), np.zeros((144, 144), bool), 1.3)
+    _, _, hkl = emphase.ped.predicted_spots(bank, rotation, np.array([71.5, 71.5]), calibration, min_relative_intensity=0.0)
+    low = hkl[np.linalg.norm(hkl, axis=1) < 2.5]
+    assert len(low) >= 6
+    assert (low.sum(axis=1) % 1 == 0).all() and (low[:, 0] + low[:, 1] == 0).all()
+
+
+def test_layered_and_cubic_share_their_oxygen_lattice(crystals):
+    layered, _, rocksalt, _ = crystals
+    relation = emphase.ped.families.orientation_relations(layered, rocksalt)
+    assert relation.shape == (1, 3, 3)
+    for hexagonal, cubic in (((1, 0, 4), (2, 0, 0)), ((1, 1, 0), (2, 0, -2)), ((0, 0, 6), (1, 1, 1))):
+        a = relation[0] @ (np.array(hexagonal) @ layered.reciprocal)
+        b = np.array(cubic) @ rocksalt.reciprocal
+        a, b = np.sort(np.abs(a)), np.sort(np.abs(b))
+        assert math.degrees(math.acos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))) < 1.0
+        assert np.linalg.norm(a) == pytest.approx(np.linalg.norm(b), rel=0.031)  # the cells themselves differ by 3.0 % along [110]hex
+    assert emphase.ped.families.orientation_relations(rocksalt, layered).shape == (4, 3, 3)
+
+
+def test_rotations_come_back_from_orix_as_they_went(tmp_path, crystals):
+    """Sample-to-crystal matrices survive the CrystalMap, and orix turns R-3m reflections into the frame of the sample as we do."""
+    from orix import io
+    from orix.vector import Miller
+
+    rotation = Rotation.random(6, rng=np.random.default_rng(1)).as_matrix().reshape(2, 3, 3, 3)
+    phase_id = np.array([[0, 0, 2], [-1, 3, 1]])
+    crystal_map = emphase.orientations.to_crystal_map(phase_id, rotation, crystals, 8.0, {"score": np.arange(6.0).reshape(2, 3)})
+    emphase.orientations.save_crystal_map(tmp_path / "map.h5", crystal_map)
+    again = io.load(str(tmp_path / "map.h5"))
+    assert again.phase_id.tolist() == [0, 0, 2, -1, 3, 1]
+    assert again.prop["score"].tolist() == list(range(6))
+    assert np.allclose(again.rotations[0].to_matrix()[0], rotation[0, 0], atol=1e-6)
+    miller = Miller(hkl=[[1, 0, 4]], phase=again.phases[0])
+    ours = (np.array([1, 0, 4]) @ crystals[0].reciprocal) @ rotation[0, 1]
+    assert np.allclose((~again.rotations[1] * miller).data.ravel(), ours, atol=1e-6)
+
+
+def test_orix_has_our_crystal_axes_and_diffsims_alone_has_others(crystals):
+    """diffsims puts a structure of diffpy on e1 || a*, e3 || c (pyxem issue 947), and a phase of orix on our e1 || a, e3 || c*."""
+    from diffpy.structure import Lattice, Structure
+    from diffsims.generators.diffraction_generator import DiffractionGenerator
+    from diffsims.generators.simulation_generator import SimulationGenerator
+
+    layered = crystals[0]
+    phase = layered.orix_phase()
+    reach = {"reciprocal_radius": 1.5, "with_direct_beam": False, "max_excitation_error": 0.05}
+    by_orix = SimulationGenerator(200).calculate_diffraction2d(phase, **reach).coordinates
+    assert len(by_orix.hkl) > 20 and np.any(by_orix.hkl[:, 2] > 0.5)
+    assert np.allclose(by_orix.data, by_orix.hkl @ layered.reciprocal, atol=1e-6)
+    alone = Structure(phase.structure, lattice=Lattice(*phase.structure.lattice.abcABG()))
+    by_diffsims = DiffractionGenerator(200).calculate_ed_data(alone, **reach)
+    ours = by_diffsims.indices @ layered.reciprocal
+    assert np.abs(by_diffsims.coordinates - ours).max() > 0.5
+    assert np.allclose(by_diffsims.coordinates, ours @ ABOUT_C.T, atol=1e-6)
+
+
+def test_a_structure_dropped_beside_the_data_is_a_candidate_and_is_found(tmp_path, monkeypatch, crystals, calibration):
+    """A perovskite that the project has not, LaNiO3 with Co for Ni and a cell 0.3 % smaller, takes the place of LLZO in a scan."""
+    dropped = tmp_path / "phases" / "LaCoO3.cif"
+    dropped.parent.mkdir()
+    text = helpers.phase_file("lanio3").read_text(encoding="utf-8").replace(" Ni ", " Co ")
+    dropped.write_text(text.replace("5.4573", "5.4433").replace("13.1462", "13.0932"), encoding="utf-8")
+    monkeypatch.setattr(helpers, "BANK_CACHE", tmp_path / "banks")
+    ped = helpers.Ped(file="ped.blo", beam_energy_keV=200.0, precession_deg=0.5, phases=["layered", "rocksalt", "LaCoO3"])
+    candidates = helpers.scan_banks(ped, {"max_g_invA": 1.5, "excitation_width_invA": 0.001}, tmp_path)
+    patterns, truth = emphase.simulate.ped_scan(
+        np.random.default_rng(3), [*crystals[:3], emphase.crystals.read_crystal(dropped)], (9, 9), overlap=0.0
+    )
+    decision, _, _ = study.map_scan(patterns, replace(calibration, centre_px=truth["centre_px"]), candidates)
+    true = truth["phase"] == 3
+    assert true.sum() > 10
+    assert (decision["phase_id"][true] == 2).mean() > 0.9 and (decision["phase_id"][truth["phase"] == 0] == 2).mean() < 0.1
+
+
+# --- export ----------------------------------------------------------------------------------
+
+
+def exported(path, phase_id, crystals):
+    """Rotations of a map that was written to a path, at random, with scores that tell its points apart."""
+    rotation = Rotation.random(phase_id.size, rng=np.random.default_rng(1)).as_matrix().reshape(*phase_id.shape, 3, 3)
+    order = np.arange(phase_id.size).reshape(phase_id.shape)
+    properties = {"score": 100.0 + order, "correlation": order / phase_id.size, "phase_margin": 2.0 * order}
+    crystal_map = emphase.orientations.to_crystal_map(phase_id, rotation, crystals, 8.0, properties)
+    {".ang": emphase.orientations.save_ang, ".ctf": emphase.orientations.save_ctf}[path.suffix](path, crystal_map)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    return rotation.reshape(-1, 3, 3)
+
+
+def bunge(path):
+    """Orientation matrices (n, 3, 3) of the Euler angles in a file (Bunge, Texture Analysis in Materials Science, 1982)."""
+    columns, unit = {".ang": ((0, 1, 2), 1.0), ".ctf": ((5, 6, 7), math.radians(1))}[path.suffix]
+    points = path.read_text().rpartition("\tBS\n")[2].splitlines()
+    angles = np.loadtxt(points, usecols=columns, ndmin=2, unpack=True) * unit
+    (c1, c, c2), (s1, s, s2) = np.cos(angles), np.sin(angles)
+    rows = (
+        (c1 * c2 - s1 * s2 * c, s1 * c2 + c1 * s2 * c, s2 * s),
+        (-c1 * s2 - s1 * c2 * c, -s1 * s2 + c1 * c2 * c, c2 * s),
+        (s1 * s, -c1 * s, c),
+    )
+    return np.moveaxis(np.array(rows), -1, 0)
+
+
+@pytest.mark.parametrize("phase_id", [[[0, 0, 2], [-1, 3, 1]], [[0, -1, 2, 0]], [[0, 1], [2, 3], [0, 0]], [[0, 0], [0, -1]]])
+@pytest.mark.parametrize("suffix", [".ang", ".ctf"])
+def test_exported_maps_come_back(tmp_path, crystals, suffix, phase_id):
+    """With pores, in one row, without pores, of one phase: what orix reads is what was written, in µm and in the axes of the format."""
+    from orix import io
+
+    path, phase_id = tmp_path / f"map{suffix}", np.array(phase_id)
+    rotation = exported(path, phase_id, crystals)
+    again = io.load(str(path))
+    y, x = np.indices(phase_id.shape).reshape(2, -1) * 0.008
+    assert np.allclose(again.x, x, atol=1e-9) and again.dx == pytest.approx(0.008)
+    assert np.allclose(again.y, y, atol=1e-9) if len(phase_id) > 1 else again.y is None
+    names = [again.phases[int(k)].name if k >= 0 else None for k in again.phase_id]
+    assert names == [PHASES[k] if k >= 0 else None for k in phase_id.ravel()]
+    assert again.phases["layered"].structure.lattice.abcABG() == pytest.approx((2.867, 2.867, 14.22, 90, 90, 120), abs=1e-3)
+    for k, there, here in zip(phase_id.ravel(), again.rotations.to_matrix(), rotation, strict=True):
+        expected = ABOUT_C @ here if suffix == ".ctf" and k == 0 else here
+        angle = np.degrees(Rotation.from_matrix(there @ expected.T).magnitude())
+        assert k < 0 or angle < 0.01
+    order = np.arange(phase_id.size)
+    indexed = phase_id.ravel() >= 0
+    if suffix == ".ang":
+        assert again.prop["ci"][indexed] == pytest.approx((order / phase_id.size)[indexed], abs=1e-5)
+        assert again.prop["iq"][indexed].tolist() == (100.0 + order)[indexed].tolist()
+        assert again.prop["detector_signal"][indexed].tolist() == (2.0 * order)[indexed].tolist()
+        assert (again.prop["ci"][~indexed] == -1).all()
+    else:
+        assert again.prop["BC"].tolist() == np.rint(255 * order / phase_id.size).tolist()
+        assert again.prop["BS"].tolist() == (2.0 * order).tolist()
+        assert again.prop["error"].tolist() == np.where(indexed, 0, 3).tolist()
+
+
+@pytest.mark.parametrize(("phase", "hkl"), [("layered", (1, 0, 4)), ("layered", (0, 1, 4)), ("li2co3", (2, 1, -3))])
+@pytest.mark.parametrize("suffix", [".ang", ".ctf"])
+def test_exported_reflections_lie_where_ours_do(tmp_path, suffix, phase, hkl):
+    """A reader who knows the axes of a format finds a reflection in the sample's frame, in R-3m and in a monoclinic crystal.
+
+    diffpy's lattices stand for those of Channel 5, and of EDAX where it is monoclinic: e1 || a*, e3 || c.
+    """
+    from diffpy.structure import Lattice
+
+    path = tmp_path / f"map{suffix}"
+    crystal = helpers.phase_crystal(phase)
+    rotation = exported(path, np.zeros((2, 2), int), [crystal])
+    lattice = Lattice(*crystal.orix_phase().structure.lattice.abcABG())
+    assert np.allclose(lattice.base[2, :2], 0) and np.allclose(np.linalg.inv(lattice.base)[1:, 0], 0)
+    axes = crystal.lattice if (phase, suffix) == ("layered", ".ang") else lattice.base
+    there = np.array(hkl) @ np.linalg.inv(axes).T @ bunge(path)
+    ours = np.array(hkl) @ crystal.reciprocal @ rotation
+    assert np.allclose(there, ours, atol=2e-4 * np.linalg.norm(ours))
+
+
+def test_a_column_of_patterns_goes_to_ctf_only(tmp_path, crystals):
+    exported(tmp_path / "map.ctf", np.array([[0], [2], [-1]]), crystals)
+    lines = (tmp_path / "map.ctf").read_text().splitlines()
+    assert {"XCells\t1", "YCells\t3", "XStep\t0.00800000", "YStep\t0.00800000"} <= set(lines)
+    with pytest.raises(emphase.EmphaseError, match="one column"):
+        exported(tmp_path / "map.ang", np.array([[0], [2], [-1]]), crystals)
+
+
+# --- calibration ---------------------------------------------------------------------------
+
+
+def test_direct_beam_follows_the_descan(scan, calibration):
+    patterns, truth = scan
+    measured, intensity = emphase.ped.scan.direct_beam_positions(patterns, calibration.mask)
+    smooth, scatter = emphase.ped.scan.smooth_descan(measured, intensity)
+    assert np.abs(smooth - truth["centre_px"]).max() < 0.1
+    assert scatter < 0.15
+
+
+def test_a_saturated_beam_on_a_bright_halo_is_found():
+    yy, xx = np.indices((64, 64))
+    radius = np.hypot(yy - 33.0, xx - 30.0)
+    image = np.minimum(140 * np.exp(-radius / 15) + 400 * np.exp(-0.5 * (radius / 3) ** 2), 255).astype(np.uint8)
+    measured, intensity = emphase.ped.scan.direct_beam_positions(np.tile(image, (2, 3, 1, 1)), np.zeros((64, 64), bool))
+    assert np.abs(measured - (33, 30)).max() < 0.1 and (intensity > 0).all()
+    with pytest.raises(emphase.EmphaseError, match="no direct beam stands out"):
+        emphase.ped.scan.smooth_descan(measured, 0 * intensity)
+
+
+def test_descan_ignores_blanked_patterns():
+    centre = np.stack(np.meshgrid(np.linspace(70, 73, 12), np.linspace(69, 70, 10), indexing="ij"), axis=-1)
+    odd = centre.copy()
+    odd[2, 3] += 20
+    intensity = np.full((12, 10), 100.0)
+    intensity[5, 5], odd[5, 5] = 0.0, (0, 0)
+    smooth, _ = emphase.ped.scan.smooth_descan(odd, intensity)
+    assert np.abs(smooth - centre).max() < 1e-6
+
+
+def test_a_hot_pixel_beside_the_direct_beam_is_masked_and_the_beam_is_not():
+    rng = np.random.default_rng(8)
+    yy, xx = np.indices((144, 144))
+    for sigma in (0.6, 1.5):
+        beam = 400 * np.exp(-((yy - 71.0) ** 2 + (xx - 72.0) ** 2) / (2 * sigma**2))
+        patterns = rng.poisson(np.tile(beam + 0.3, (10, 10, 1, 1)))
+        patterns[:, :, 79, 65] = rng.integers(30, 120, (10, 10))
+        mean, variance, _ = emphase.ped.scan.scan_statistics(patterns)
+        assert np.argwhere(emphase.ped.scan.hot_and_dead_pixels(mean, variance, 100, 11.5)).tolist() == [[79, 65]]
+
+
+def test_hot_pixels_are_masked_and_spots_are_not(scan, calibration):
+    patterns, _ = scan
+    hot = np.argwhere(np.median(patterns.reshape(-1, *patterns.shape[2:]), axis=0) > 25)
+    hot = hot[np.hypot(*(hot - 71.5).T) > 12]
+    assert all(calibration.mask[tuple(p)] for p in hot)
+    assert calibration.mask.sum() <= len(hot) + 2
+
+
+@pytest.mark.parametrize(("gain", "offset"), [(1.0, 0.0), (7.0, 100.0)])
+def test_detector_gain_from_noise(gain, offset):
+    rng = np.random.default_rng(5)
+    expected = 40 * np.exp(-np.hypot(*np.indices((96, 96)) - 47.5) / 30)
+    frames = (gain * rng.poisson(expected, (20, 96, 96)) + offset).astype(np.uint16)
+    found_gain, found_offset = emphase.ped.scan.detector_gain(frames, np.zeros((96, 96), bool))
+    assert found_gain == pytest.approx(gain, rel=0.15)
+    assert abs(found_offset - offset) <= 6 * gain
+
+
+def test_scale_is_found_from_the_scan(scan, calibration, banks):
+    patterns, _ = scan
+    wrong = replace(calibration, scale_invA_per_px=0.02178 * 1.021)
+    chosen, images = emphase.ped.calibrate.spread_patterns(patterns, wrong, 16)
+    refined, fit = emphase.ped.refine_calibration(images, calibration.centre_px.reshape(-1, 2)[chosen], wrong, banks)
+    assert refined.scale_invA_per_px == pytest.approx(0.02178, rel=0.0015)
+    assert refined.ellipticity < 0.005
+    assert fit["residual_px"] < 0.6
+
+
+# --- matching ------------------------------------------------------------------------------
+
+
+def test_phases_and_orientations_against_truth(scan, calibration, banks):
+    patterns, truth = scan
+    decision, _, _ = study.map_scan(patterns, calibration, banks)
+    crystal = truth["phase"] >= 0
+    right = decision["phase_id"] == truth["phase"]
+    assert right[crystal].mean() > 0.97
+    assert (decision["phase_id"][~crystal] == -1).mean() > 0.8
+    sure = decision["decided"] & (decision["phase_margin"] > 10)
+    assert right[sure & crystal].mean() > 0.98
+    angles = [
+        emphase.ped.grains.misorientations_deg(decision["rotation"][y, x], truth["rotation"][y, x], banks[p].operators)
+        for (y, x), p in np.ndenumerate(truth["phase"])
+        if p >= 0 and right[y, x]
+    ]
+    assert np.median(angles) < 0.3
+
+
+def test_same_input_same_result(scan, calibration, banks):
+    part = scan[0][:2, :3]
+    local = replace(calibration, centre_px=calibration.centre_px[:2, :3])
+    first, second = (study.index_scan(part, local, banks[1:3])[0] for _ in range(2))
+    assert np.array_equal(first.evidence, second.evidence) and np.array_equal(first.rotation, second.rotation)
+
+
+def test_background_alone_is_not_indexed(calibration, banks):
+    rng = np.random.default_rng(8)
+    radius = np.hypot(*np.indices((144, 144)) - 71.5)
+    expected = 2.5 * np.exp(-radius / 20) + 200 * np.exp(-0.5 * (radius / 1.5) ** 2)
+    patterns = np.minimum(rng.poisson(expected, (4, 5, 144, 144)), 255).astype(np.uint8)
+    local = replace(calibration, centre_px=np.full((4, 5, 2), 71.5))
+    decision, _, _ = study.map_scan(patterns, local, banks)
+    assert (decision["phase_id"] == -1).mean() >= 0.9
+
+
+def pattern_of(parts, calibration, rng, electrons=6000.0, shape=(144, 144)):
+    """A pattern (ky, kx) of several crystals: ``parts`` holds (bank, rotation, share); strengths off by 30 % each, Poisson noise."""
+    centre = calibration.centre_px[0, 0]
+    radius = np.hypot(*(np.indices(shape) - centre[:, None, None]))
+    image = 0.3 * electrons * np.exp(-radius / 20) / (2 * math.pi * 20**2)
+    yy, xx = np.indices(shape)
+    for bank, rotation, share in parts:
+        places, strength, _ = emphase.ped.predicted_spots(bank, rotation, centre, calibration, min_relative_intensity=0.001)
+        strength = strength * rng.lognormal(0, 0.3, len(strength))
+        for (y, x), s in zip(places, strength / strength.sum(), strict=True):
+            image += 0.3 * electrons * share * s * np.exp(-0.5 * ((yy - y) ** 2 + (xx - x) ** 2) / 1.4**2) / (2 * math.pi * 1.4**2)
+    return np.minimum(rng.poisson(image), 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def still():
+    """The calibration of a scan without descan."""
+    return emphase.ped.Calibration(0.02178, np.eye(2), np.full((8, 8, 2), 71.5), np.zeros((144, 144), bool), 1.4)
+
+
+def test_rocking_curve_is_a_lorentzian_on_the_precession_cone():
+    s, cone, width = np.linspace(-0.02, 0.02, 9)[:, None], 0.005, 0.0007
+    turn = (np.arange(20000) + 0.5) * 2 * math.pi / 20000
+    numeric = np.mean(width / math.pi / ((s - cone * np.cos(turn)) ** 2 + width**2), axis=1)
+    assert np.allclose(emphase.ped.templates.rocking_curve(s[:, 0], cone, width), numeric, rtol=1e-6)
+    everywhere = np.linspace(-20, 20, 400001)
+    assert np.trapezoid(emphase.ped.templates.rocking_curve(everywhere, cone, width), everywhere) == pytest.approx(1, abs=1e-3)
+
+
+def test_banks_are_kept_by_content_and_made_again_when_damaged(tmp_path, crystals):
+    options = OPTICS | {"max_g_invA": 1.0, "step_deg": 4.0, "cache": tmp_path}
+    first = emphase.ped.template_bank(crystals[2], **options)
+    (kept,) = tmp_path.iterdir()
+    for damage in (None, b"not an archive", kept.read_bytes()[:200]):
+        if damage is not None:
+            kept.write_bytes(damage)
+        again = emphase.ped.template_bank(crystals[2], **options)
+        assert all(np.array_equal(a, b) for a, b in zip(first.coarse, again.coarse, strict=True))
+    emphase.ped.template_bank(crystals[2], **(options | {"precession_deg": 0.7}))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("electrons", [1000, 4000, 16000])
+def test_defaults_hold_whatever_the_dose(crystals, banks, electrons):
+    """No knob follows the dose: from few spots of ten counts to saturated ones."""
+    rng = np.random.default_rng(7)
+    patterns, truth = emphase.simulate.ped_scan(
+        rng, crystals, (12, 12), rocksalt_fraction=0.3, spinel_fraction=0.15, electrons=electrons, overlap=0.0, n_grains=4, hot_pixels=0
+    )
+    calibration = emphase.ped.Calibration(0.02178, np.eye(2), truth["centre_px"], np.zeros((144, 144), bool), 1.4)
+    decision, _, _ = study.map_scan(patterns, calibration, banks)
+    crystal = truth["phase"] >= 0
+    right = decision["phase_id"] == truth["phase"]
+    assert right[crystal].mean() > 0.93
+    assert right[crystal & decision["decided"]].mean() > 0.97
+
+
+def test_two_crystals_in_a_pattern_do_not_become_a_third(banks, still):
+    """Layered over LLZO, and layered over rocksalt on its lattice: the larger share names the pattern, the other one is reported."""
+    rng = np.random.default_rng(11)
+    layered, _, rocksalt, llzo = banks
+    turns = Rotation.random(2, rng=rng).as_matrix()
+    on_lattice = emphase.ped.families.orientation_relations(layered.crystal, rocksalt.crystal)[0] @ turns[0]
+    for other, rotation, number in ((llzo, turns[1], 3), (rocksalt, on_lattice, 2)):
+        patterns = np.empty((4, 5, 144, 144), np.uint8)
+        for y, x in np.ndindex(4, 5):
+            share = (0.0, 0.25, 0.5, 0.75, 1.0)[x]
+            parts = [(layered, turns[0], 1 - share), (other, rotation, share)]
+            patterns[y, x] = pattern_of([p for p in parts if p[2] > 0], still, rng)
+        local = replace(still, centre_px=still.centre_px[:4, :5])
+        decision, _, _ = study.map_scan(patterns, local, banks)
+        assert (decision["phase_id"][:, :2] == 0).all() and (decision["phase_id"][:, 3:] == number).all()
+        assert np.isin(decision["phase_id"], (0, number)).all()
+        assert (decision["second_phase_id"][:, 1] == number).mean() >= 0.75 and (decision["second_phase_id"][:, 3] == 0).mean() >= 0.75
+        assert np.isin(decision["second_phase_id"][:, [0, 4]], (-1, 0, number)).mean() >= 0.75
+        assert np.median(decision["second_share"][:, [1, 3]]) == pytest.approx(0.25, abs=0.1)
+
+
+def test_a_zone_that_cannot_discriminate_says_so(banks, still):
+    """Along [001]hex || [111]cubic layered and rocksalt show the same spots; along [100]hex || [1-10] the 003 row tells them apart."""
+    layered, _, rocksalt, _ = banks
+    relation = emphase.ped.families.orientation_relations(layered.crystal, rocksalt.crystal)[0]
+    low = [emphase.ped.template_bank(b.crystal, max_g_invA=0.8, **OPTICS) for b in (layered, rocksalt)]
+    counts = []
+    for zone in ((0.0, 0.0, 1.0), (1.0, 0.0, 0.0)):
+        rotation = emphase.ped.templates.rotation_to_zone(np.array(zone))
+        image = pattern_of([(low[0], rotation, 1.0)], still, np.random.default_rng(3), electrons=20000)
+        local = replace(still, centre_px=still.centre_px[:1, :1])
+        spots = emphase.ped.find_spots(image[None], local.centre_px[0], local)
+        rotations = np.stack([rotation, relation @ rotation])[:, None, None]
+        counts.append(emphase.ped.maps.discriminating_spots(spots, local, low, np.zeros((1, 1), int), rotations)[0, 0])
+    assert counts[0] == 0 and counts[1] >= 2
+
+
+def test_neighbours_can_be_switched_off(scan, calibration, banks):
+    """Then a pattern's result does not depend on what lies around it; only what is chance comes from the whole scan."""
+    patterns = scan[0][:3, :4]
+    local = replace(calibration, centre_px=calibration.centre_px[:3, :4])
+    turned = replace(calibration, centre_px=local.centre_px[::-1, ::-1])
+    options = {"neighbours": False, "mixtures": False}
+    first, second = (
+        study.map_scan(patterns, local, banks, **options)[1],
+        study.map_scan(patterns[::-1, ::-1], turned, banks, **options)[1],
+    )
+    assert (first.evidence == second.evidence[:, ::-1, ::-1]).mean() > 0.9
+
+
+def test_lazy_scans_give_what_arrays_give(scan, calibration, banks):
+    import dask.array as da
+
+    part = scan[0][:3, :4]
+    local = replace(calibration, centre_px=calibration.centre_px[:3, :4])
+    lazy = study.map_scan(da.from_array(part, chunks=(1, 2, 144, 144)), local, banks)[0]
+    assert all(np.array_equal(a, b) for a, b in zip(lazy.values(), study.map_scan(part, local, banks)[0].values(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["saturated", "zero", "masked", "flat", "one bright pixel"])
+def test_patterns_without_diffraction_are_not_indexed(scan, calibration, banks, kind):
+    patterns = scan[0][:2, :2].copy()
+    local = replace(calibration, centre_px=calibration.centre_px[:2, :2])
+    if kind == "masked":
+        local = replace(local, mask=np.ones((144, 144), bool))
+    else:
+        patterns[:] = {"saturated": 255, "zero": 0, "flat": 7, "one bright pixel": 0}[kind]
+        if kind == "one bright pixel":
+            patterns[:, :, 100, 90] = 200
+    decision, found, spots = study.map_scan(patterns, local, banks)
+    assert (decision["phase_id"] == -1).all() and not decision["decided"].any()
+    assert np.isfinite(decision["probability"]).all() and np.isfinite(decision["phase_margin"]).all()
+    assert (emphase.ped.maps.discriminating_spots(spots, local, banks, decision["phase_id"], found.rotation) == 0).all()
+
+
+def test_one_pattern_alone_is_indexed(scan, calibration, banks):
+    _, truth = scan
+    y, x = np.argwhere(truth["phase"] == 3)[0]
+    local = replace(calibration, centre_px=calibration.centre_px[y : y + 1, x : x + 1])
+    decision, _, _ = study.map_scan(scan[0][y : y + 1, x : x + 1], local, banks)
+    assert decision["phase_id"][0, 0] == 3 and decision["decided"][0, 0]
+
+
+def test_a_missing_candidate_makes_no_confident_map(scan, calibration, banks):
+    """LLZO patterns offered only the phases of the cathode: few find a place, and hardly one is called decided."""
+    patterns, truth = scan
+    decision, _, _ = study.map_scan(patterns, calibration, banks[:3])
+    garnet = truth["phase"] == 3
+    assert decision["decided"][garnet].mean() < 0.1
+    assert decision["decided"][(truth["phase"] >= 0) & ~garnet].mean() > 0.9
+
+
+def test_grains_join_neighbours_of_one_orientation(banks):
+    turn = Rotation.from_euler("z", [[0], [2], [20]], degrees=True).as_matrix()
+    rotation = turn[np.array([[0, 1, 2], [0, 1, 2]])]
+    phase_id = np.array([[2, 2, 2], [2, -1, 2]])
+    grains = emphase.ped.segment_grains(phase_id, rotation, [b.operators for b in banks])
+    assert grains[0, 0] == grains[0, 1] == grains[1, 0] != grains[0, 2] == grains[1, 2]
+    assert grains[1, 1] == -1
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [(0.2178, "is the scale in 1/nm"), (0.0005, "is the scale in 1/nm")],
+)
+def test_a_scale_wrong_by_ten_is_refused(scale, message):
+    with pytest.raises(emphase.EmphaseError, match=message):
+        emphase.ped.check_patterns(np.zeros((2, 2, 144, 144)), scale, "ped.blo")
+
+
+def test_scans_without_counts_are_refused():
+    with pytest.raises(emphase.EmphaseError, match="all patterns are zero"):
+        emphase.ped.scan.scan_statistics(np.zeros((2, 2, 40, 40)))
+    broken = np.ones((2, 2, 40, 40))
+    broken[1, 0, 3, 3] = np.nan
+    with pytest.raises(emphase.EmphaseError, match="line 1 holds NaN"):
+        emphase.ped.scan.scan_statistics(broken)
+
+
+# --- recorded patterns ------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (SHARED / "realdata" / "ped_steel").is_dir(), reason="recorded PED of steel is not here")
+def test_recorded_steel_is_austenite_and_not_g_phase():
+    """Real camera noise, a ring distorted by some 3 %, and a phase with 30 times more reflections that must not win by them."""
+    folder = SHARED / "realdata" / "ped_steel"
+    signal = emphase.frames.load_recording(folder / "subset_data.hspy", navigation_dimension=2)
+    patterns = np.asarray(signal.data)
+    crystals = [emphase.crystals.read_crystal(folder / f"{n}.cif", n) for n in ("austeniteLP", "g-phaseLP")]
+    mean, variance, _ = emphase.ped.scan.scan_statistics(patterns)
+    mask = emphase.ped.scan.hot_and_dead_pixels(mean, variance, 4, 20)
+    measured, _ = emphase.ped.scan.direct_beam_positions(patterns, mask)
+    gain, offset = emphase.ped.scan.detector_gain(patterns.reshape(-1, *patterns.shape[2:]), mask)
+    calibration = emphase.ped.Calibration(0.01261, np.eye(2), measured, mask, 1.7, gain, offset, place_strain=0.02)
+    banks = [emphase.ped.template_bank(c, max_g_invA=1.4, **(OPTICS | {"excitation_width_invA": 0.004})) for c in crystals]
+    decision, found, spots = study.map_scan(patterns, calibration, banks)
+    assert (decision["phase_id"] == 0).all()
+    assert (found.support[0] > 50).all() and (found.support[1] < 0).all()
+    # The crystal is seen along <110>: of its eight clearest spots within 1 1/Å six are, within 2 px, reflections of that zone.
+    # A pair is not austenite's.
+    zone = np.sort(np.abs(decision["rotation"][0, 0][:, 2]))
+    assert (
+        np.degrees(np.arccos(zone @ np.array([0, 1, 1]) / math.sqrt(2))) < 5
+    )  # it is tilted off the zone: Friedel pairs differ by a factor of two
+    places, _, _ = emphase.ped.predicted_spots(banks[0], decision["rotation"][0, 0], measured[0, 0], calibration)
+    seen = spots.table[0, :, :2][np.hypot(*(spots.table[0, :, :2] - measured[0, 0]).T) * 0.01261 < 1.0][:8]
+    off = np.hypot(*(seen[:, None] - places[None]).transpose(2, 0, 1)).min(axis=1)
+    assert (off < 2).sum() >= 6

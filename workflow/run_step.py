@@ -1,0 +1,73 @@
+"""Run one step of one sample: execute its notebook by papermill, and leave the mark that says that it is done.
+
+The mark holds the time, the results that the step wrote, and the hash of the marks of the steps that it needs, one in a line. The executed
+notebook is the log of a step, and what papermill says goes beside it. A kernel that died is tried once more: Snakemake starts this
+program a second time (``retries``), which does nothing where the first attempt ended in any other way.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import helpers
+
+POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "DASK_NUM_WORKERS")
+#: papermill's exit status where the kernel died
+KERNEL_DIED = 138
+
+
+def execute(notebook: Path, parameters: Path, executed: Path, threads: int) -> int:
+    """papermill's exit status; every pool of threads gets as many."""
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-"]
+    command += ["--cwd", str(helpers.PROJECT_ROOT / "notebooks"), "-f", str(parameters), str(notebook), str(executed)]
+    with open(executed.with_suffix(".log"), "wb") as errors:
+        return subprocess.run(command, stderr=errors, env=os.environ | dict.fromkeys(POOLS, str(threads)), check=False).returncode
+
+
+def results_of(folder: Path, step: str) -> list[str]:
+    """The files that a step wrote, but its log."""
+    return sorted(path.name for path in folder.glob(f"{step[:2]}_*") if path.suffix != ".log")
+
+
+def mark(written: list[str], needs: list[Path]) -> str:
+    """The text of the mark of a step that is done."""
+    head = f"done {time.strftime('%a %b %d %H:%M:%S %Z %Y')}, process {os.getpid()}"
+    tail = [f"needs {hashlib.sha256(need.read_bytes()).hexdigest()}  {need}" for need in needs]
+    return "\n".join([head, *written, *tail]) + "\n"
+
+
+def main() -> int:
+    """Run the step that the command line names; its exit status is 0 or 1."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sample", default="", help="its id; none for the comparison")
+    parser.add_argument("--attempt", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument("parameters", type=Path, help="YAML file")
+    parser.add_argument("executed", type=Path)
+    parser.add_argument("mark", type=Path)
+    parser.add_argument("needs", type=Path, nargs="*", help="marks of the steps that this one needs")
+    args = parser.parse_args()
+    step = args.notebook.stem
+    label, started = f"{args.sample or 'all samples'}  {step}", time.monotonic()
+    if args.attempt > 1 and not helpers.kernel_died(args.executed):
+        return 1
+    print(f"{label} … the kernel died, once more" if args.attempt > 1 else f"{label} …", flush=True)
+    status = execute(args.notebook, args.parameters, args.executed, args.threads)
+    written = results_of(Path(args.sample or "."), step)
+    if status == 0 and written:
+        args.mark.write_text(mark(written, args.needs), encoding="utf-8")
+        print(f"{label} … {time.monotonic() - started:.0f} s", flush=True)
+        return 0
+    if status != KERNEL_DIED or args.attempt > 1:
+        print(f"{label} … failed", flush=True)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
