@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from ..kernels import kernel
 from .options import _CANDIDATES, _FALSE_MODES, _RING_SIGMA, _RINGS
 
 
@@ -249,7 +249,7 @@ def _likelihood(canvas: _Canvas, i: int, scene: np.ndarray, seen: np.ndarray, sh
     return np.conj(counts) * canvas.spectrum(np.log1p(scene)) - flat * np.conj(box) * canvas.spectrum(scene)
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _moments(spectrum, ey, ex, qy, qx):
     """Real parts of Σ A ey ex times 1, -iqy, -iqx, -qy², -qyqx, -qx²."""
     out = np.zeros(6)

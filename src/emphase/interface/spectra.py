@@ -6,10 +6,10 @@ import itertools
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from ..crystals import Crystal, _view_along, reflections
+from ..kernels import kernel
 
 _MIN_Q, _MAX_Q = 0.12, 0.72  # 1/Å: below lies the slope of the background, above the damping of the microscope
 _STRAIN = 0.006  # share of q by which a spot may move with strain and bending
@@ -153,7 +153,7 @@ def spectrum_peaks(
     return q[keep][order], strength[keep][order]
 
 
-@numba.njit(cache=True)
+@kernel
 def _match(q, sigma, predicted, weight, area, excused, matched):
     """Log likelihood of peak positions over that of random ones; ``matched`` gets the spot of each peak or -1.
 
@@ -176,7 +176,7 @@ def _match(q, sigma, predicted, weight, area, excused, matched):
     return total
 
 
-@numba.njit(cache=True)
+@kernel
 def _missing(q, strength, predicted, amplitude, matched, threshold):
     """Log likelihood of what is predicted strong and not seen, at worst -12; and whether spots of two directions are."""
     seen = np.zeros(len(predicted), dtype=np.bool_)
@@ -206,7 +206,7 @@ def _missing(q, strength, predicted, amplitude, matched, threshold):
     return max(total, -12.0), cross
 
 
-@numba.njit(cache=True)
+@kernel
 def _fit_turn(q, sigma, predicted, matched):
     """Complex factor of the pattern that fits the matched peaks best."""
     top, bottom = 0j, 0.0
@@ -218,7 +218,7 @@ def _fit_turn(q, sigma, predicted, matched):
     return top / bottom if bottom > 0 else 1 + 0j
 
 
-@numba.njit(cache=True)
+@kernel
 def _search(q, sigma, strength, excused, spots, weight, amplitude, offsets, tolerance, scale_sigma, threshold, area):
     """Best score, complex factor and hand of every pattern for one window's peaks."""
     n = len(offsets) - 1

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from ..kernels import kernel
 from .scan import Calibration
 from .spots import _MOST_SPOTS, _aperture_of, _good_pixels, first_radius_px
 from .templates import rocking_curve
@@ -75,7 +75,7 @@ class _View(NamedTuple):
     predicted: np.ndarray
 
 
-@numba.njit(cache=True)
+@kernel
 def _own_pixels(spots, reach, owner):
     """Write for every pixel the number + 1 of the nearest spot within ``reach``; 0 where there is none."""
     ny, nx = owner.shape
@@ -93,7 +93,7 @@ def _own_pixels(spots, reach, owner):
                     owner[y, x] = k + 1
 
 
-@numba.njit(cache=True)
+@kernel
 def _view(table, number, background, centre, camera, work):
     """The `_View` of a pattern in the room of ``work``, and the net counts in its clear spots."""
     spots, terms = table[:number], work.terms[:number]
@@ -124,7 +124,7 @@ def _view(table, number, background, centre, camera, work):
     return view, diffracted
 
 
-@numba.njit(cache=True)
+@kernel
 def _room(camera, n_reflections):
     """Work space of one thread, in the shape of a `_View`."""
     return _View(
@@ -134,7 +134,7 @@ def _room(camera, n_reflections):
     )  # fmt: skip
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _predict(rotation, near, n_near, refs, camera, centre, out):
     """The spots of a crystal on the camera: rows (y px, x px, strength, number of the reflection) into ``out``; returns how many.
 
@@ -166,7 +166,7 @@ def _predict(rotation, near, n_near, refs, camera, centre, out):
     return n
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _collect(rotation, near, n_near, refs, camera, view):
     """What a crystal predicts: strength and mean offset at each measured spot into ``view``, the rest into ``view.missed``.
 
@@ -196,7 +196,7 @@ def _collect(rotation, near, n_near, refs, camera, view):
     return n_missed, total
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _missed_odds(mean, below):
     """How much more probable it is to see nothing over ``below`` counts with a crystal that predicts ``mean`` more than without it.
 
@@ -206,7 +206,7 @@ def _missed_odds(mean, below):
     return _MISSING + (1 - _MISSING) / (lack * lack)
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _judge(strength, off_y, off_x, missed, n_missed, scale, view):
     """Evidence (nats) of what was collected, with ``scale`` counts a unit of strength, and the turn (radians) that would fit best."""
     spots, terms, cy, cx = view.spots, view.terms, view.centre[0], view.centre[1]
@@ -238,7 +238,7 @@ def _judge(strength, off_y, off_x, missed, n_missed, scale, view):
     return evidence + math.log(odds), torque / inertia
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _evidence(rotation, near, n_near, refs, camera, view, diffracted):
     """Evidence (nats) of a crystal, and by how much (radians) its spots should turn in the plane to fit best.
 
@@ -255,7 +255,7 @@ def _evidence(rotation, near, n_near, refs, camera, view, diffracted):
     return _judge(strength, view.off_y, view.off_x, view.missed, n_missed, max(matched, 0.15 * diffracted) / total, view)
 
 
-@numba.njit(cache=True)
+@kernel
 def _turned(rotation, axis, angle, out):
     """Into ``out`` the rotation (sample to crystal) after turning the crystal by ``angle`` about an axis of the sample."""
     c, s = math.cos(angle), math.sin(angle)
@@ -266,7 +266,7 @@ def _turned(rotation, axis, angle, out):
         out[row, j] = c * rotation[row, j] - s * rotation[row, i]
 
 
-@numba.njit(cache=True)
+@kernel
 def _spun(rotation, near, n_near, refs, camera, view, diffracted):
     """Turn ``rotation`` in the plane, in place, as its spots ask for, where that helps; returns the evidence."""
     trial = np.empty((3, 3))
@@ -279,7 +279,7 @@ def _spun(rotation, near, n_near, refs, camera, view, diffracted):
     return best
 
 
-@numba.njit(cache=True)
+@kernel
 def _refine(rotation, tilt, levels, near, n_near, refs, camera, view, diffracted):
     """Climb the evidence from ``rotation``, which is changed in place; returns the evidence.
 
@@ -312,7 +312,7 @@ def _refine(rotation, tilt, levels, near, n_near, refs, camera, view, diffracted
     return best
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _near_ewald(rotation, reach, refs, first, last, near):
     """Numbers of the reflections of ``first`` to ``last`` that can shine within ``reach`` radians of tilt, into ``near``; how many."""
     n = 0

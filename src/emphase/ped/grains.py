@@ -6,15 +6,15 @@ import itertools
 from collections.abc import Iterable
 from itertools import product
 
-import numba
 import numpy as np
 
+from ..kernels import kernel
 from .families import lattice_families, orientation_relations
 from .search import _nearest_operator
 from .templates import TemplateBank
 
 
-@numba.njit(cache=True)
+@kernel
 def _misorientations(first, second, operators):
     angles = np.empty(len(first))
     for i in range(len(first)):

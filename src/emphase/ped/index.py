@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 from ..chunks import ChunkStore, LongWork, finish_chunks
+from ..kernels import kernel
 from .evidence import _Camera, _camera
 from .families import _Families, _families
 from .lattices import (
@@ -284,7 +285,7 @@ def _best_of_phases(
     return {"rotation": rotation, "evidence": evidence, "runner_up": runner_up, "winner": np.argmax(total, axis=0)}
 
 
-@numba.njit(cache=True)
+@kernel
 def _note_runner_up(rotation, evidence, runner_up, new_rotation, new_evidence, better, operators):
     """Keep ``runner_up`` the best evidence at least ten degrees from the solution that stays, where a new one is at hand."""
     for i in range(len(evidence)):

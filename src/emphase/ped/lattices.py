@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ..kernels import kernel
 from .evidence import _camera, _collect, _near_ewald, _refine, _room, _view
 from .families import _SAME_LATTICE
 from .scan import Calibration
@@ -18,14 +19,14 @@ _LATTICE_REACH = 2  # patterns
 _SURE_NATS = 30.0
 
 
-@numba.njit(cache=True)
+@kernel
 def _product(first, second, out):
     for i in range(3):
         for j in range(3):
             out[i, j] = first[i, 0] * second[0, j] + first[i, 1] * second[1, j] + first[i, 2] * second[2, j]
 
 
-@numba.njit(cache=True)
+@kernel
 def _joins(i, number, key, leader, operators, lattice, keys):
     """Whether the orientation ``key`` of pattern i lies on lattice ``number``; if so it is noted, turned to the leader's setting."""
     o, angle = _nearest_operator(key, leader, operators)
@@ -36,7 +37,7 @@ def _joins(i, number, key, leader, operators, lattice, keys):
     return True
 
 
-@numba.njit(cache=True)
+@kernel
 def _find_lattices(shape, best, support, rotation, least_support, families, shared):
     """Group the patterns' best solutions by lattice, the surest first; each is a lattice of its own where they are not ``shared``.
 
@@ -98,7 +99,7 @@ class _Components(NamedTuple):
     evidence: np.ndarray
 
 
-@numba.njit(cache=True)
+@kernel
 def _lattices_about(i, shape, reach, lattice, size, numbers, nearest):
     """Lattices found within ``reach`` of pattern i, its own first, then the most frequent; returns how many.
 
@@ -130,7 +131,7 @@ def _lattices_about(i, shape, reach, lattice, size, numbers, nearest):
     return n
 
 
-@numba.njit(cache=True)
+@kernel
 def _propose(shape, reach, lattice, keys, seen, surest, families, rotation_each, support_each, second, out):
     """Fill ``out`` with what each pattern may hold.
 
@@ -172,7 +173,7 @@ def _propose(shape, reach, lattice, keys, seen, surest, families, rotation_each,
                 c += 1
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _mark_unexplained(table, number, background, centre, refs, first, camera, phase, rotation, voters, threads):
     """Mark in ``voters`` (n, 64) the spots of at least 8 nats that a pattern's best crystal does not predict."""
     for thread in numba.prange(threads):
@@ -207,7 +208,7 @@ def _second_crystals(
     return found
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _score_components(table, number, background, centre, refs, first, camera, tilt, own, phases, rotations, evidence, threads):
     """Refine every component (n, c) on its pattern; of two that become one orientation of a phase only the better one stays.
 
@@ -235,7 +236,7 @@ def _score_components(table, number, background, centre, refs, first, camera, ti
                         evidence[i, worse] = -1e3
 
 
-@numba.njit(cache=True)
+@kernel
 def _settle(shape, parts, chance, related, nats, choice, agreeing):
     """Choose in turns the component of every pattern with the most support and agreement about it, into ``choice``.
 
@@ -269,7 +270,7 @@ def _settle(shape, parts, chance, related, nats, choice, agreeing):
             break
 
 
-@numba.njit(cache=True)
+@kernel
 def _related_lattices(keys, family, operators):
     """Whether lattices (l, 3, 3) are the same or neighbours in orientation (a bent grain has several), (l, l)."""
     n = len(keys)

@@ -8,6 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from ..kernels import kernel
 from .decide import decide_phases
 from .evidence import _camera, _collect, _near_ewald, _predict, _room, _view
 from .index import Indexing, index_scan
@@ -17,7 +18,7 @@ from .spots import _MOST_SPOTS, Spots, first_radius_px
 from .templates import TemplateBank, _joined_reflections
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _correlations(table, number, background, centre, refs, first, camera, phase, share, rotation, result, threads):
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
@@ -64,7 +65,7 @@ def correlation_map(spots: Spots, calibration: Calibration, banks: list[Template
     return result.reshape(shape)
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _distinct(table, number, background, centre, refs, first, camera, phase, rotations, result, threads):
     for thread in numba.prange(threads):
         own, other = _room(camera, len(refs.g)), _room(camera, len(refs.g))
@@ -89,7 +90,7 @@ def _distinct(table, number, background, centre, refs, first, camera, phase, rot
             result[i] = least
 
 
-@numba.njit(cache=True)
+@kernel
 def _lone_spots(mine, n_mine, others, n_others, background, centre, camera, diffracted, taken):
     """How many of my spots are bright enough to be seen and lie on no spot of the other crystal."""
     taken[:] = 0

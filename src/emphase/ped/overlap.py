@@ -5,6 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from ..kernels import kernel
 from .evidence import _collect, _judge, _near_ewald, _room, _view
 from .spots import _MOST_SPOTS
 
@@ -22,7 +23,7 @@ _MOST_PARTS = 3
 _SHARES = np.array([0.12, 0.3, 0.5, 0.7, 0.88])
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _set_evidence(members, weights, n_members, strength, off_y, off_x, missed, missed_start, view, diffracted):
     """Evidence of several crystals together, each with the given share of all predicted strength.
 
@@ -48,7 +49,7 @@ def _set_evidence(members, weights, n_members, strength, off_y, off_x, missed, m
     return _judge(total, sum_y, sum_x, view.missed, n, max(matched, 0.15 * diffracted), view)[0]
 
 
-@numba.njit(cache=True)
+@kernel
 def _best_set(cost, bonus, n, strength, off_y, off_x, missed, missed_start, view, diffracted, chosen, share):
     """The set of one to three of n crystals with the most evidence after costs into ``chosen`` and ``share``; returns its size.
 
@@ -86,7 +87,7 @@ def _best_set(cost, bonus, n, strength, off_y, off_x, missed, missed_start, view
     return size
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _choose_sets(table, number, background, centre, refs, first, camera, parts, cost, bonus, chosen, share, unit, threads):
     """For every pattern the set of components that are in it: numbers into ``chosen`` (n, 3), -1 for none, and first ``share``.
 
@@ -134,7 +135,7 @@ def _choose_sets(table, number, background, centre, refs, first, camera, parts, 
                 share[i, size:] = 0
 
 
-@numba.njit(cache=True)
+@kernel
 def _costs(shape, parts, chance, chosen, share, cost):
     """What each component of each pattern costs in nats.
 

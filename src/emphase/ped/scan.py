@@ -11,6 +11,7 @@ import numba
 import numpy as np
 
 from ..errors import EmphaseError
+from ..kernels import kernel
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def patterns_at(patterns: Any, indices: np.ndarray) -> np.ndarray:
     return np.concatenate([_read_box(patterns, (slice(y, y + 1), slice(x, x + 1))) for y, x in places])
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _add_statistics(patterns, first, second, total):
     """Add patterns (n, ky, kx) and their squares to ``first`` and ``second`` (ky, kx), and their sums to ``total`` (n,)."""
     n, ny, nx = patterns.shape
@@ -178,7 +179,7 @@ def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.
     return centre, total
 
 
-@numba.njit(cache=True)
+@kernel
 def _centroid(image: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[float, float, float]:
     """Centre (y, x) of a pattern's direct beam and its counts above the halo; a function, as numba's prange takes sums for its own."""
     ky, kx = image.shape
@@ -221,7 +222,7 @@ def _centroid(image: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: fl
     return cy, cx, s
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _centroids(patterns: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
     ny, nx = patterns.shape[:2]
     centre = np.zeros((ny, nx, 2))

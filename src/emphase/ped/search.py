@@ -10,6 +10,7 @@ import numba
 import numpy as np
 
 from ..crystals import Crystal
+from ..kernels import kernel
 from .evidence import _camera, _predict, _refine, _room, _spun, _turned, _view
 from .scan import Calibration
 from .spots import Spots, find_spots
@@ -23,7 +24,7 @@ _VOTING_SPOTS = 20
 _TEN_DEGREES = math.radians(10)
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _vote(weights, radius, turn, coarse, tolerance, votes):
     """Sum over pairs (measured spot, template spot) of equal radius, filed by template and in-plane angle, into ``votes``."""
     votes[:] = 0
@@ -52,7 +53,7 @@ def _vote(weights, radius, turn, coarse, tolerance, votes):
             votes[template[i], j + 1] += np.uint16(second)
 
 
-@numba.njit(cache=True)
+@kernel
 def _most_votes(votes, height, templates, bins):
     """The templates with the highest votes and their best angles, the highest first; returns how many."""
     for t in range(len(votes)):
@@ -69,7 +70,7 @@ def _most_votes(votes, height, templates, bins):
     return most
 
 
-@numba.njit(cache=True)
+@kernel
 def _nearest_operator(key, other, operators):
     """The operator that turns ``key`` nearest to ``other`` (both sample to crystal), and the angle (radians) left."""
     turn = np.empty((3, 3))
@@ -87,7 +88,7 @@ def _nearest_operator(key, other, operators):
     return best, math.acos(min(1.0, max(-1.0, (largest - 1) / 2)))
 
 
-@numba.njit(cache=True)
+@kernel
 def _best_of(candidates, value, n, operators, rotation, result):
     """The best candidate into ``rotation`` (3, 3); its evidence and the best at least ten degrees away into ``result`` (2,)."""
     best = np.argmax(value[:n])
@@ -98,7 +99,7 @@ def _best_of(candidates, value, n, operators, rotation, result):
             result[1] = value[c]
 
 
-@numba.njit(cache=True)
+@kernel
 def _voting_spots(spots, votes_cast, centre, camera, radius, turn, weights):
     """Radius (1/Å), turn (of a full one) and weight of the surest spots that may vote, into the arrays; returns how many."""
     voting = 0
@@ -113,7 +114,7 @@ def _voting_spots(spots, votes_cast, centre, camera, radius, turn, weights):
     return voting
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _search_templates(
     table, number, background, centre, votes_cast, coarse, refs, camera, tilt, n_fine, candidates_each, rotation, result, threads
 ):
@@ -180,7 +181,7 @@ def search_phase(
     return rotation, result[:, 0], result[:, 1]
 
 
-@numba.njit(cache=True)
+@kernel
 def _zone_evidence(table, number, background, centre, coarse, refs, camera, evidence):
     """Evidence of every template at the in-plane angle that has the most votes, for one pattern."""
     work = _room(camera, len(refs.g))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from ..kernels import kernel
 from .evidence import _LEAST_MEAN, _Camera, _near_ewald, _predict, _room, _view
 from .lattices import _Components
 from .overlap import _MOST_PARTS
@@ -38,7 +39,7 @@ class _Predictions(NamedTuple):
     below: np.ndarray
 
 
-@numba.njit(cache=True)
+@kernel
 def _predict_chosen(table, number, background, centre, refs, first, camera, parts, chosen, scale, counting, rows):
     """Write the predicted spots of the chosen components into ``rows``; with ``counting`` only their places in it."""
     work = _room(camera, len(refs.g))
@@ -69,7 +70,7 @@ def _predict_chosen(table, number, background, centre, refs, first, camera, part
     return n
 
 
-@numba.njit(cache=True)
+@kernel
 def _non_negative(normal, right, n, weights):
     """Least squares with weights >= 0 of up to three unknowns from its normal equations, by coordinate descent."""
     for _ in range(200):
@@ -85,7 +86,7 @@ def _non_negative(normal, right, n, weights):
             break
 
 
-@numba.njit(cache=True)
+@kernel
 def _fit_shares(i, spots, centre, sigma, keys, scale, mean, variance, rows, room, weights, normal):
     """Weights (3,) of the chosen components of pattern i, and the normal matrix (3, 3).
 
@@ -137,7 +138,7 @@ def _fit_shares(i, spots, centre, sigma, keys, scale, mean, variance, rows, room
         _non_negative(normal, right, n, weights)
 
 
-@numba.njit(cache=True)
+@kernel
 def _learn(i, spots, keys, scale, mean, variance, rows, room, weights, gained, known):
     """Add what pattern i says of its components' reflections: ``gained`` and ``known`` (reflections of all crystals,)."""
     expect, doubt = room[0], room[3]
@@ -161,7 +162,7 @@ def _learn(i, spots, keys, scale, mean, variance, rows, room, weights, gained, k
             known[r] += precision * strength * strength
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _fit_all_shares(table, number, centre, sigma, keys, scale, mean, variance, rows, weights, normals, gained, known):
     """`_fit_shares` and `_learn` for all patterns; ``gained`` and ``known`` (sums, reflections) are added up in as many sums."""
     for part in numba.prange(len(gained)):

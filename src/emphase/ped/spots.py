@@ -9,6 +9,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from ..kernels import kernel
 from .scan import Calibration
 
 #
@@ -66,7 +67,7 @@ def first_radius_px(calibration: Calibration) -> float:
     return 4.5 * calibration.spot_sigma_px
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _aperture_counts(image, mask, half, gain, offset, row, counts):
     """Counts in the aperture about every pixel, into ``counts`` (ky, kx), by differences of running sums (``row``)."""
     ny, nx = image.shape
@@ -92,7 +93,7 @@ def _aperture_counts(image, mask, half, gain, offset, row, counts):
                 counts[v, x] += total - row[max(x - h, 0)]
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def _radial_background(image, mask, counts, radius, full, gain, offset, background, ceiling):
     """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, three times over."""
     ny, nx = image.shape
@@ -120,7 +121,7 @@ def _radial_background(image, mask, counts, radius, full, gain, offset, backgrou
             ceiling[r] = expected + 2.5 * math.sqrt(expected) + 1.5
 
 
-@numba.njit(cache=True)
+@kernel
 def _least_counts(background, full, nats, least):
     """The counts in a full aperture at every radius that make ``nats`` against background, into ``least``, by Newton's method."""
     for r in range(len(background)):
@@ -132,7 +133,7 @@ def _least_counts(background, full, nats, least):
         least[r] = max(a, 2.5)
 
 
-@numba.njit(cache=True)
+@kernel
 def _local_maxima(counts, pixels, radius, cy, cx, background, least, full, first_radius, nats, table):
     """Fill ``table`` (most, 5) with the peaks of a pattern, the surest first; returns how many."""
     ny, nx = counts.shape
@@ -172,7 +173,7 @@ def _local_maxima(counts, pixels, radius, cy, cx, background, least, full, first
     return n
 
 
-@numba.njit(cache=True, parallel=True)
+@kernel(parallel=True)
 def _find_spots(patterns, centre, mask, pixels, half, full, gain, offset, first_radius, nats, table, number, background, threads):
     n, ny, nx = patterns.shape
     n_radii = background.shape[1]

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from ..crystals import Crystal, electron_wavelength_A, reflections
 from ..files import write_atomically
+from ..kernels import kernel
 
 
 class _Reflections(NamedTuple):
@@ -126,7 +126,7 @@ def excitation_error(g_sample: np.ndarray, wavelength_A: float) -> np.ndarray:
     return -g_sample[:, 2] - wavelength_A * np.sum(g_sample**2, axis=1) / 2
 
 
-@numba.njit(cache=True, fastmath=True)
+@kernel(fastmath=True)
 def rocking_curve(excitation_error, cone, half_width):
     """Intensity of a reflection against its excitation error (1/Å) in precession, normalised to an integral of one.
 
