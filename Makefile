@@ -30,13 +30,14 @@ SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --
 setup: $(READY)
 
 # orix's compiled functions are made here once: two notebooks that make them at the same time leave a cache that crashes whoever loads it
-$(READY): env.lock
+$(READY): env.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "the workbook needs Python 3.11 to 3.13: make PYTHON=python3.13 ...")'
 	@echo "setting up $(VENV) (two minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r env.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@$(BIN)/python -c 'import os, pathlib, sysconfig; \
-	pathlib.Path(sysconfig.get_paths()["purelib"], "workbook.pth").write_text(f"{os.getcwd()}\n{os.getcwd()}/src\n", encoding="utf-8")'
+	pathlib.Path(sysconfig.get_paths()["purelib"], "workbook.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'
 	@find $(VENV) -name 'guf-quaternion.*.nb[ic]' -delete
 	@$(BIN)/python -c 'from orix.quaternion import Quaternion; from orix.vector import Vector3d; \
 	q = Quaternion([1.0, 0, 0, 0]); ~q, q * q, q * Vector3d.zvector()'
