@@ -36,7 +36,6 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -50,7 +49,7 @@ import numpy as np
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from emphase.chunks import LongWork, _in_use, _lock
+from emphase.chunks import LongWork
 from emphase.crystals import Crystal, read_crystal
 from emphase.drawing import colours_of, without_formulae
 from emphase.errors import EmphaseError, one_line, shortened
@@ -63,6 +62,7 @@ from emphase.ped.scan import Calibration
 from emphase.ped.templates import TemplateBank, template_bank
 from emphase.settings import fault_in_words, read_yaml
 from emphase.sources import definitions_behind, source_sha256
+from emphase.staging import StagedFiles
 
 PROJECT_ROOT = Path(__file__).resolve().parent
 #: Where template banks are kept by a hash of all they depend on; safe to delete.
@@ -352,8 +352,8 @@ def list_samples(data_dir: str | Path = "") -> list[str]:
 def misnamed_samples(data_dir: str | Path = "") -> list[str]:
     """Why folders that hold a sample are none of `list_samples`: their names are no ids."""
     names = sorted(name for name in _folders_with_yaml(data_dir) if not _SAMPLE_ID.fullmatch(name))
-    told = [f"{name!r}" if name.isprintable() else ascii(name) for name in names]
-    return [f"{name}: a folder with a sample, expected a name of letters, digits, - and _ only, the first one no -" for name in told]
+    shown = [f"{name!r}" if name.isprintable() else ascii(name) for name in names]
+    return [f"{name}: a folder with a sample, expected a name of letters, digits, - and _ only, the first one no -" for name in shown]
 
 
 def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
@@ -379,8 +379,8 @@ def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
     try:
         sample = Sample.model_validate(content | {"folder": folder})
     except ValidationError as error:
-        told = [f"{name}: {fault_in_words(e, Sample)}" for e in error.errors()[:20]]
-        raise SampleError("\n".join(told + [f"{name}: {error.error_count() - 20} more faults"] * (error.error_count() > 20))) from None
+        lines = [f"{name}: {fault_in_words(e, Sample)}" for e in error.errors()[:20]]
+        raise SampleError("\n".join(lines + [f"{name}: {error.error_count() - 20} more faults"] * (error.error_count() > 20))) from None
     faults = _sample_faults(sample, sample_id, _phase_folders(data_dir))
     if faults:
         raise SampleError("\n".join(f"{name}: {fault}" for fault in faults))
@@ -496,9 +496,9 @@ def code_sha256(step: str) -> str:
     notebook = PROJECT_ROOT / "notebooks" / f"{step}.ipynb"
     methods = GRAPH[step].methods if step in GRAPH else methods_of(notebook)
     used = re.findall(r"\bhelpers\.(\w+)", notebook.read_text(encoding="utf-8"))
-    own, imported = definitions_behind(Path(__file__), used)
+    sources, imported = definitions_behind(Path(__file__), used)
     modules = {module for module in {*methods, *imported} if not module.startswith(VIEWS)}
-    code = [file_sha256(notebook), source_sha256(*sorted(modules)), *own]
+    code = [file_sha256(notebook), source_sha256(*sorted(modules)), *sources]
     return hashlib.sha256("\n".join(code).encode()).hexdigest()
 
 
@@ -525,7 +525,7 @@ def _no_number(text: str) -> None:
 
 
 def read_result(results_dir: str | Path, sample_id: str, step: str) -> dict:
-    """The JSON that a step wrote; `ResultError` saying which step to run where there is none, or asked for a key that it lacks."""
+    """The JSON that a step wrote; `ResultError` saying which step to run where there is none, and on access to a key that it lacks."""
     path = _results_root(results_dir) / sample_id / f"{step}.json"
     if not path.is_file():
         raise ResultError(f"run {step} for {sample_id} first: there is no {sample_id}/{step}.json in the results")
@@ -548,10 +548,6 @@ def software_versions(step: str) -> dict[str, str]:
 
 def _results_root(results_dir: str | Path) -> Path:
     return Path(results_dir) if str(results_dir) else PROJECT_ROOT / "results"
-
-
-def _figures_root(figures_dir: str | Path) -> Path:
-    return Path(figures_dir) if str(figures_dir) else PROJECT_ROOT / "figures"
 
 
 def with_candidates(ped: Ped, candidates: list[str]) -> Ped:
@@ -639,14 +635,6 @@ def _not_made_on(choice: HandChoice, step: str, sample: Sample | None) -> str:
     return ""
 
 
-def _today() -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime())
-
-
-#: How the folder begins in whose files a step writes before it is through.
-_STAGING = ".staged-"
-
-
 def in_markdown(text: str) -> str:
     """A label or a name as Markdown shows it letter by letter: no markup, no link, no HTML.
 
@@ -658,7 +646,7 @@ def in_markdown(text: str) -> str:
 
 @dataclass
 class Step:
-    """One notebook at work on one sample: where it reads, where it writes, what it was told."""
+    """One notebook at work on one sample: where it reads and writes, and its parameters."""
 
     name: str
     sample_id: str
@@ -670,8 +658,7 @@ class Step:
     sample: Sample | None = None
     by_hand: HandChoice | None = None
     inputs_at_start: dict[Path, str] = field(default_factory=dict)
-    staging: Path | None = None
-    staging_lock: int = -1
+    files: StagedFiles | None = None
     withdrawn: set[str] = field(default_factory=set)
 
     @property
@@ -705,21 +692,21 @@ class Step:
         inputs = {self._short(path): sha256 for path, sha256 in self.inputs_at_start.items()}
         return LongWork(self.results / ".work" / self.name, inputs, scheduler or os.environ.get("SCHEDULER", ""))
 
-    def told(self) -> dict[str, Any]:
+    def provenance(self) -> dict[str, Any]:
         """The parameters of this run, and what of them was chosen by hand."""
-        told: dict[str, Any] = {"parameters": {k: v for k, v in self.parameters.items() if not k.endswith("_dir")}}
+        found: dict[str, Any] = {"parameters": {k: v for k, v in self.parameters.items() if not k.endswith("_dir")}}
         if self.by_hand:
-            told["by_hand"] = {"statement": self.hand_choice_in_words(), **self.by_hand.model_dump()}
-        return told
+            found["by_hand"] = {"statement": self.hand_choice_in_words(), **self.by_hand.model_dump()}
+        return found
 
     def hand_choice_in_words(self) -> str:
         """Which parameters were chosen by hand and why, and which of these this run did not use."""
-        assert self.by_hand is not None, "asked for where nothing was chosen by hand"
+        assert self.by_hand is not None, "nothing was chosen by hand"
         used = {name: value for name, value in self.by_hand.parameters.items() if self.parameters[name] == value}
-        told = ", ".join(f"{name} = {value}" for name, value in used.items())
+        values = ", ".join(f"{name} = {value}" for name, value in used.items())
         because = f"{self.by_hand.reason} ({MANUAL}, {self.by_hand.date})"
         unused = ", ".join(name for name in self.by_hand.parameters if name not in used)
-        sentences = [f"Chosen by hand: {told}. Reason: {because}."] if used else []
+        sentences = [f"Chosen by hand: {values}. Reason: {because}."] if used else []
         sentences += [f"Chosen by hand but not used, because the run was told otherwise: {unused}."] if unused else []
         return " ".join(sentences)
 
@@ -735,7 +722,7 @@ class Step:
         kept = {name: value for name, value in (known.parameters if known else {}).items() if name not in parameters}
         kept |= {name: value for name, value in plain(parameters, "parameters").items() if value != defaults[name]}
         hashes = {self._short(path): file_sha256(path) for path in made_on}
-        choice = HandChoice(parameters=kept, reason=reason, date=_today(), made_on=hashes) if kept else None
+        choice = HandChoice(parameters=kept, reason=reason, date=time.strftime("%Y-%m-%d", time.gmtime()), made_on=hashes) if kept else None
         save_hand_choice(self.results, self.name, choice)
         return choice
 
@@ -765,14 +752,8 @@ class Step:
 
     def staged(self, name: str) -> Path:
         """Where to write a result file ``<results>/<name>``: `save` puts all of them in their places, once the step is through."""
-        if self.staging is None:
-            self.results.mkdir(parents=True, exist_ok=True)
-            for left in self.results.glob(f"{_STAGING}*"):  # by a process that was killed
-                if not _in_use(left):
-                    shutil.rmtree(left, ignore_errors=True)
-            self.staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=self.results))
-            self.staging_lock = _lock(self.staging / ".lock")
-        return self.staging / name
+        self.files = self.files or StagedFiles(self.results)
+        return self.files.path(name)
 
     def withdraw(self, name: str) -> None:
         """This run has no such result file: `save` takes away one that an earlier run wrote."""
@@ -793,27 +774,12 @@ class Step:
                 )
         content = {"status": status, "sample": self.sample_id, **more, **numbers}
         content["inputs"] = {self._short(p): hashes[p] for p in inputs or []}
-        content |= self.told()
+        content |= self.provenance()
         content["versions"] = software_versions(self.name)
         text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
-        self._publish(text + "\n")
+        files, self.files = self.files or StagedFiles(self.results), None
+        files.publish({f"{self.name}.json": text + "\n"}, self.withdrawn)
         shutil.rmtree(self.results / ".work" / self.name, ignore_errors=True)
-
-    def _publish(self, text: str) -> None:
-        self.results.mkdir(parents=True, exist_ok=True)
-        lock = _lock(self.results / ".publish.lock", wait_s=60)  # another run's files do not come between these
-        try:
-            for path in sorted(self.staging.glob("[!.]*")) if self.staging else ():
-                os.replace(path, self.results / path.name)
-            for name in self.withdrawn:
-                (self.results / name).unlink(missing_ok=True)
-            write_atomically(self.results / f"{self.name}.json", text)
-        finally:
-            os.close(lock)
-        if self.staging is not None:
-            os.close(self.staging_lock)
-            shutil.rmtree(self.staging)
-            self.staging = None
 
     def _short(self, path: Path) -> str:
         roots = [root for root in (self.sample.folder if self.sample else None, self.results, PROJECT_ROOT) if root is not None]
@@ -849,11 +815,11 @@ class Step:
 
             yield from tqdm(items, total=total, desc=label)
             return
-        start, told = time.monotonic(), 0
+        start, printed = time.monotonic(), 0
         for done, item in enumerate(items, 1):
             yield item
-            if done * 10 // total > told:
-                told = done * 10 // total
+            if done * 10 // total > printed:
+                printed = done * 10 // total
                 print(f"{self.sample_id} {self.name}: {label} {done} of {total}, {time.monotonic() - start:.0f} s", flush=True)
 
 
@@ -897,7 +863,7 @@ def begin(step: str, given: Mapping[str, Any], **ranges: tuple[float, float]) ->
         parameters |= {name: value for name, value in by_hand.parameters.items() if name in at_default}
     for name, default in defaults.items():
         _check_parameter(f"{step}: parameter {name}", parameters[name], default, ranges.get(name, _SEEDS if name == "seed" else None))
-    figures = _figures_root(parameters["figures_dir"]) / sample_id
+    figures = Path(parameters["figures_dir"] or PROJECT_ROOT / "figures") / sample_id
     run = Step(step, sample_id, parameters, results, figures, parameters["data_dir"], sample=sample, by_hand=by_hand)
     if by_hand:
         print(run.hand_choice_in_words())
@@ -913,7 +879,7 @@ def _injected(given: Mapping[str, Any]) -> set[str]:
 
 
 def _usable_choice(step: str, results: Path, sample: Sample | None, defaults: dict[str, Any]) -> HandChoice | None:
-    """What manual.yaml holds for a step, or None; one that was made on other files is an error in batch runs, and said in JupyterLab."""
+    """What manual.yaml holds for a step, or None; one that was made on other files is an error in batch runs, and printed in JupyterLab."""
     choice = hand_choice(results, step)
     if choice is None:
         return None
@@ -977,9 +943,8 @@ def _milling_findings(steps: list[MillingStep]) -> list[dict[str, str]]:
     findings = []
     rises = [f"{before} → {after}" for (before, high), (after, higher) in itertools.pairwise(known) if higher > high]
     if rises:
-        findings.append(
-            _finding("warning", f"The voltage rises again: {', '.join(rises)}", "a later step at a higher voltage undoes the polish")
-        )
+        text = f"The voltage rises again: {', '.join(rises)}"
+        findings.append(_finding("warning", text, "a later step at a higher voltage undoes the polish"))
     last, voltage_kV = known[-1]
     low, high = amorphous_layer_nm(voltage_kV)
     layer = f"estimated {low:.1f}–{high:.1f} nm of amorphous, ion-implanted material on each side"
@@ -1029,9 +994,8 @@ def _handling_findings(lamella: Lamella) -> list[dict[str, str]]:
         damaged = 2 * amorphous_layer_nm(voltages[-1])[1]
         share = damaged / lamella.final_thickness_nm
         text = f"Up to {damaged:.0f} nm, {100 * min(share, 1):.0f} % of the thickness, is amorphous (both sides)"
-        findings.append(
-            _finding("warning" if share > 0.25 else "ok", text, "the high estimate of the layer, twice, over the final thickness")
-        )
+        reason = "the high estimate of the layer, twice, over the final thickness"
+        findings.append(_finding("warning" if share > 0.25 else "ok", text, reason))
     minutes = lamella.air_exposure_min
     reason = "from the first contact with moist air LLZO exchanges Li⁺ for H⁺ (Redhammer et al., Crystals 11 (2021) 721), and Li₂CO₃ grows"
     if minutes is not None and minutes > 0:
@@ -1139,7 +1103,7 @@ def nxem_entry(sample: Sample) -> dict:
 
 
 def check_recording(sample: Sample, kind: str) -> dict[str, Any]:
-    """Open a recording, read its first and last frame, and tell what it holds.
+    """Open a recording, read its first and last frame, and list what it holds.
 
     Returns
     -------
@@ -1229,9 +1193,9 @@ def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
         raise ResultError(f"{where}: cannot be read ({one_line(error)}); run 05_ped_calibration for {results.name} again") from None
     of = (*centre_px.shape[:2], *mask.shape)
     if of != tuple(shape) or not (np.isfinite(strain).all() and np.isfinite(centre_px).all()):
-        told = " × ".join(map(str, of)), " × ".join(map(str, shape))
+        its_shape, scan_shape = " × ".join(map(str, of)), " × ".join(map(str, shape))
         raise ResultError(
-            f"{results.name}/{path.name}: the calibration of a scan of {told[0]}, but the scan is one of {told[1]}; "
+            f"{results.name}/{path.name}: the calibration of a scan of {its_shape}, but the scan is one of {scan_shape}; "
             f"run 05_ped_calibration for {results.name} again"
         )
     return Calibration(
@@ -1310,7 +1274,7 @@ COMPARISON_COLUMNS = ["sample", "temperature_C", "rocksalt_fraction", "ci95_low"
 
 
 def condition_name(temperature_C: float | None) -> str:
-    """What a reader calls the condition: pressed and not sintered is one of its own.
+    """What a reader calls the condition: "pressed only" where it was not sintered.
 
     >>> condition_name(None), condition_name(600.0)
     ('pressed only', '600 °C')
@@ -1399,8 +1363,8 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
 def _choices_behind(folder: Path) -> dict[str, str]:
     """What was chosen by hand for the results in a sample's folder, in words, by step."""
     made = [step for step in STEPS if step != GATE and (folder / f"{step}.json").is_file()]
-    said = {step: read_result(folder.parent, folder.name, step).get("by_hand") for step in made}
-    return {step: choice["statement"] for step, choice in said.items() if choice}
+    choices = {step: read_result(folder.parent, folder.name, step).get("by_hand") for step in made}
+    return {step: choice["statement"] for step, choice in choices.items() if choice}
 
 
 def _fraction_of(result: dict[str, Any], phase: str, where: str) -> dict[str, Any]:
@@ -1418,27 +1382,27 @@ def comparability(samples: list[dict[str, Any]], most_dose_ratio: float = 1.5) -
     ``samples`` as `collect_samples` gives them: other candidate phases, doses that differ by more than a ratio, scales that are not
     trusted, and, always, how many lamellae stand for a condition.
     """
-    said = []
+    caveats = []
     mapped = [s for s in samples if s["has_map"]]
     candidates = {tuple(sorted(s["phases"])) for s in mapped}
     if len(candidates) > 1:
         each = listed((f"{s['sample']}: {', '.join(s['phases'])}" for s in mapped), "; ")
-        said.append(f"The scans were matched with different candidate phases, so their fractions do not mean the same ({each}).")
+        caveats.append(f"The scans were matched with different candidate phases, so their fractions do not mean the same ({each}).")
     untrusted = [s["sample"] for s in mapped if s.get("calibration_trusted") is False]
     if untrusted:
-        said.append(f"The calibration is not trusted for {listed(untrusted)}.")
+        caveats.append(f"The calibration is not trusted for {listed(untrusted)}.")
     for kind, name in (("03_haadf_surface_dose_e_per_A2", "HAADF images"), ("02_cryo_stem_drift_used_dose_e_per_A2", "cryo-STEM averages")):
         doses = {s["sample"]: s["doses"][kind] for s in samples if s["doses"].get(kind)}
         if len(doses) > 1 and max(doses.values()) > most_dose_ratio * min(doses.values()):
             each = listed(f"{k} {v:.4g} e/Å²" for k, v in doses.items())
-            said.append(f"The doses of the {name} differ ({each}), and the beam itself makes spinel and rocksalt.")
-    said += [f"{s['sample']}, {step}: {words}" for s in samples for step, words in s.get("by_hand", {}).items()]
+            caveats.append(f"The doses of the {name} differ ({each}), and the beam itself makes spinel and rocksalt.")
+    caveats += [f"{s['sample']}, {step}: {words}" for s in samples for step, words in s.get("by_hand", {}).items()]
     if len(samples) > 1 and len({condition_name(s["temperature_C"]) for s in samples}) == len(samples):
-        said.append(
+        caveats.append(
             "There is one lamella for each condition, so these numbers compare lamellae: they cannot tell the part of the temperature from "
             "that of the specimen."
         )
-    return said
+    return caveats
 
 
 def compare_fractions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> list[dict[str, Any]]:
@@ -1524,10 +1488,8 @@ def _where_the_kernel_died(cells: list[dict]) -> str:
 def failed_step(results_dir: str | Path, sample_id: str) -> tuple[str, str] | None:
     """The first step that failed for a sample in the last run, and why; None where none did.
 
-    ``make run`` leaves ``<id>/.done/<step>`` behind for every step that succeeded on the present
-    input. A step without it counts as failed where its executed notebook (``<id>/notebooks/<step>.ipynb``)
-    ends in an error, or where papermill itself did (``<step>.log`` beside it). The reason is one
-    text as the user should read it, ``SampleError: 600C/sample.yaml: …``.
+    ``make run`` leaves a mark ``<id>/.done/<step>`` for every step that succeeded on the present input. A step without it failed where its
+    executed notebook (``<id>/notebooks/<step>.ipynb``), or papermill itself (``<step>.log`` beside it), ended in an error.
     """
     root = _results_root(results_dir) / sample_id
     for step in STEPS:

@@ -1,0 +1,58 @@
+"""Files that are written apart and take their places together.
+
+A reader of a folder sees all files of the run before or all of the next one, never some of each: files are staged in a hidden folder beside
+their places and moved at the end, under a lock that other writers of the folder wait for. What a killed process staged is taken away by the
+next one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from .chunks import _in_use, _lock
+from .files import write_atomically
+
+_PREFIX = ".staged-"
+_WAIT_S = 60  # for another process that publishes into the same folder
+
+
+class StagedFiles:
+    """Files of one run on their way into a folder.
+
+    Parameters
+    ----------
+    folder
+        Where the files go; it is made where it is not there.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{_PREFIX}*"):  # by a process that was killed
+            if not _in_use(left):
+                shutil.rmtree(left, ignore_errors=True)
+        self._folder = folder
+        self._staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
+        self._lock = _lock(self._staging / ".lock")
+
+    def path(self, name: str) -> Path:
+        """Where to write the file that is to be ``name`` in the folder."""
+        return self._staging / name
+
+    def publish(self, texts: Mapping[str, str], withdrawn: Iterable[str] = ()) -> None:
+        """Move all staged files to their places, remove those ``withdrawn``, write ``texts`` by name, and end the staging."""
+        lock = _lock(self._folder / ".publish.lock", wait_s=_WAIT_S)
+        try:
+            for path in sorted(self._staging.glob("[!.]*")):
+                os.replace(path, self._folder / path.name)
+            for name in withdrawn:
+                (self._folder / name).unlink(missing_ok=True)
+            for name, text in texts.items():
+                write_atomically(self._folder / name, text)
+        finally:
+            os.close(lock)
+        os.close(self._lock)
+        shutil.rmtree(self._staging)
