@@ -80,7 +80,7 @@ class GraphStep(NamedTuple):
 
 #: The steps of a sample, in order. The first is the gate: it reads all recordings.
 GRAPH = {
-    "01_lamella_metadata": GraphStep("", (), ("emphase.frames", "emphase.lamella")),
+    "01_lamella_metadata": GraphStep("", (), ("emphase.lamella",)),
     "02_cryo_stem_drift": GraphStep("cryo_stem", (), ("emphase.frames", "emphase.drift")),
     "03_haadf_surface": GraphStep("haadf", (), ("emphase.frames", "emphase.haadf")),
     "04_interface_phases": GraphStep("interface", (), ("emphase.frames", "emphase.interface")),
@@ -490,11 +490,11 @@ def plain(value: Any, key: str = "") -> Any:
 def code_sha256(step: str) -> str:
     """The hash of the code that a notebook's results depend on: the notebook, its modules of the library, and what it uses of this one.
 
-    The modules are those that `GRAPH` names, of other notebooks those that they name themselves, and those from which the used part of this
-    module imports, each with all that it imports. `VIEWS` change no result.
+    The modules are those that `GRAPH` and the notebook name, and those from which the used part of this module imports, each with all
+    that it imports. `VIEWS` change no result.
     """
     notebook = PROJECT_ROOT / "notebooks" / f"{step}.ipynb"
-    methods = GRAPH[step].methods if step in GRAPH else methods_of(notebook)
+    methods = {*methods_of(notebook), *(GRAPH[step].methods if step in GRAPH else ())}
     used = re.findall(r"\bhelpers\.(\w+)", notebook.read_text(encoding="utf-8"))
     sources, imported = definitions_behind(Path(__file__), used)
     modules = {module for module in {*methods, *imported} if not module.startswith(VIEWS)}

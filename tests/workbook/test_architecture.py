@@ -1,0 +1,161 @@
+"""The architecture, read from the sources: arrows run down, no circle, rooms of a size, and what the library does not know."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+import helpers
+
+ROOT = helpers.PROJECT_ROOT
+LIBRARY = sorted((ROOT / "src" / "emphase").rglob("*.py"))
+PAGES = sorted((ROOT / "pages").glob("*.py"))
+FILES = [*LIBRARY, *PAGES, ROOT / "helpers.py", *sorted((ROOT / "workflow").glob("*.py"))]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+PACKAGES = sorted(path.parent for path in LIBRARY if path.name == "__init__.py" and path.parent.name != "emphase")
+
+#: The floors of the library, from the ground up: a module imports those of its own floor or of one below.
+GROUND = ("errors", "files", "crystals", "frames", "chunks", "sources", "staging", "kernels", "drawing", "settings", "nonnegative")
+METHODS = ("drift", "haadf", "interface", "ped")
+ABOVE = ("fractions", "simulate", "explore", "orientations", "lamella")
+
+
+def module_of(path: Path) -> str:
+    """The name by which a file is imported."""
+    base = ROOT / "src" if "src" in path.relative_to(ROOT).parts else ROOT
+    return ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+
+
+NAMES = {module_of(path): path for path in FILES}
+
+
+def imports_of(module: str) -> set[str]:
+    """Modules of ours that a module imports, anywhere in it."""
+    path, found = NAMES[module], set()
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join([*(package[: len(package) - node.level + 1] if node.level else []), *([node.module] if node.module else [])])
+            inner = {f"{base}.{alias.name}" for alias in node.names} & set(NAMES)
+            found |= inner or {base}
+    return {name for name in found if name in NAMES and name != module}
+
+
+EDGES = {module: imports_of(module) for module in NAMES}
+
+
+def floor(module: str) -> int:
+    """How high a module stands: ground, methods, what is above them, the study, its pages."""
+    first, *rest = module.split(".")
+    if first != "emphase" or not rest:
+        return {"emphase": 2, "helpers": 3, "pages": 4, "workflow": 4}[first]
+    return next(level for level, names in enumerate((GROUND, METHODS, ABOVE)) if rest[0] in names)
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_no_import_runs_up(module):
+    up = sorted(other for other in EDGES[module] if floor(other) > floor(module))
+    assert not up, f"{NAMES[module].relative_to(ROOT)} imports {', '.join(up)}, which stands above it"
+
+
+@pytest.mark.parametrize("module", [m for m in NAMES if floor(m) == 1])
+def test_methods_do_not_import_each_other(module):
+    package = module.split(".")[1]
+    beside = sorted(other for other in EDGES[module] if floor(other) == 1 and other.split(".")[1] != package)
+    assert not beside, f"{NAMES[module].relative_to(ROOT)} imports {', '.join(beside)}: methods stand side by side"
+
+
+def test_no_circle_of_imports():
+    def reach(module: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [module]
+        while todo:
+            new = EDGES[todo.pop()] - seen
+            seen |= new
+            todo += new
+        return seen
+
+    circle = sorted(module for module in NAMES if module in reach(module))
+    assert not circle, f"in a circle: {', '.join(circle)}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_notebook_depends_on_the_modules_that_the_graph_names(path):
+    named = helpers.methods_of(path)
+    if path.stem in helpers.GRAPH:
+        behind = {"emphase.crystals", "emphase.files", "emphase.drawing", *helpers.GRAPH[path.stem].methods}
+        assert set(named) <= behind, f"{path.stem} uses {sorted(set(named) - behind)}, which GRAPH does not name"
+        assert set(helpers.GRAPH[path.stem].methods) <= set(named), "GRAPH names what the notebook does not use"
+
+
+# --- rooms --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_file_is_a_room(path):
+    lines = path.read_text(encoding="utf-8").count("\n")
+    most = 1500 if path.name == "helpers.py" else 850 if path.name == "test_bad_input.py" else 600
+    assert lines <= most, f"{lines} lines"
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_are_small(path):
+    for function in functions(path):
+        doc = ast.get_docstring(function)
+        body = function.end_lineno - function.lineno + 1 - (len(doc.splitlines()) + 1 if doc else 0)
+        assert body <= 40, f"{function.name}: {body} lines"
+        count = len([a for a in (*function.args.args, *function.args.kwonlyargs) if a.arg not in ("self", "cls")])
+        assert count <= 8, f"{function.name}: {count} arguments"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_public_is_described(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert (ast.get_docstring(tree) or "TODO").partition(".")[0] != "TODO", "the module says what is in it"
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{node.name} has no docstring"
+    for node in ast.walk(tree):
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"bare except in line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_name_stands_for_one_thing(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    for node in tree.body:
+        for target in node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []:
+            names += [name.id for name in ast.walk(target) if isinstance(name, ast.Name)]
+    assert sorted(names) == sorted(set(names)), "the later one is in force for both"
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
+def test_a_package_is_its_table_of_contents(package):
+    """A dozen public names or fewer, all of them there, in order."""
+    tree = ast.parse((package / "__init__.py").read_text(encoding="utf-8"))
+    (listed,) = [ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"]
+    imported = {alias.asname or alias.name for n in tree.body if isinstance(n, ast.ImportFrom) for alias in n.names}
+    assert len(listed) <= 12 and listed == sorted(listed) and set(listed) == imported
+    assert len(ast.get_docstring(tree)) > 200, "the method in a paragraph"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_does_not_know_the_study(path):
+    text = path.read_text(encoding="utf-8")
+    known = re.findall(
+        r"\bNCM\b|\bLLZO\b|\bllzo\b|\bgarnet\b|sample\.yaml|\bpapermill\b|\bsnakemake\b|\bimport helpers\b|\bresults/", text, re.IGNORECASE
+    )
+    assert not known, f"{path.name} names {', '.join(sorted(set(known)))}"
+
+
+def test_the_manual_of_helpers_names_what_is_there():
+    manual = ast.get_docstring(ast.parse((ROOT / "helpers.py").read_text(encoding="utf-8"))).partition("What is computed")[0]
+    named = re.findall(r"\b(?:[a-z]+_\w+|[A-Z][a-z]+[A-Z]\w*|[A-Z]+_[A-Z_]+)\b", manual)
+    assert len(named) > 12 and [name for name in named if not hasattr(helpers, name)] == []
