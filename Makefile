@@ -2,7 +2,8 @@
 #   make run     every notebook for every sample, then the pages (DATA=, RESULTS=, FIGURES= for other folders; SCHEDULER= of a dask cluster,
 #                PROFILE=profiles/slurm: every step a job of a SLURM cluster)
 #   make test    the tests
-# and: test-fast, lab, share, pdf, screenshots, validation (FULL=1), peers, numbers, audit, lock, lint, clean.
+# and: test-fast, lab, share, pdf, screenshots, validation (FULL=1), peers, numbers, docs, house, audit, lock, lint,
+# clean.
 
 PYTHON ?= python3
 CORES ?= all
@@ -25,7 +26,7 @@ FAST := helpers.py src pages tests/workbook/test_core.py tests/workbook/test_by_
 SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock $(if $(PROFILE),--profile $(PROFILE))
 
-.PHONY: setup run demo test test-fast lab share pdf screenshots validation peers numbers audit lock lint clean
+.PHONY: setup run demo test test-fast lab share pdf screenshots validation peers numbers docs house audit lock lint clean
 
 setup: $(READY)
 
@@ -107,6 +108,14 @@ lock: $(READY)
 	@$(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file env.lock $(VENV)/lock/env.in
 	@echo "env.lock is made anew; the next make sets it up"
+
+# The library's pages, from its docstrings: docs/api/index.html
+docs: $(READY)
+	@$(BIN)/pdoc --docformat numpy --output-directory docs/api emphase && echo docs/api/index.html
+
+# The picture of the house in CONTRIBUTING, from the imports
+house: $(READY)
+	@PYTHONPATH=tests/workbook $(BIN)/python tests/workbook/draw_house.py
 
 # Known vulnerabilities of the pinned packages; tests/workbook/audit_exceptions.yaml says why one may stay
 audit: $(READY)

@@ -1,7 +1,7 @@
 """Runs notebooks as a batch does, but without a kernel: `python notebook_server.py` reads one job a line, and forks for each.
 
 A job is JSON: notebook, parameters, seconds, megabytes. The answer is JSON too: exit status (0 it ended well, 1 one
-`WorkbookError` told why not, 2 any other exception, -9 killed because it took too long), what it printed, the seconds it
+`EmphaseError` said why not, 2 any other exception, -9 killed because it took too long), what it printed, the seconds it
 took and its peak memory. A fork has all modules loaded already, its own limit of memory, and nothing of the run before.
 """
 
@@ -27,7 +27,7 @@ def literal(value: object) -> str:
 
 def run_cells(notebook: str, parameters: dict) -> int:
     """Execute the code cells of a notebook with its parameters injected, as papermill does; the exit status."""
-    import helpers
+    import emphase
 
     os.chdir(ROOT / "notebooks")
     cells = json.loads(Path(f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
@@ -42,7 +42,7 @@ def run_cells(notebook: str, parameters: dict) -> int:
                 exec(compile(source, notebook, "exec"), namespace)
     except SystemExit as end:
         return int(end.code or 0)
-    except helpers.WorkbookError as error:
+    except emphase.EmphaseError as error:
         print("\n".join(error._render_traceback_()), file=sys.stderr)
         return 1
     except BaseException:
@@ -90,8 +90,11 @@ def serve() -> None:
     import pandas
     import scipy.signal
 
+    import emphase
     import helpers
 
+    for package in ("drift", "explore", "fractions", "haadf", "interface", "ped", "simulate"):
+        getattr(emphase, package)
     assert all((hyperspy.api, matplotlib.pyplot, orix.io, pandas, scipy.signal, helpers))  # what every notebook would load again
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
@@ -99,5 +102,5 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "src")]
     serve()

@@ -22,11 +22,11 @@ def place(tmp_path):
     return {**defaults, "sample_id": "A", "data_dir": str(tmp_path / "data"), "results_dir": str(tmp_path / "results")}
 
 
-def test_a_choice_is_used_said_and_kept_in_the_result(place, tmp_path, capsys):
+def test_a_choice_is_used_printed_and_kept_in_the_result(place, tmp_path, capsys):
     helpers.begin(STEP, dict(place)).choose_by_hand({"least_margin_nats": 5.0, "candidate_phases": ["layered"]}, "too many doubtful ones")
-    names = dict(place)
-    run = helpers.begin(STEP, names)
-    assert names["least_margin_nats"] == 5.0 and names["candidate_phases"] == ["layered"]
+    run = helpers.begin(STEP, place)
+    assert run.params.least_margin_nats == 5.0 and run.params.candidate_phases == ["layered"]
+    assert place["least_margin_nats"] == 3.0 and place["candidate_phases"] == [], "what is given stays as it is"
     assert "Chosen by hand: least_margin_nats = 5.0, candidate_phases = ['layered']. Reason: too many" in capsys.readouterr().out
     run.save({})
     result = helpers.read_result(tmp_path / "results", "A", STEP)
@@ -36,9 +36,8 @@ def test_a_choice_is_used_said_and_kept_in_the_result(place, tmp_path, capsys):
 
 def test_what_a_run_is_told_goes_before_what_was_chosen(place, capsys):
     helpers.begin(STEP, dict(place)).choose_by_hand({"least_margin_nats": 5.0, "seed": 7}, "a try")
-    names = {**place, "In": ["# Parameters\nleast_margin_nats = 3.0\n"]}
-    helpers.begin(STEP, names)
-    assert names["least_margin_nats"] == 3.0 and names["seed"] == 7
+    run = helpers.begin(STEP, {**place, "In": ["# Parameters\nleast_margin_nats = 3.0\n"]})
+    assert run.params.least_margin_nats == 3.0 and run.params.seed == 7
     assert "not used, because the run was told otherwise: least_margin_nats" in capsys.readouterr().out
 
 
@@ -63,12 +62,11 @@ def test_a_choice_joins_those_of_its_step_and_defaults_leave_it(place):
 
 def test_what_a_run_used_is_told_even_if_it_was_changed_since(place):
     helpers.begin(STEP, dict(place)).choose_by_hand({"least_margin_nats": 4.0}, "a try")
-    names = dict(place)
-    run = helpers.begin(STEP, names)
+    run = helpers.begin(STEP, place)
     helpers.save_hand_choice(run.results, STEP, None)
-    assert run.told()["by_hand"]["parameters"] == {"least_margin_nats": 4.0}
-    again = helpers.begin(STEP, names)  # the same cell once more: what was put there is no one's wish
-    assert names["least_margin_nats"] == 3.0 and "by_hand" not in again.told()
+    assert run.provenance()["by_hand"]["parameters"] == {"least_margin_nats": 4.0}
+    again = helpers.begin(STEP, place)
+    assert again.params.least_margin_nats == 3.0 and "by_hand" not in again.provenance()
 
 
 def test_a_choice_in_another_folder_is_refused(place, tmp_path):
@@ -173,7 +171,7 @@ def test_a_foreign_frame_can_be_taken_in_by_hand(stack):
 def test_frames_that_cannot_be(stack, choice, told):
     frames = stack.copy()
     frames[3] = 0
-    with pytest.raises(ParameterError, match=told):
+    with pytest.raises(emphase.EmphaseError, match=told):
         emphase.drift.register_stack(frames, **choice)
 
 
@@ -202,7 +200,7 @@ def test_a_surface_drawn_on_the_edge_that_was_found_gives_its_thickness():
     )
     inside = points + 3.0 * found.contour.inwards[:1]
     for wrong, told in ((points[:2], "three or more"), (inside[[0, 2, 1, 3]], "turns back"), (np.full((3, 2), 5.0), "no point twice")):
-        with pytest.raises(ParameterError, match=told):
+        with pytest.raises(emphase.EmphaseError, match=told):
             emphase.haadf.measure_surface_layer(rng, columns, cations, drawn_nm=wrong)
 
 
@@ -216,5 +214,5 @@ def test_a_surface_drawn_on_the_edge_that_was_found_gives_its_thickness():
     ],
 )
 def test_points_that_are_no_surface(points, told):
-    with pytest.raises(ParameterError, match=told):
+    with pytest.raises(emphase.EmphaseError, match=told):
         emphase.haadf.contour.drawn_points(points, (500, 500))

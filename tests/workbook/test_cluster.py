@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def write_samples(data: Path, names, kinds=("haadf",)) -> None:
 def place(tmp_path):
     """Folders of a run, as its environment."""
     names = {name: str(tmp_path / name.lower()) for name in ("DATA", "RESULTS", "FIGURES")}
-    return os.environ | names | {"SCHEDULER": "", "PYTHONPATH": str(ROOT)}
+    return os.environ | names | {"SCHEDULER": "", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
 
 
 def snakemake(place, stage, *more, snakefile=ROOT / "Snakefile"):
@@ -142,11 +143,13 @@ def finished(tmp_path, place):
     (project / "notebooks").mkdir(parents=True)
     for name in ("Snakefile", "helpers.py"):
         (project / name).write_bytes((ROOT / name).read_bytes())
+    for name in ("src", "workflow"):
+        shutil.copytree(ROOT / name, project / name)
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         (project / "notebooks" / path.name).write_bytes(path.read_bytes())
     (project / "data").symlink_to(ROOT / "data")
     write_samples(tmp_path / "data", ["S1"])
-    place["PYTHONPATH"] = str(project)
+    place["PYTHONPATH"] = os.pathsep.join([str(project), str(project / "src")])
     run = lambda stage="gate", *more: snakemake(place, stage, *more, snakefile=project / "Snakefile")
     plan = lambda: (told := run("gate", "--dry-run"), "01_lamella_metadata" in told.stdout + told.stderr)[1]
     done = run()
@@ -159,11 +162,16 @@ def test_what_is_up_to_date_is_told_by_content_not_by_the_clock(tmp_path, finish
     notebook = project / "notebooks" / "01_lamella_metadata.ipynb"
     assert not plan()
     long_ago = (1_000_000_000, 1_000_000_000)
-    for path in (notebook, project / "helpers.py"):
+    changes = {
+        notebook: lambda content: content + b"\n",
+        project / "helpers.py": lambda content: content.replace(b"def load_sample(", b"def load_sample(  "),
+        project / "src" / "emphase" / "lamella.py": lambda content: content + b"\n",
+    }
+    for path, change in changes.items():
         os.utime(path)  # another time, the same content
         assert not plan()
         before = path.read_bytes()
-        path.write_bytes(before + b"\n")
+        path.write_bytes(change(before))
         os.utime(path, long_ago)  # other content, by a clock that was set back
         assert plan(), path
         path.write_bytes(before)

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 import lab as lab_harness
+from executed import tiny_sample
 from lab import Lab, LabServer, open_browser, prepare_notebook
-from test_notebooks import tiny_sample
 
 import helpers
 import pages.share
