@@ -1,0 +1,36 @@
+"""Compile the kernels once, before several processes of the suite ask for them at the same time: the methods on recordings of a few pixels."""
+
+import sys
+import warnings
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent)]
+import numpy as np
+import study
+
+import emphase
+import helpers
+
+
+def main() -> None:
+    """Match, spike in, analyse and register what is simulated small."""
+    warnings.simplefilter("ignore")  # the recordings are too small for what is asked of them
+    rng = np.random.default_rng(1)
+    crystals = [helpers.phase_crystal(p) for p in ("layered", "spinel", "rocksalt", "llzo")]
+    patterns, truth = emphase.simulate.ped_scan(rng, crystals, (5, 5))
+    mean, variance, _ = emphase.ped.scan.scan_statistics(patterns)
+    mask = emphase.ped.scan.hot_and_dead_pixels(mean, variance, 25, int(patterns.max()))
+    emphase.ped.scan.direct_beam_positions(patterns, mask)
+    calibration = emphase.ped.Calibration(0.02178, np.eye(2), truth["centre_px"], mask, 1.4)
+    optics = {"max_g_invA": 1.0, "beam_energy_keV": 200, "precession_deg": 0.5, "excitation_width_invA": 0.001}
+    banks = [emphase.ped.template_bank(crystal, cache=helpers.BANK_CACHE, **optics) for crystal in crystals]
+    maps, _, spots = study.map_scan(patterns, calibration, banks)
+    emphase.ped.search.zone_axis_landscape(spots[:1], calibration, banks[0])
+    study.run_spike_ins(patterns, calibration, banks, maps, trials=range(1))
+    image, _ = study.interface_image(rng, (200, 200), 0.02)
+    study.analyse_interface(image, 0.02, crystals[:1], rng)
+    emphase.drift.register_stack(study.cryo_stack(rng, 4, (64, 64))[0])
+
+
+if __name__ == "__main__":
+    main()
