@@ -1,18 +1,21 @@
 """Compiled functions whose cache on disk knows what they call.
 
-Numba keeps a compiled function until the file that it stands in changes. What it calls, and the constants that it uses, are compiled
-into it, from whichever file they come; a change there it does not see, and runs the old code. A `kernel` is cached under a key that holds
-the source of all that it calls and the values of all constants that either uses. So an edit makes Numba compile again the kernels that
-depend on it, and no others.
+Numba keeps a compiled function on disk until the file that it stands in changes. The functions that it calls and the constants that
+it uses are compiled into it, from whichever file they come; of a change there Numba's cache knows nothing, and the old code runs on
+(Numba manual, "Notes on caching": the cache "fails to see changes in functions defined in different files").
+
+A `kernel` is cached under a key that also holds the bytecode and the compiler options of all compiled functions that it calls, directly
+or not, and the values of all constants that any of them uses. An edit therefore compiles again the kernels of the edited file
+and those that depend on what changed there, and no others. The key is taken from the functions as they were imported, not from the
+files, so that an edit under a running process cannot put old code under a new key.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 import numba
@@ -27,53 +30,106 @@ def kernel(function: Callable | None = None, **options: Any) -> Any:
     Parameters
     ----------
     function
-        Of arrays and numbers.
+        Of arrays, numbers and named tuples of these. It may call other kernels, of its file or imported from another, and use
+        numbers, arrays and named tuples of these that are constants of its module.
     **options
         Those of `numba.njit`, but ``cache``.
 
     Returns
     -------
     The compiled function, or a decorator where ``function`` is not given.
+
+    Examples
+    --------
+    >>> @kernel(fastmath=True)
+    ... def double(x):
+    ...     return 2 * x
+    >>> double(4)
+    8
     """
     if function is None:
         return functools.partial(kernel, **options)
     compiled = numba.njit(**options)(function)
-    compiled._cache = _DependencyCache(function)  # as `Dispatcher.enable_caching` sets its own
+    compiled._cache = _DependencyCache(compiled)  # as `Dispatcher.enable_caching` sets its cache
     return compiled
 
 
 class _DependencyCache(FunctionCache):
-    """Numba's cache of a function, its key with that of what the function calls."""
+    """Numba's cache of a function, its key extended by `dependency_key`."""
+
+    def __init__(self, compiled: Dispatcher) -> None:
+        super().__init__(compiled.py_func)
+        self._compiled = compiled
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple:
-        return (*super()._index_key(sig, codegen), dependency_key(self._py_func))
+        return (*super()._index_key(sig, codegen), dependency_key(self._compiled))
 
 
-def dependency_key(function: Callable) -> str:
-    """A hash of the source of a function and of every compiled function that it calls, and of the constants that these use."""
+def dependency_key(compiled: Dispatcher) -> str:
+    """A hash of a compiled function, of every compiled function that it calls, and of the constants that these use.
+
+    Parameters
+    ----------
+    compiled
+        What `kernel` or `numba.njit` returns.
+
+    Returns
+    -------
+    64 hexadecimal digits, the same in every process that imports the same code.
+    """
     digest = hashlib.sha256()
-    seen: set[Callable] = set()
-    todo = [function]
+    seen: set[Dispatcher] = set()
+    todo = [compiled]
     while todo:
         here = todo.pop()
         if here in seen:
             continue
         seen.add(here)
-        digest.update(inspect.getsource(here).encode())
-        for name in sorted(set(_names(here.__code__))):
-            value = here.__globals__.get(name)
+        digest.update(repr(sorted(here.targetoptions.items(), key=str)).encode())
+        for part in _content(here.py_func.__code__):
+            digest.update(part)
+        for name, value in _globals(here.py_func):
             if isinstance(value, Dispatcher):
-                todo.append(value.py_func)
-            elif isinstance(value, np.ndarray):
-                digest.update(f"{name} {value.dtype} {value.shape}".encode() + value.tobytes())
-            elif isinstance(value, (bool, int, float, complex, str, tuple)):
-                digest.update(f"{name} {value!r}".encode())
+                todo.append(value)
+            else:
+                for part in _content(value):
+                    digest.update(name.encode() + b" " + part)
     return digest.hexdigest()
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """The global names that code uses, that of comprehensions in it too."""
-    yield from code.co_names
+def _globals(function: Callable) -> list[tuple[str, Any]]:
+    """Names and values of what a function uses from outside: of its module, of modules imported there, and of functions around it."""
+    code = function.__code__
+    names = sorted({name for part in _codes(code) for name in part.co_names})
+    values = [(name, function.__globals__[name]) for name in names if name in function.__globals__]
+    modules = [value for _, value in values if isinstance(value, ModuleType)]
+    values += [(name, getattr(module, name)) for module in modules for name in names if hasattr(module, name)]
+    return values + [(name, cell.cell_contents) for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A function's code and that of the comprehensions and functions in it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield from _codes(constant)
+
+
+def _content(value: Any) -> Iterator[bytes]:
+    """What of a value is compiled into a function that uses it, as bytes; nothing for modules, classes and functions of Python."""
+    if isinstance(value, CodeType):
+        yield repr((value.co_code, value.co_names, value.co_varnames, value.co_freevars)).encode()
+        for constant in value.co_consts:
+            yield from _content(constant)
+    elif isinstance(value, np.ndarray):
+        yield f"{value.dtype} {value.shape}".encode() + value.tobytes()
+    elif isinstance(value, tuple):
+        yield f"{getattr(value, '_fields', '')} {len(value)}".encode()
+        for item in value:
+            yield from _content(item)
+    elif isinstance(value, frozenset):
+        yield repr(sorted(map(repr, value))).encode()
+    elif isinstance(value, type) and issubclass(value, tuple):
+        yield repr(getattr(value, "_fields", "")).encode()
+    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic)):
+        yield repr(value).encode()
