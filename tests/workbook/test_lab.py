@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(pages.share.find_chromium() is None, reason="no 
 
 #: What an explorer is made of, in one cell: a canvas that needs no pyplot, controls, and a line that says what happened.
 EXPLORER = """
-import helpers
+import emphase
 import ipywidgets as widgets
 from IPython.display import Javascript, display
 from ipympl.backend_nbagg import Canvas, FigureManager
@@ -76,7 +76,7 @@ size.observe(sized, "value")
 colour.observe(coloured, "value")
 again.on_click(lambda _: say("started again"))
 canvas.mpl_connect("key_press_event", lambda event: again.focus() if event.key in ("tab", "escape") else None)
-display(Javascript(emphase.explore.base._CONTROLS_KEEP_KEYS))
+display(Javascript(emphase.explore.base.CONTROLS_KEEP_KEYS))
 box = widgets.VBox([canvas, widgets.HBox([size, colour, again]), said, hovered])
 box.add_class("explorer")
 box

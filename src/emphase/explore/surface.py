@@ -1,10 +1,15 @@
-"""TODO."""
+"""The explorer of an HAADF image: the fit of every column, and a surface that can be moved by hand.
+
+The thickness of the layer is measured again by the caller's function with every surface that is drawn, in a thread. Points of a surface are
+kept in px of the image, (y, x), and measured in nm of the crystal's basis.
+"""
 
 from __future__ import annotations
 
 import html
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,22 +21,51 @@ from ..haadf.contour import drawn_contour
 from ..haadf.image_lattice import ImageLattice
 from ..haadf.layer import SurfaceLayer
 from ..haadf.structures import REGIONS
-from .base import HandChoices, _Explorer
+from .base import Explorer, HandChoices
 
 
-class SurfaceExplorer(_Explorer):
+@dataclass(frozen=True)
+class SurfaceExplorerOptions:
+    """Tuning numbers of `SurfaceExplorer`."""
+
+    point_spacing_nm: float = 0.8  # along the surface found: the points that can be moved, a few column spacings apart
+    least_points: int = 4
+    key_step_nm: float = 0.05  # of a point along the normal, less than the standard error of an edge
+    grab_share: float = 0.06  # of the image's longer side within which a click takes hold of a point
+    straight_points: int = 6  # of the line where no surface was found
+    drawn_spacing_nm: float = 0.24  # of the columns along a drawn surface, where none was found: that of a layered oxide
+    surroundings: float = 1.6  # half width of what is shown about a column, in half the spacing of columns
+
+
+OPTIONS = SurfaceExplorerOptions()
+
+
+class SurfaceExplorer(Explorer):
     """An HAADF image: hover a column for its fit and occupancy; move the surface by hand and see the thickness follow.
 
-    ``layer`` is None where no surface was found: then a line can be drawn all the same. ``remeasure(points_nm)`` measures the layer
-    with a drawn surface, or as it is found (None). ``drawn_px`` are the points by hand that ``layer`` was measured with, if it was.
+    Parameters
+    ----------
+    image : ndarray (y, x)
+        Counts.
+    lattice : ImageLattice
+    columns : Columns
+        From `emphase.haadf.measure_columns`.
+    layer : SurfaceLayer or None
+        None where no surface was found: then a line can be drawn all the same.
+    structure : ndarray (n,) or None
+        Index in `emphase.haadf.structures.REGIONS` of the structure about every column; -1 for none.
+    remeasure : callable
+        ``remeasure(points_nm)`` measures the layer with a drawn surface (k, 2), or as it is found (None).
+    drawn_px : array_like (k, 2), optional
+        The points (y, x) by hand that ``layer`` was measured with.
+    hand : HandChoices, optional
+        Title, and what becomes of a choice.
     """
 
     def __init__(
         self, image: np.ndarray, lattice: ImageLattice, columns: Columns, layer: SurfaceLayer | None, structure: np.ndarray | None,
         remeasure: Callable[[np.ndarray | None], SurfaceLayer], drawn_px: Any = (), *, hand: HandChoices | None = None,
     ):  # fmt: skip
-        import ipywidgets
-
         super().__init__(
             (11, 5.6), {"mosaic": [["image", "near"], ["image", "profile"]], "width_ratios": [1.6, 1]},
             "Hover a column, or step through them with the slider. To move the surface: switch it on, then drag a point, or choose one and "
@@ -40,28 +74,37 @@ class SurfaceExplorer(_Explorer):
         self.image, self.lattice, self.columns, self.layer = np.asarray(image, float), lattice, columns, layer
         self.structure, self.remeasure = structure, remeasure
         self.by_hand = len(drawn_px) > 0
-        self.dragged: np.ndarray | None = None
-        self.before: tuple | None = None  # what a cancelled or failed measurement goes back to
+        self.dragged: np.ndarray | None = None  # from the point to the mouse (y, x) px, while a point is dragged
+        self.before: tuple | None = None  # layer, points and by_hand that a cancelled or failed measurement restores
         self.found = self._as_found() if self.by_hand else layer
         spacing = float(np.linalg.norm(lattice.matrix, axis=1).min()) * 0.5
         metal = columns.present & columns.is_metal
-        self.reach = max(4, round(1.6 * spacing))
+        self.reach = max(4, round(OPTIONS.surroundings * spacing))
         self.sigma = column_width(self.image, columns.px[metal], spacing)
         self.points = np.array(drawn_px, float) if self.by_hand else self._found_points()
-        self.column = ipywidgets.IntSlider(0, 0, len(columns.px) - 1, description="column", layout={"width": "26em"})
+        controls = self._controls()
+        self._draw_image()
+        self.show_surface()
+        self.show_column()
+        self.arrange(controls, self.hand_box())
+
+    def _controls(self) -> Any:
+        import ipywidgets
+
+        self.column = ipywidgets.IntSlider(0, 0, len(self.columns.px) - 1, description="column", layout={"width": "26em"})
         self.moving = ipywidgets.ToggleButton(description="move the surface", layout={"width": "auto"})
         self.point = ipywidgets.IntSlider(0, 0, len(self.points) - 1, description="point", layout={"width": "16em"})
         back = self.button("as it was found", self.reset, "Undo all that was moved")
         self.observe(self.column, self.show_column)
         self.observe(self.moving, self.show_surface)
         self.observe(self.point, self.show_surface)
-        self._draw_image()
-        self.show_surface()
-        self.show_column()
-        self.arrange(ipywidgets.HBox([self.column, self.moving, self.point, back]), self.keeping())
+        return ipywidgets.HBox([self.column, self.moving, self.point, back])
 
     def choice(self) -> dict[str, Any]:
+        """The points (y, x) px of a surface by hand; none where it is as found."""
         return {"surface_px": np.round(self.points, 2).tolist() if self.by_hand else []}
+
+    # --- the surface's points ---
 
     def _as_found(self) -> SurfaceLayer | None:
         """The layer with the surface that is found in the image; None where there is none."""
@@ -79,16 +122,18 @@ class SurfaceExplorer(_Explorer):
     def _to_px(self, nm: np.ndarray) -> np.ndarray:
         return self.lattice.to_px(nm @ np.linalg.inv(self.lattice.columns.basis_nm))
 
-    def _points_along(self, layer: SurfaceLayer, spacing_nm: float = 0.8) -> np.ndarray:
-        """Points of the surface that was found, (k, 2) px, to be moved."""
+    def _points_along(self, layer: SurfaceLayer) -> np.ndarray:
+        """Points (k, 2) px of the surface that was found; its curve has one every 0.05 nm."""
         curve = layer.contour.curve()
-        count = max(4, round(len(curve) * 0.05 / spacing_nm))
+        count = max(OPTIONS.least_points, round(len(curve) * 0.05 / OPTIONS.point_spacing_nm))
         return self._to_px(curve[np.linspace(0, len(curve) - 1, count).astype(int)])
 
     def _straight_points(self) -> np.ndarray:
         """A line down the middle of the image, where no surface was found."""
-        ny, nx = self.image.shape
-        return np.stack([np.linspace(0.1 * ny, 0.9 * ny, 6), np.full(6, 0.5 * nx)], axis=1)
+        (ny, nx), n = self.image.shape, OPTIONS.straight_points
+        return np.stack([np.linspace(0.1 * ny, 0.9 * ny, n), np.full(n, 0.5 * nx)], axis=1)
+
+    # --- figures ---
 
     def _draw_image(self) -> None:
         ax, c = self.axes["image"], self.columns
@@ -109,54 +154,65 @@ class SurfaceExplorer(_Explorer):
         ax.set_title("metal ●, lithium layer ▲, colour: brightness / full metal column", fontsize=9)
 
     def show_column(self) -> None:
-        """The surroundings of the chosen column, a cut through it with its fit, and what it holds."""
-        k, c = self.column.value, self.columns
-        y, x = c.px[k]
+        """The surroundings of the chosen column, a cut through it with its fit, and its occupancy."""
+        y, x = self.columns.px[self.column.value]
         self.here.set_data([x], [y])
         rows, cols = (
             np.clip(np.arange(round(v) - self.reach, round(v) + self.reach + 1), 0, n - 1)
             for v, n in zip((y, x), self.image.shape, strict=True)
         )
-        near = np.flatnonzero(np.all(np.abs(c.px - c.px[k]) < 2 * self.reach, axis=1))
-        part = self.image[np.ix_(rows, cols)]
         ax = self.axes["near"]
         ax.clear()
-        ax.imshow(part, cmap="gray", extent=(cols[0] - 0.5, cols[-1] + 0.5, rows[-1] + 0.5, rows[0] - 0.5))
+        extent = (cols[0] - 0.5, cols[-1] + 0.5, rows[-1] + 0.5, rows[0] - 0.5)
+        ax.imshow(self.image[np.ix_(rows, cols)], cmap="gray", extent=extent)
         ax.plot([cols[0], cols[-1]], [round(y)] * 2, color="#D55E00", lw=0.8)
         ax.set(xticks=[], yticks=[])
-        ax.set_title(f"column {k} and the cut below", fontsize=9)
-        model = c.background[k] + sum(
+        ax.set_title(f"column {self.column.value} and the cut below", fontsize=9)
+        self._draw_cut(cols)
+        self._describe()
+
+    def _draw_cut(self, cols: np.ndarray) -> None:
+        """Counts along the row of the chosen column, and the sum of the Gaussians fitted to the columns about it."""
+        k, c = self.column.value, self.columns
+        y, x = c.px[k]
+        near = np.flatnonzero(np.all(np.abs(c.px - c.px[k]) < 2 * self.reach, axis=1))
+        fit = c.background[k] + sum(
             c.height[i] * np.exp(-((cols - c.px[i, 1]) ** 2 + (round(y) - c.px[i, 0]) ** 2) / (2 * self.sigma**2)) for i in near
         )
-        ax = self.axes["profile"]
+        ax, pixel_nm = self.axes["profile"], self.lattice.scan()["pixel_size_nm"]
         ax.clear()
-        pixel_nm = self.lattice.scan()["pixel_size_nm"]
         ax.plot((cols - x) * pixel_nm, self.image[round(y), cols], "o", ms=3, color="0.4", label="counts")
-        ax.plot((cols - x) * pixel_nm, model, color="#0072B2", label="fit")
+        ax.plot((cols - x) * pixel_nm, fit, color="#0072B2", label="fit")
         ax.axvline(0, color="#D55E00", lw=0.8)
         ax.set(xlabel="along x (nm)", ylabel="counts")
         ax.legend(fontsize=8)
-        kind = "metal layer" if c.is_metal[k] else "lithium layer"
-        told = f"Column {k}, {kind}: {c.brightness[k]:.2f} ± {c.noise[k]:.2f} of a full metal column, "
-        told += f"{c.height[k]:.3g} counts over {c.background[k]:.3g}"
-        told += "" if c.present[k] or not c.is_metal[k] else ", an empty place"
-        if self.layer is not None:
-            told += f"; {self.layer.contour.depth(c.nm[k : k + 1])[0]:.2f} nm below the edge"
-        if self.structure is not None and self.structure[k] >= 0:
-            told += f"; structure about it: {REGIONS[self.structure[k]]}"
-        self.column_told = told
-        self._tell()
 
-    def _tell(self) -> None:
+    def _column_sentence(self) -> str:
+        """The chosen column's kind, brightness, depth and the structure about it."""
+        k, c = self.column.value, self.columns
+        text = f"Column {k}, {'metal' if c.is_metal[k] else 'lithium'} layer: "
+        text += f"{c.brightness[k]:.2f} ± {c.noise[k]:.2f} of a full metal column, {c.height[k]:.3g} counts over {c.background[k]:.3g}"
+        text += "" if c.present[k] or not c.is_metal[k] else ", an empty place"
+        if self.layer is not None:
+            text += f"; {self.layer.contour.depth(c.nm[k : k + 1])[0]:.2f} nm below the edge"
+        if self.structure is not None and self.structure[k] >= 0:
+            text += f"; structure about it: {REGIONS[self.structure[k]]}"
+        return f"{text}."
+
+    def _layer_sentence(self) -> str:
+        """Thickness of the layer, and what it was as found."""
         if self.layer is None:
-            layer = "No surface was found; switch on “move the surface” to draw one."
+            text = "No surface was found; switch on “move the surface” to draw one."
         else:
             by = "with the surface by hand" if self.by_hand else "as found"
             low, high = self.layer.ci95_nm
-            layer = f"Layer {by}: {self.layer.kind}, {self.layer.thickness_nm:.2f} nm (95 %: {low:.2f} to {high:.2f} nm)."
+            text = f"Layer {by}: {self.layer.kind}, {self.layer.thickness_nm:.2f} nm (95 %: {low:.2f} to {high:.2f} nm)."
         if self.by_hand and self.found is not None:
-            layer += f" As found: {self.found.thickness_nm:.2f} nm."
-        self.status.value = f"{html.escape(self.column_told)}.<br><b>{html.escape(layer)}</b>"
+            text += f" As found: {self.found.thickness_nm:.2f} nm."
+        return text
+
+    def _describe(self) -> None:
+        self.status.value = f"{html.escape(self._column_sentence())}<br><b>{html.escape(self._layer_sentence())}</b>"
         self.draw()
 
     def show_surface(self) -> None:
@@ -171,6 +227,12 @@ class SurfaceExplorer(_Explorer):
         self.handle.set_data(*(chosen.T[::-1] if moving else ([], [])))
         self.draw()
 
+    def _show_all(self) -> None:
+        self.show_surface()
+        self.show_column()
+
+    # --- moving it ---
+
     def move(self, px: np.ndarray) -> None:
         """Put the chosen point to a place (y, x) px."""
         if not self.work.running and self.before is None:
@@ -180,22 +242,20 @@ class SurfaceExplorer(_Explorer):
         self.show_surface()
 
     def measure(self) -> None:
-        """The layer below the surface as it is drawn now."""
+        """The layer below the surface as it is drawn now, in a thread."""
         points = self._to_nm(self.points)
         before = self.before or (self.layer, self.points.copy(), self.by_hand)
 
         def done(layer: SurfaceLayer) -> None:
             self.layer, self.before = layer, None
-            self.show_surface()
-            self.show_column()
+            self._show_all()
 
-        def back() -> None:
+        def restore() -> None:
             (self.layer, self.points, self.by_hand), self.before = before, None
-            self.show_surface()
-            self.show_column()
+            self._show_all()
 
         compute = lambda progress: next(self.remeasure(points) for _ in progress(range(1)))
-        self.work.start("measuring", compute, done, back)
+        self.work.start("measuring", compute, done, restore)
 
     def reset(self) -> None:
         """Back to the surface that was found."""
@@ -203,18 +263,21 @@ class SurfaceExplorer(_Explorer):
         self.layer, self.by_hand, self.before = self.found, False, None
         self.points = self._found_points()
         self.point.max = len(self.points) - 1
-        self.show_surface()
-        self.show_column()
+        self._show_all()
+
+    # --- mouse and keys ---
 
     def on_click(self, event: Any) -> None:
+        """Take hold of a point of the surface."""
         if event.inaxes is self.axes["image"] and self.moving.value:
             mouse = np.array([event.ydata, event.xdata])
             apart = np.linalg.norm(self.points - mouse, axis=1)
-            if apart.min() < 0.06 * max(self.image.shape):
+            if apart.min() < OPTIONS.grab_share * max(self.image.shape):
                 self.point.value = int(np.argmin(apart))
-                self.dragged = mouse - self.points[self.point.value]  # where it was taken hold of
+                self.dragged = mouse - self.points[self.point.value]
 
     def on_move(self, event: Any) -> None:
+        """Drag a point of the surface, or choose the column below the mouse."""
         if event.inaxes is not self.axes["image"]:
             return
         if self.dragged is not None:
@@ -230,6 +293,7 @@ class SurfaceExplorer(_Explorer):
             self.move(place)
 
     def on_release(self, event: Any) -> None:
+        """Measure below the surface that was moved."""
         if self.dragged is not None:
             if event.inaxes is self.axes["image"]:
                 self._drag(event, self.dragged)
@@ -238,14 +302,15 @@ class SurfaceExplorer(_Explorer):
                 self.measure()
 
     def on_key(self, event: Any) -> None:
-        step = {"up": -0.05, "down": 0.05}.get(event.key)
+        """← and → choose the next column or point; ↑ and ↓ move a point along the normal of the surface."""
+        step = {"up": -OPTIONS.key_step_nm, "down": OPTIONS.key_step_nm}.get(event.key)
         turn = {"left": -1, "right": 1}.get(event.key)
         if turn:
             slider = self.point if self.moving.value else self.column
             slider.value = int(np.clip(slider.value + turn, slider.min, slider.max))
         elif step and self.moving.value:
             nm = self._to_nm(self.points)
-            contour = self.layer.contour if self.layer is not None else drawn_contour(self.columns, nm, 0.24)
-            way, _, _ = contour.places(nm[[self.point.value]])
-            self.move(self._to_px(nm[[self.point.value]] + step * contour.normals(way))[0])
+            contour = self.layer.contour if self.layer is not None else drawn_contour(self.columns, nm, OPTIONS.drawn_spacing_nm)
+            along, _, _ = contour.places(nm[[self.point.value]])
+            self.move(self._to_px(nm[[self.point.value]] + step * contour.normals(along))[0])
             self.measure()

@@ -1,5 +1,6 @@
-"""The explorers without a browser: what clicks, keys and controls do to what is shown, computed and kept."""
+"""The explorers without a browser, made of the library's objects alone: what clicks, keys and controls show, compute and hand on."""
 
+import itertools
 import re
 import threading
 from dataclasses import replace
@@ -10,21 +11,10 @@ import pytest
 import study
 
 import emphase
-import helpers
 
 PHASES = ("layered", "spinel", "rocksalt", "llzo")
+FAMILY = PHASES[:3]
 OPTICS = {"beam_energy_keV": 200.0, "precession_deg": 0.5, "excitation_width_invA": 0.001}
-
-
-def begun(step: str, tmp_path, sample_yaml: str = "") -> helpers.Step:
-    """A step at work on a sample without recordings."""
-    folder = tmp_path / "data" / "A"
-    folder.mkdir(parents=True)
-    (folder / "sample.yaml").write_text("id: A\nlabel: a <b> lamella\nsimulated: true\nacquisitions: {}\n" + sample_yaml)
-    (folder / "recording.tif").write_bytes(b"what it was made on")
-    names = helpers.notebook_parameters(helpers.PROJECT_ROOT / "notebooks" / f"{step}.ipynb")
-    given = {"sample_id": "A", "data_dir": str(tmp_path / "data"), "results_dir": str(tmp_path / "results")}
-    return helpers.begin(step, names | {k: v for k, v in given.items() if k in names})
 
 
 def key(name: str) -> SimpleNamespace:
@@ -35,14 +25,29 @@ def mouse(axes, y: float, x: float, button: int = 1) -> SimpleNamespace:
     return SimpleNamespace(inaxes=axes, ydata=y, xdata=x, button=button)
 
 
-def held_by(run: helpers.Step, explorer):
-    """An explorer with the step whose choices it keeps, so that tests can look for them."""
-    explorer.run = run
+class Kept:
+    """Where choices by hand go: what a user's own callbacks would store."""
+
+    def __init__(self):
+        self.parameters, self.reason = {}, ""
+        self.hand = emphase.explore.HandChoices("a <b> lamella", self.keep, self.forget, "Chosen before: nothing.")
+
+    def keep(self, parameters: dict, reason: str) -> str:
+        self.parameters, self.reason = parameters, reason
+        return f"Stored {sorted(parameters)}."
+
+    def forget(self) -> str:
+        self.parameters, self.reason = {}, ""
+        return "Forgotten."
+
+
+def storing(kind, *given, **more):
+    """An explorer with callbacks that store its choices in ``kept``."""
+    kept = Kept()
+    explorer = kind(*given, hand=kept.hand, **more)
+    assert explorer.figure.get_suptitle() == "a <b> lamella" or kind is emphase.explore.ComparisonExplorer
+    explorer.kept = kept
     return explorer
-
-
-def kept(run: helpers.Step) -> dict:
-    return helpers.hand_choices(run.results)[run.name].parameters
 
 
 def ended(explorer) -> None:
@@ -57,9 +62,9 @@ def ended(explorer) -> None:
 @pytest.fixture(scope="module")
 def scan():
     """A small bright scan without overlap: patterns, truth, calibration, banks, and what `map_scan` found."""
-    crystals = [helpers.phase_crystal(p) for p in PHASES]
+    crystals = list(study.crystals(*PHASES).values())
     patterns, truth = emphase.simulate.ped_scan(
-        np.random.default_rng(3), crystals, (9, 9), rocksalt_fraction=0.25, spinel_fraction=0.15, electrons=12000, overlap=0.0, n_grains=3
+        np.random.default_rng(3), crystals, (9, 9), emphase.simulate.PedScene(0.25, 0.15, n_grains=3, overlap=0.0), electrons=12000
     )
     mean, variance, _ = emphase.ped.scan.scan_statistics(patterns)
     mask = emphase.ped.scan.hot_and_dead_pixels(mean, variance, 81, 12)
@@ -106,7 +111,7 @@ def test_the_landscape_is_highest_about_the_orientation_that_was_found(scan):
 
 @pytest.mark.parametrize("uvw", [(1, 0, 0), (1, 1, 0), (0, 0, 1), (2, 1, -1)])
 def test_a_zone_axis_is_named_by_its_indices(uvw):
-    crystal = helpers.phase_crystal("layered")
+    crystal = study.crystals("layered")["layered"]
     near = np.array(uvw) @ crystal.lattice + [0.02, 0.01, 0.0]
     found, angle = emphase.ped.search.nearest_zone_axis(crystal, near)
     assert found == uvw and angle < 1.0
@@ -116,15 +121,12 @@ def test_a_zone_axis_is_named_by_its_indices(uvw):
 
 
 @pytest.fixture
-def ped(scan, tmp_path):
+def ped(scan):
     patterns, _, calibration, banks, mapped = scan
-    run, box = begun("06_ped_matching", tmp_path), (slice(0, 9), slice(0, 9))
-    whole = emphase.explore.Reading(*box, banks, {"least_support": 2.0, "least_margin": 3.0}, *mapped)
-    hand = run.hand_choices(run.sample.folder / "recording.tif")
-    share = emphase.explore.ShareOf("rocksalt", helpers.NCM_PHASES, "NCM")
-    options = {"families": helpers.FAMILIES}
-    explorer = emphase.explore.PedExplorer(patterns, calibration, banks, 8.0, whole=whole, options=options, ratio=share, hand=hand)
-    return held_by(run, explorer)
+    whole = emphase.explore.Reading(slice(0, 9), slice(0, 9), banks, {"least_support": 2.0, "least_margin": 3.0}, *mapped)
+    display = emphase.explore.MapDisplay(share=emphase.explore.ShareOf("rocksalt", FAMILY, "cathode"))
+    options = {"families": (FAMILY,)}
+    return storing(emphase.explore.PedExplorer, patterns, calibration, banks, 8.0, whole=whole, options=options, display=display)
 
 
 def test_click_and_keys_choose_the_pattern(ped, scan):
@@ -146,13 +148,13 @@ def test_layers_and_triangle_can_be_drawn(ped):
         ped.layer.value = layer
         assert ped.axes["map"].get_title() == layer
         ped.canvas.draw()
-    ped.of_landscape.value = "rocksalt"
+    ped.of_triangle.value = "rocksalt"
     assert ped.axes["triangle"].get_title().startswith("rocksalt")
     ped.shown.value = ("spinel",)
     assert "layered" not in [text.get_text() for text in ped.axes["pattern"].get_legend().get_texts()]
 
 
-def test_a_region_tells_its_fractions_and_is_matched_again_as_batch_does(ped, scan):
+def test_a_region_shows_its_fractions_and_is_matched_again_as_batch_does(ped, scan):
     patterns, _, calibration, banks, (maps, _, _) = scan
     ped.drawing.value = True
     ped.on_click(mouse(ped.axes["map"], 1, 1))
@@ -165,12 +167,12 @@ def test_a_region_tells_its_fractions_and_is_matched_again_as_batch_does(ped, sc
     ended(ped)
     some = replace(calibration, centre_px=calibration.centre_px[1:7, 1:8])
     again, _, _ = study.map_scan(patterns[1:7, 1:8], some, [banks[0], banks[2], banks[3]], {"least_support": 2.0, "least_margin": 3.0})
-    assert np.array_equal(ped.again.maps["phase_id"], again["phase_id"])
-    assert np.array_equal(ped._numbered(ped.again), np.array([0, 2, 3, -1])[again["phase_id"]])
+    assert np.array_equal(ped.reread.maps["phase_id"], again["phase_id"])
+    assert np.array_equal(ped.reread.numbered(list(PHASES)), np.array([0, 2, 3, -1])[again["phase_id"]])
     assert "with these choices: layered" in ped.status.value and "42 patterns matched again" in ped.message.value
     before = ped.work.thread
     ped.least_support.value = 30.0  # a threshold alone needs no other search
-    assert ped.work.thread is before and (ped.again.maps["phase_id"] < 0).sum() > (again["phase_id"] < 0).sum()
+    assert ped.work.thread is before and (ped.reread.maps["phase_id"] < 0).sum() > (again["phase_id"] < 0).sum()
     ped.clear_region()
     assert "Region" not in ped.status.value
 
@@ -184,8 +186,8 @@ def test_other_thresholds_change_what_is_read_and_nothing_that_was_found(ped, sc
         assert f"margin to the next phase {maps['phase_margin'][y, x]:.1f} nats" in ped.status.value
     ped.set_region(slice(2, 6), slice(0, 9))
     again = emphase.ped.decide.decide_phases(found, maps["correlation"], least_support=2.0, least_margin=6.0)
-    assert np.array_equal(ped.again.maps["phase_id"], again["phase_id"][2:6])
-    assert ped.again.maps["decided"].sum() <= maps["decided"][2:6].sum()
+    assert np.array_equal(ped.reread.maps["phase_id"], again["phase_id"][2:6])
+    assert ped.reread.maps["decided"].sum() <= maps["decided"][2:6].sum()
 
 
 @pytest.fixture
@@ -219,10 +221,10 @@ def test_what_a_user_does_while_a_region_is_matched_leaves_a_consistent_map(ped,
     ended(ped)
     if meanwhile == "pick":
         ped.pick(2, 2)
-        assert ped.again.names == ["layered", "rocksalt"] and "36 patterns, with these choices" in ped.status.value
+        assert ped.reread.names == ["layered", "rocksalt"] and "36 patterns, with these choices" in ped.status.value
         ped.pick(8, 8)
     else:
-        assert ped.again is None
+        assert ped.reread is None
     ped._draw_map()
     ped.canvas.draw()
 
@@ -236,39 +238,60 @@ def test_nothing_is_matched_without_a_candidate(ped):
         assert "choose one candidate at least" in ped.message.value
     ped.reason.value = "nothing"
     ped.guarded(ped.keep)
-    assert not (ped.run.results / "manual.yaml").exists()
+    assert not ped.kept.parameters
 
 
 def test_the_whole_scan_can_be_matched_again(ped):
     ped.candidates.value = ("layered", "spinel", "llzo")
     ped.match_whole()
     ended(ped)
-    assert ped.again.maps["phase_id"].shape == (9, 9) and ped.rows.value == (0, 8)
+    assert ped.reread.maps["phase_id"].shape == (9, 9) and ped.rows.value == (0, 8)
     ped.set_region(slice(0, 2), slice(0, 3))
     ended(ped)
-    assert ped.again.maps["phase_id"].shape == (2, 3)
+    assert ped.reread.maps["phase_id"].shape == (2, 3)
 
 
 def test_a_choice_is_kept_with_its_reason_alone(ped):
     ped.least_margin.value = 8.0
     ped.candidates.value = ("layered", "rocksalt")
     ped.keep()
-    assert "say why" in ped.message.value and not (ped.run.results / "manual.yaml").exists()
+    assert "say why" in ped.message.value and not ped.kept.parameters
     ped.reason.value = "spinel is not there"
     ped.keep()
-    assert kept(ped.run) == {"candidate_phases": ["layered", "rocksalt"], "least_margin_nats": 8.0}
-    assert list(helpers.hand_choices(ped.run.results)["06_ped_matching"].made_on) == ["recording.tif"]
+    chosen = {"candidate_phases": ["layered", "rocksalt"], "least_support_nats": 2.0, "least_margin_nats": 8.0}
+    assert ped.kept.parameters == chosen and ped.kept.reason == "spinel is not there" and "Stored" in ped.message.value
     ped.candidates.value = PHASES
     ped.keep()
-    assert kept(ped.run) == {"least_margin_nats": 8.0}
+    assert ped.kept.parameters == {"candidate_phases": [], "least_support_nats": 2.0, "least_margin_nats": 8.0}
     ped.forget()
-    assert helpers.hand_choices(ped.run.results) == {}
+    assert ped.kept.parameters == {} and ped.message.value == "Forgotten."
+
+
+def test_nothing_is_called_decided_where_the_map_is_not_trusted(ped):
+    y, x = np.argwhere(ped.whole.maps["decided"])[0]
+    ped.pick(y, x)
+    assert ", decided;" in ped.status.value
+    ped.whole = replace(ped.whole, trusted=False)
+    ped.pick(y, x)
+    assert ", not decided;" in ped.status.value
+
+
+def test_a_region_reports_the_share_that_the_user_names(ped):
+    ped.set_region(slice(0, 9), slice(0, 9))
+    assert re.search(r"; rocksalt \d+\.\d% of \d+ cathode patterns \(counted, not corrected\)\.", ped.status.value)
+
+
+def test_without_callbacks_nothing_can_be_kept(scan):
+    patterns, _, calibration, banks, mapped = scan
+    whole = emphase.explore.Reading(slice(0, 9), slice(0, 9), banks, {}, *mapped)
+    explorer = emphase.explore.PedExplorer(patterns, calibration, banks, 8.0, whole=whole)
+    assert explorer.hand_box().children == () and explorer.choice()["candidate_phases"] == []
 
 
 def test_patterns_are_matched_when_picked_where_there_is_no_map(scan):
     patterns, _, calibration, banks, (maps, _, _) = scan
     layers = {"counts": patterns.sum(axis=(2, 3))}
-    explorer = emphase.explore.PedExplorer(patterns, calibration, banks, 8.0, layers=layers)
+    explorer = emphase.explore.PedExplorer(patterns, calibration, banks, 8.0, display=emphase.explore.MapDisplay(layers))
     y, x = np.argwhere(maps["decided"] & (maps["phase_margin"] > 25))[0]
     explorer.pick(y, x)
     assert PHASES[maps["phase_id"][y, x]] in explorer.status.value and explorer.layer.options == ("counts",)
@@ -293,12 +316,9 @@ def test_lines_and_single_patterns_and_single_phases_can_be_explored(scan, part)
 
 
 @pytest.fixture
-def drift(tmp_path):
+def drift():
     frames = study.cryo_stack(np.random.default_rng(5), 10, (96, 96), 4.0)[0]
-    run = begun("02_cryo_stem_drift", tmp_path)
-    hand = run.hand_choices(run.sample.folder / "recording.tif")
-    solution = emphase.drift.register_stack(frames)
-    return held_by(run, emphase.explore.DriftExplorer(frames, solution, 0.045, hand=hand, leave_out=[], take_in=[]))
+    return storing(emphase.explore.DriftExplorer, frames, emphase.drift.register_stack(frames), 0.045, leave_out=[], take_in=[])
 
 
 def test_frames_are_chosen_by_slider_click_and_key(drift):
@@ -319,8 +339,7 @@ def test_a_frame_left_out_changes_the_average_as_batch_does(drift):
     assert "9 frames used" in drift.status.value or "8 frames used" in drift.status.value
     drift.reason.value = "charging"
     drift.keep()
-    choice = helpers.hand_choices(drift.run.results)["02_cryo_stem_drift"]
-    assert choice.parameters["leave_out"] == [5] and list(choice.made_on) == ["recording.tif"]
+    assert drift.kept.parameters["leave_out"] == [5] and drift.kept.reason == "charging"
     drift.on_key(key(" "))
     ended(drift)
     assert drift.choice()["leave_out"] == [] and drift.solution.used[5]
@@ -341,7 +360,7 @@ def test_what_is_cancelled_changes_nothing(drift, monkeypatch):
     assert drift.use.value is True
 
 
-def test_a_choice_that_cannot_be_is_said_and_undone(drift):
+def test_a_choice_that_fails_is_reported_and_undone(drift):
     drift.leave_out = set(range(9))
     drift.frame.value = 9
     drift.toggle()
@@ -356,7 +375,7 @@ def test_a_choice_that_cannot_be_is_said_and_undone(drift):
 def surface_parts():
     rng = np.random.default_rng(8)
     image, _ = emphase.simulate.haadf_image(rng, (448, 448), layer_nm=1.8)
-    expected = emphase.haadf.project_columns(helpers.phase_crystal("layered"), (1, 0, 0))
+    expected = emphase.haadf.project_columns(study.crystals("layered")["layered"], (1, 0, 0))
     lattice = emphase.haadf.find_image_lattice(image, expected, 0.0125)
     cations = emphase.haadf.cation_lattice(expected)
     columns = emphase.haadf.measure_columns(image, lattice, cations)
@@ -365,14 +384,13 @@ def surface_parts():
 
 
 @pytest.fixture
-def surface(surface_parts, tmp_path):
+def surface(surface_parts):
     image, lattice, _, measure = surface_parts
-    run, layer = begun("03_haadf_surface", tmp_path), measure()
-    hand = run.hand_choices(run.sample.folder / "recording.tif")
-    return held_by(run, emphase.explore.SurfaceExplorer(image, lattice, layer.columns, layer, None, measure, hand=hand))
+    layer = measure()
+    return storing(emphase.explore.SurfaceExplorer, image, lattice, layer.columns, layer, None, measure)
 
 
-def test_hovering_a_column_tells_what_it_holds(surface):
+def test_hovering_a_column_shows_its_occupancy(surface):
     k = int(np.argmax(surface.columns.brightness * (surface.layer.role == 0)))
     y, x = surface.columns.px[k]
     surface.on_move(mouse(surface.axes["image"], y + 1, x - 1, None))
@@ -404,7 +422,7 @@ def test_a_moved_surface_moves_the_thickness_and_is_kept_as_batch_uses_it(surfac
     surface.reason.value = "contamination"
     surface.keep()
     image, lattice, _, measure = surface_parts
-    points = np.array(kept(surface.run)["surface_px"])
+    points = np.array(surface.kept.parameters["surface_px"])
     again = measure(lattice.to_lattice(points) @ lattice.columns.basis_nm)
     assert again.thickness_nm == pytest.approx(surface.layer.thickness_nm, abs=0.005)
     later = emphase.explore.SurfaceExplorer(image, lattice, again.columns, again, None, measure, points.tolist())
@@ -424,11 +442,9 @@ def test_keys_move_a_point_of_the_surface_along_its_normal(surface):
     assert moved[2] == pytest.approx(0.05, abs=0.01) and not np.delete(moved, 2).any()
 
 
-def test_a_surface_can_be_drawn_where_none_was_found(surface_parts, tmp_path):
+def test_a_surface_can_be_drawn_where_none_was_found(surface_parts):
     image, lattice, columns, measure = surface_parts
-    run = begun("03_haadf_surface", tmp_path)
-    hand = run.hand_choices(run.sample.folder / "recording.tif")
-    explorer = emphase.explore.SurfaceExplorer(image, lattice, columns, None, None, measure, hand=hand)
+    explorer = storing(emphase.explore.SurfaceExplorer, image, lattice, columns, None, None, measure)
     assert "No surface was found" in explorer.status.value
     edge = measure().contour.curve()
     explorer.points, explorer.by_hand = explorer._to_px(edge[np.linspace(2, len(edge) - 3, 6).astype(int)]), True
@@ -442,7 +458,7 @@ def test_a_surface_can_be_drawn_where_none_was_found(surface_parts, tmp_path):
 
 @pytest.fixture(scope="module")
 def interface_parts():
-    crystals = [helpers.phase_crystal(name) for name in ("layered", "llzo", "rocksalt")]
+    crystals = list(study.crystals("layered", "llzo", "rocksalt").values())
     image, _ = study.interface_image(np.random.default_rng(22), (600, 600), 0.02, 3.5, "rocksalt", counts=100)
     analyse = lambda chosen, progress=iter: study.analyse_interface(
         image, 0.02, [c for c in crystals if c.name in chosen], np.random.default_rng(0), stride_nm=1.3, progress=progress
@@ -452,19 +468,17 @@ def interface_parts():
 
 
 @pytest.fixture
-def interface(interface_parts, tmp_path):
+def interface(interface_parts):
     image, names, analyse, result = interface_parts
-    run = begun("04_interface_phases", tmp_path)
-    hand = run.hand_choices(run.sample.folder / "recording.tif")
-    return held_by(run, emphase.explore.InterfaceExplorer(image, result, names, names, analyse, hand=hand))
+    return storing(emphase.explore.InterfaceExplorer, image, result, names, names, analyse)
 
 
 def test_the_window_follows_mouse_and_keys(interface):
-    told = []
+    shown = []
     for x in (60, 300, 540):
         interface.on_click(mouse(interface.axes["image"], 300, x))
-        told.append(re.search("lattice of \\w+", interface.status.value).group())
-    assert told == ["lattice of layered", "lattice of rocksalt", "lattice of llzo"]
+        shown.append(re.search("lattice of \\w+", interface.status.value).group())
+    assert shown == ["lattice of layered", "lattice of rocksalt", "lattice of llzo"]
     assert "llzo [" in interface.table.value
     before = interface.result.spectra.origins[interface.window]
     interface.on_move(mouse(interface.axes["image"], 0, 0, None))
@@ -482,7 +496,7 @@ def test_other_candidates_are_analysed_and_kept(interface):
     assert {x.phase for x in interface.result.lattices} <= {"layered", "llzo", "unknown"}
     interface.reason.value = "no rocksalt here"
     interface.keep()
-    assert kept(interface.run) == {"candidate_phases": ["layered", "llzo"]}
+    assert interface.kept.parameters == {"candidate_phases": ["layered", "llzo"]}
 
 
 # --- the comparison ---------------------------------------------------------------------
@@ -499,13 +513,24 @@ def sample_row(name: str, fraction: float) -> dict:
     return row
 
 
+def compare(samples: list[dict], phase: str) -> list[dict]:
+    """Differences of all pairs, of quantiles that are ordered alike; twice as wide for the lamellae."""
+    pairs = []
+    for first, second in itertools.combinations(samples, 2):
+        change = second[f"{phase}_fraction"] - first[f"{phase}_fraction"]
+        pair = {"from": first["sample"], "to": second["sample"], "difference": change}
+        for prefix, width in (("", 0.5), ("elsewhere_", 1.0)):
+            pair |= {f"{prefix}ci95_low": change - width, f"{prefix}ci95_high": change + width, f"{prefix}probability_of_increase": 0.9}
+        pairs.append(pair)
+    return pairs
+
+
 COLOURS = {"rocksalt": "#F0E442", "spinel": "#D55E00"}
 
 
-def test_samples_are_compared_and_left_out(tmp_path):
-    run = begun("08_sample_comparison", tmp_path)
+def test_samples_are_compared_and_left_out():
     rows = [sample_row("A", 0.02), sample_row("B", 0.05), sample_row("C", 0.2)]
-    explorer = emphase.explore.ComparisonExplorer(rows, COLOURS, helpers.compare_fractions, area="NCM area", hand=run.hand_choices())
+    explorer = storing(emphase.explore.ComparisonExplorer, rows, COLOURS, compare, area="cathode")
     explorer.on_click(mouse(explorer.axes["fractions"], 0.1, 1.2))
     assert explorer.status.value.startswith("B (&lt;i&gt;B&lt;/i&gt;): rocksalt 0.050, detected")
     assert explorer.table.value.count("<tr>") == 4
@@ -517,12 +542,14 @@ def test_samples_are_compared_and_left_out(tmp_path):
     assert explorer.compared.value == ("A", "B") and explorer.table.value.count("<tr>") == 2
     explorer.reason.value = "a bad lamella"
     explorer.keep()
-    assert helpers.hand_choices(run.results, (helpers.COMPARISON,))[helpers.COMPARISON].parameters == {"leave_out": ["C"]}
+    assert explorer.kept.parameters == {"leave_out": ["C"]}
+    explorer = emphase.explore.ComparisonExplorer(rows, COLOURS, compare, left_out=["D"])
+    assert explorer.choice() == {"leave_out": ["D"]}
 
 
 def test_a_sample_without_spinel_among_its_candidates_can_be_compared():
     row = sample_row("A", 0.02)
     row |= {key: None for key in row if key.startswith("spinel")}
-    explorer = emphase.explore.ComparisonExplorer([row, sample_row("B", 0.05)], COLOURS, helpers.compare_fractions, area="NCM area")
+    explorer = emphase.explore.ComparisonExplorer([row, sample_row("B", 0.05)], COLOURS, compare, area="cathode")
     explorer.phase.value = "spinel"
-    assert "no spinel fraction; 700 patterns of the NCM area" in explorer.status.value
+    assert "no spinel fraction; 700 patterns of the cathode" in explorer.status.value
