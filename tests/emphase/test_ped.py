@@ -27,7 +27,7 @@ def crystals():
 def scan(crystals):
     """A small scan of known scale without overlap, bright enough for every pattern to be decidable on average."""
     return emphase.simulate.ped_scan(
-        np.random.default_rng(3), crystals, (9, 9), rocksalt_fraction=0.25, spinel_fraction=0.15, electrons=12000, overlap=0.0, n_grains=3
+        np.random.default_rng(3), crystals, (9, 9), emphase.simulate.PedScene(0.25, 0.15, n_grains=3, overlap=0.0), electrons=12000
     )
 
 
@@ -129,7 +129,7 @@ def test_a_structure_dropped_beside_the_data_is_a_candidate_and_is_found(tmp_pat
     ped = helpers.Ped(file="ped.blo", beam_energy_keV=200.0, precession_deg=0.5, phases=["layered", "rocksalt", "LaCoO3"])
     candidates = helpers.scan_banks(ped, {"max_g_invA": 1.5, "excitation_width_invA": 0.001}, tmp_path)
     patterns, truth = emphase.simulate.ped_scan(
-        np.random.default_rng(3), [*crystals[:3], emphase.crystals.read_crystal(dropped)], (9, 9), overlap=0.0
+        np.random.default_rng(3), [*crystals[:3], emphase.crystals.read_crystal(dropped)], (9, 9), emphase.simulate.PedScene(overlap=0.0)
     )
     decision, _, _ = study.map_scan(patterns, replace(calibration, centre_px=truth["centre_px"]), candidates)
     true = truth["phase"] == 3
@@ -288,11 +288,11 @@ def test_detector_gain_from_noise(gain, offset):
 def test_scale_is_found_from_the_scan(scan, calibration, banks):
     patterns, _ = scan
     wrong = replace(calibration, scale_invA_per_px=0.02178 * 1.021)
-    chosen, images = emphase.ped.calibrate.spread_patterns(patterns, wrong, 16)
-    refined, fit = emphase.ped.refine_calibration(images, calibration.centre_px.reshape(-1, 2)[chosen], wrong, banks)
+    chosen, images = emphase.ped.calibration.spread_patterns(patterns, wrong, 16)
+    refined, fit = emphase.ped.calibration.refine_calibration(images, calibration.centre_px.reshape(-1, 2)[chosen], wrong, banks)
     assert refined.scale_invA_per_px == pytest.approx(0.02178, rel=0.0015)
     assert refined.ellipticity < 0.005
-    assert fit["residual_px"] < 0.6
+    assert fit.residual_px < 0.6
 
 
 # --- matching ------------------------------------------------------------------------------
@@ -379,7 +379,12 @@ def test_defaults_hold_whatever_the_dose(crystals, banks, electrons):
     """No knob follows the dose: from few spots of ten counts to saturated ones."""
     rng = np.random.default_rng(7)
     patterns, truth = emphase.simulate.ped_scan(
-        rng, crystals, (12, 12), rocksalt_fraction=0.3, spinel_fraction=0.15, electrons=electrons, overlap=0.0, n_grains=4, hot_pixels=0
+        rng,
+        crystals,
+        (12, 12),
+        emphase.simulate.PedScene(0.3, 0.15, n_grains=4, overlap=0.0),
+        electrons=electrons,
+        recording=emphase.simulate.PedRecording(hot_pixels=0),
     )
     calibration = emphase.ped.Calibration(0.02178, np.eye(2), truth["centre_px"], np.zeros((144, 144), bool), 1.4)
     decision, _, _ = study.map_scan(patterns, calibration, banks)
@@ -496,7 +501,7 @@ def test_grains_join_neighbours_of_one_orientation(banks):
 )
 def test_a_scale_wrong_by_ten_is_refused(scale, message):
     with pytest.raises(emphase.EmphaseError, match=message):
-        emphase.ped.check_patterns(np.zeros((2, 2, 144, 144)), scale, "ped.blo")
+        emphase.ped.scan.check_patterns(np.zeros((2, 2, 144, 144)), scale, "ped.blo")
 
 
 def test_scans_without_counts_are_refused():

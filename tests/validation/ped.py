@@ -83,19 +83,9 @@ def simulate_scan(rng: np.random.Generator, crystals: Sequence[Any], side: int, 
 
 def calibrate(patterns: np.ndarray, crystals: Sequence[Any], seed: int) -> tuple[Any, list[Any]]:
     """Calibration and template banks of a scan, from its patterns, the given scale and the crystals alone: what notebook 05 does."""
-    ny, nx = patterns.shape[:2]
-    mean, variance, _ = emphase.ped.scan.scan_statistics(patterns)
-    mask = emphase.ped.scan.hot_and_dead_pixels(mean, variance, ny * nx, direct_beam_radius_px=0.08 * min(mean.shape))
-    centre_px, _ = emphase.ped.scan.smooth_descan(*emphase.ped.scan.direct_beam_positions(patterns, mask))
-    gain, offset = emphase.ped.scan.detector_gain(emphase.ped.scan.patterns_at(patterns, np.linspace(0, ny * nx - 1, 64).astype(int)), mask)
-    calibration = emphase.ped.Calibration(GIVEN_SCALE_INVA_PER_PX, np.eye(2), centre_px, mask, spot_sigma_px=1.3, gain=gain, offset=offset)
-    chosen, images = emphase.ped.calibration.spread_patterns(patterns, calibration, 96)
-    centres = centre_px.reshape(-1, 2)[chosen]
-    for _ in range(2):
-        calibration = replace(calibration, spot_sigma_px=emphase.ped.calibration.spot_size(images, centres, calibration))
-    banks = [emphase.ped.template_bank(c, max_g_invA=MAX_G_INVA, excitation_width_invA=0.001, **OPTICS) for c in crystals]
-    calibration, _ = emphase.ped.calibration.refine_calibration(images, centres, calibration, banks, seed=seed)
-    return calibration, banks
+    optics = emphase.ped.Optics(GIVEN_SCALE_INVA_PER_PX, OPTICS["beam_energy_keV"], OPTICS["precession_deg"], max_g_invA=MAX_G_INVA)
+    scan = emphase.ped.calibrate(patterns, crystals, optics, seed=seed, cache=helpers.BANK_CACHE)
+    return scan.calibration, scan.banks
 
 
 def map_phases(patterns: np.ndarray, calibration: Any, banks: list[Any], seed: int) -> tuple[dict[str, np.ndarray], float]:

@@ -239,12 +239,12 @@ def _judge(strength, off_y, off_x, missed, n_missed, scale, view):
 
 
 @kernel(fastmath=True)
-def _evidence(rotation, near, n_near, refs, camera, view, diffracted):
+def _evidence(rotation, near, refs, camera, view, diffracted):
     """Evidence (nats) of a crystal, and by how much (radians) its spots should turn in the plane to fit best.
 
     The scale is that of the measured spots which the crystal explains, but at least 15 % of all diffracted counts.
     """
-    n_missed, total = _collect(rotation, near, n_near, refs, camera, view)
+    n_missed, total = _collect(rotation, near, len(near), refs, camera, view)
     if total <= 0:
         return 0.0, 0.0
     spots, strength = view.spots, view.strength
@@ -267,12 +267,12 @@ def _turned(rotation, axis, angle, out):
 
 
 @kernel
-def _spun(rotation, near, n_near, refs, camera, view, diffracted):
+def _spun(rotation, near, refs, camera, view, diffracted):
     """Turn ``rotation`` in the plane, in place, as its spots ask for, where that helps; returns the evidence."""
     trial = np.empty((3, 3))
-    best, spin = _evidence(rotation, near, n_near, refs, camera, view, diffracted)
+    best, spin = _evidence(rotation, near, refs, camera, view, diffracted)
     _turned(rotation, 2, spin, trial)
-    value, _ = _evidence(trial, near, n_near, refs, camera, view, diffracted)
+    value, _ = _evidence(trial, near, refs, camera, view, diffracted)
     if value > best:
         best = value
         rotation[:] = trial
@@ -280,20 +280,20 @@ def _spun(rotation, near, n_near, refs, camera, view, diffracted):
 
 
 @kernel
-def _refine(rotation, tilt, levels, near, n_near, refs, camera, view, diffracted):
+def _refine(rotation, tilt, levels, near, refs, camera, view, diffracted):
     """Climb the evidence from ``rotation``, which is changed in place; returns the evidence.
 
     The turn in the plane follows from the places of the spots at once; the tilt about x and y is
     searched in steps of ``tilt`` radians, halved ``levels - 1`` times.
     """
     trial = np.empty((3, 3))
-    best, spin = _evidence(rotation, near, n_near, refs, camera, view, diffracted)
+    best, spin = _evidence(rotation, near, refs, camera, view, diffracted)
     for _ in range(levels):
         for _ in range(2):
             if abs(spin) < 3e-4:
                 break
             _turned(rotation, 2, spin, trial)
-            value, left = _evidence(trial, near, n_near, refs, camera, view, diffracted)
+            value, left = _evidence(trial, near, refs, camera, view, diffracted)
             if value <= best:
                 break
             best, spin = value, left
@@ -302,7 +302,7 @@ def _refine(rotation, tilt, levels, near, n_near, refs, camera, view, diffracted
             moved = False
             for direction in range(4):
                 _turned(rotation, direction % 2, tilt if direction < 2 else -tilt, trial)
-                value, left = _evidence(trial, near, n_near, refs, camera, view, diffracted)
+                value, left = _evidence(trial, near, refs, camera, view, diffracted)
                 if value > best:
                     best, spin, moved = value, left, True
                     rotation[:] = trial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -46,7 +46,7 @@ class Calibration:
         return self.strain / self.scale_invA_per_px
 
 
-def check_patterns(patterns: Any, scale_invA_per_px: float, name: str) -> None:
+def check_patterns(patterns: Any, scale_invA_per_px: float, name: str = "PED scan") -> None:
     """`EmphaseError` for patterns (ny, nx, ky, kx) under 32 px, `EmphaseError` for a scale at which their edge lies at no such angle."""
     size = min(patterns.shape[2:])
     if size < 32:
@@ -54,12 +54,20 @@ def check_patterns(patterns: Any, scale_invA_per_px: float, name: str) -> None:
     half_width = size / 2 * scale_invA_per_px
     if not 0.4 < half_width < 6:
         raise EmphaseError(
-            f"{name}: acquisitions.ped.scale_invA_per_px: {scale_invA_per_px:g} puts the edge of the camera at {half_width:.3g} 1/Å, "
+            f"{name}: a scale of {scale_invA_per_px:g} 1/Å per pixel puts the edge of the camera at {half_width:.3g} 1/Å, "
             "expected 0.4 to 6 1/Å; is the scale in 1/nm?"
         )
 
 
-def scan_statistics(patterns: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class ScanStatistics(NamedTuple):
+    """Sums over a scan: ``mean`` and ``variance`` (ky, kx) over its patterns, and ``total`` (ny, nx), the sum of every pattern."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+    total: np.ndarray
+
+
+def scan_statistics(patterns: Any) -> ScanStatistics:
     """Mean and variance (ky, kx) over a scan (ny, nx, ky, kx), numpy or dask, and the sum (ny, nx) of every pattern; read box by box.
 
     `EmphaseError` where the scan holds NaN or nothing at all.
@@ -79,7 +87,7 @@ def scan_statistics(patterns: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if not total.any():
         raise EmphaseError("PED scan: all patterns are zero, expected counts")
     mean = first / (ny * nx)
-    return mean, np.maximum(second / (ny * nx) - mean**2, 0), total
+    return ScanStatistics(mean, np.maximum(second / (ny * nx) - mean**2, 0), total)
 
 
 def patterns_at(patterns: Any, indices: np.ndarray) -> np.ndarray:

@@ -137,7 +137,7 @@ def _search_templates(
                 t = templates[c]
                 _turned(coarse.frames[t], 2, -2 * math.pi * bins[c] / _ANGLE_BINS, candidates[c])
                 near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
-                value[c] = _spun(candidates[c], near, len(near), refs, camera, view, diffracted)
+                value[c] = _spun(candidates[c], near, refs, camera, view, diffracted)
             for levels, most in ((1, n_fine), (3, (n_fine + 1) // 2)):  # few are climbed a little, the best of them to the end
                 least = max(value[:n].max() - _BEHIND, _HOPELESS if levels > 1 else -1e9)
                 for c in np.argsort(-value[:n], kind="mergesort")[:most]:
@@ -145,7 +145,7 @@ def _search_templates(
                         break
                     near = coarse.near[coarse.near_start[templates[c]] : coarse.near_start[templates[c] + 1]]
                     step = tilt if levels == 1 else tilt / 2
-                    value[c] = _refine(candidates[c], step, levels, near, len(near), refs, camera, view, diffracted)
+                    value[c] = _refine(candidates[c], step, levels, near, refs, camera, view, diffracted)
             _best_of(candidates, value, n, coarse.operators, rotation[i], result[i])
 
 
@@ -195,7 +195,7 @@ def _zone_evidence(table, number, background, centre, coarse, refs, camera, evid
         votes[t, 0] += votes[t, _ANGLE_BINS]
         _turned(coarse.frames[t], 2, -2 * math.pi * np.argmax(votes[t, :_ANGLE_BINS]) / _ANGLE_BINS, turned)
         near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
-        evidence[t] = _spun(turned, near, len(near), refs, camera, view, diffracted)
+        evidence[t] = _spun(turned, near, refs, camera, view, diffracted)
 
 
 def zone_axis_landscape(spots: Spots, calibration: Calibration, bank: TemplateBank) -> tuple[np.ndarray, np.ndarray]:
