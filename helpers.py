@@ -491,20 +491,20 @@ def code_sha256(step: str) -> str:
     """The hash of the code that a notebook's results depend on: the notebook, its modules of the library, and what it uses of this one.
 
     The modules are those that `GRAPH` and the notebook name, and those from which the used part of this module imports, each with all
-    that it imports. `VIEWS` change no result.
+    that it imports. `VIEWS` change no result. To notebook 09 belongs tests/validation, to a notebook the folder of tests of its name.
     """
-    notebook = PROJECT_ROOT / "notebooks" / f"{step}.ipynb"
-    methods = {*methods_of(notebook), *(GRAPH[step].methods if step in GRAPH else ())}
-    used = re.findall(r"\bhelpers\.(\w+)", notebook.read_text(encoding="utf-8"))
+    files = [PROJECT_ROOT / "notebooks" / f"{step}.ipynb", *sorted((PROJECT_ROOT / "tests" / step[3:]).glob("*.py"))]
+    methods = {*methods_of(*files), *(GRAPH[step].methods if step in GRAPH else ())}
+    used = [name for file in files for name in re.findall(r"\bhelpers\.(\w+)", file.read_text(encoding="utf-8"))]
     sources, imported = definitions_behind(Path(__file__), used)
     modules = {module for module in {*methods, *imported} if not module.startswith(VIEWS)}
-    code = [file_sha256(notebook), source_sha256(*sorted(modules)), *sources]
+    code = [*map(file_sha256, files), source_sha256(*sorted(modules)), *sources]
     return hashlib.sha256("\n".join(code).encode()).hexdigest()
 
 
-def methods_of(notebook: Path) -> tuple[str, ...]:
-    """The packages and modules of the library that a notebook names, but those in `VIEWS`."""
-    named = set(re.findall(r"\bemphase\.([a-z]\w+)\b", notebook.read_text(encoding="utf-8")))
+def methods_of(*files: Path) -> tuple[str, ...]:
+    """The packages and modules of the library that notebooks or modules name, but those in `VIEWS`."""
+    named = {name for file in files for name in re.findall(r"\bemphase\.([a-z]\w+)\b", file.read_text(encoding="utf-8"))}
     modules = sorted(f"emphase.{name}" for name in named if importlib.util.find_spec(f"emphase.{name}"))
     return tuple(module for module in modules if not module.startswith(VIEWS))
 
