@@ -12,6 +12,7 @@ One module measures one thing and shows nothing; the notebook calls it and draws
     forward_ped      patterns by another program's forward model, Bloch waves by abTEM (optional)
     forward_haadf    HAADF images by the same program's multislice
     costs            time and memory; also a program, for what is measured in a process of its own
+    tables           tables as 09_validation.json holds them
     claims           the claims of README and the sentences of the notebook's summary
 
 Everything random comes from ``numpy.random.default_rng([seed, …])`` with a number of its own for each scan, stack and image, so that

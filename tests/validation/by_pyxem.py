@@ -59,7 +59,7 @@ def template_library(crystals: Sequence[Any]) -> Library:
     phases = [crystal.orix_phase() for crystal in crystals]
     groups = [S6 if phase.point_group.name == "-3m" else phase.point_group for phase in phases]
     rotations = [get_sample_reduced_fundamental(2.0, point_group=group) for group in groups]
-    generator = SimulationGenerator(OPTICS["beam_energy_keV"], precession_angle=OPTICS["precession_deg"])
+    generator = SimulationGenerator(OPTICS.beam_energy_keV, precession_angle=OPTICS.precession_deg)
     library = generator.calculate_diffraction2d(phases, rotations, reciprocal_radius=1.5, with_direct_beam=False, max_excitation_error=0.03)
     return Library(library, np.repeat(np.arange(len(phases)), [r.size for r in rotations]))
 

@@ -33,12 +33,11 @@ import emphase
 import helpers
 
 from .drift import llzo_scene
-from .ped import GIVEN_SCALE_INVA_PER_PX, MAX_G_INVA, OPTICS, PHASES, MeasuredScan
+from .ped import GIVEN_SCALE_INVA_PER_PX, PHASES, MeasuredScan, template_bank
 
 _SIDE = 32  # patterns along each side of the scan that is repeated
 _CAMERA_PX = 144
 _LARGE_SIDE = 512
-_OPTICS = OPTICS | {"excitation_width_invA": 0.001, "max_g_invA": MAX_G_INVA}
 
 #: What `scaling` varies, with its label.
 AGAINST = {"scan": "patterns", "candidates": "candidate phases", "orientations": "zone axes of all banks", "frames": "frames of 256 × 256"}
@@ -54,7 +53,7 @@ class PatternCost(NamedTuple):
 
 
 def time_of_parts(scan: MeasuredScan, seed: int) -> dict[str, float]:
-    """Seconds that the parts of the mapping of a scan take, run one after the other.
+    """Seconds per pattern that the parts of the mapping of a scan take, run one after the other.
 
     Returns
     -------
@@ -74,7 +73,7 @@ def time_of_parts(scan: MeasuredScan, seed: int) -> dict[str, float]:
     emphase.ped.search.chance_evidence(spots, scan.calibration, scan.banks, scan.patterns.shape[2:], seed=seed)
     parts["chance, once a scan"] = time.monotonic() - started
     parts["neighbours, overlap"] = max(0.0, scan.seconds - sum(parts.values()))
-    return parts
+    return {name: seconds / len(flat) for name, seconds in parts.items()}
 
 
 def scaling(full: bool) -> pd.DataFrame:
@@ -198,7 +197,7 @@ class _Matching:
 
     def cost(self, side: int, phases: int = len(PHASES), step_deg: float = 2.0) -> tuple[int, float, float, float, float]:
         """Zone axes of all banks; seconds, memory, finished chunks and maps in GB."""
-        banks = [emphase.ped.template_bank(c, step_deg=step_deg, **_OPTICS) for c in self.crystals[:phases]]
+        banks = [template_bank(c, step_deg=step_deg) for c in self.crystals[:phases]]
         centre = self.truth["centre_px"][np.ix_(np.arange(side) % _SIDE, np.arange(side) % _SIDE)]
         calibration = _perfect_calibration(centre)
         scan, maps = _Repeated(self.patterns, side), {}
@@ -239,7 +238,7 @@ def _print_large_scan() -> None:
     line = lambda y: np.tile(matching.patterns[y % _SIDE][None], (1, tiles, 1, 1))
     chunks = ((1,) * _LARGE_SIDE, (_LARGE_SIDE,), (_CAMERA_PX,), (_CAMERA_PX,))
     scan = da.map_blocks(lambda block_info=None: line(block_info[None]["chunk-location"][0]), chunks=chunks, dtype=np.uint8)
-    banks = [emphase.ped.template_bank(crystal, **_OPTICS) for crystal in matching.crystals]
+    banks = [template_bank(crystal) for crystal in matching.crystals]
     calibration = _perfect_calibration(np.tile(matching.truth["centre_px"], (tiles, tiles, 1)))
     started = time.monotonic()
     emphase.ped.index.index_scan(scan, calibration, banks)

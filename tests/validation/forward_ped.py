@@ -25,6 +25,7 @@ import emphase
 import helpers
 
 from . import ped
+from .tables import records
 
 try:
     import abtem
@@ -242,10 +243,5 @@ def summary(found: FoundPhases) -> dict[str, Any]:
         "orientation_within_2_deg_where_margin_3": float(_within_2_deg(rows["off_deg"][rows["sure"]])),
         "orientation_turned_180_deg": float(rows["turned"].mean()),
         "scale_found_off_percent": 100 * (found.calibration.scale_invA_per_px / true_scale - 1),
-        "by_phase": without_missing(by_phase(rows)),
+        "by_phase": records(by_phase(rows).reset_index()),
     }
-
-
-def without_missing(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as dicts, its index among the columns; what is missing is left out of its row."""
-    return [{k: v for k, v in row.items() if v == v} for row in table.reset_index().to_dict("records")]

@@ -22,8 +22,7 @@ import helpers
 PHASES = ("layered", "spinel", "rocksalt", "llzo")
 NCM = (0, 1, 2)  # numbers of the phases of the cathode
 GIVEN_SCALE_INVA_PER_PX = 0.02178  # what the chain is given; the truth is off by `scale_off`
-MAX_G_INVA = 1.5  # of the template banks: what is fully on the simulated camera
-OPTICS = {"beam_energy_keV": 200.0, "precession_deg": 0.5, "cache": helpers.BANK_CACHE}
+OPTICS = emphase.ped.Optics(GIVEN_SCALE_INVA_PER_PX, beam_energy_keV=200.0, precession_deg=0.5, max_g_invA=1.5)
 HARD = {"antisite": 0.08, "overlap": 0.6}  # of all the scans below: metal on lithium sites, share of a neighbour in a pattern
 
 #: Conditions of the scans: electrons of a pattern, the direct beam included; how far the true scale lies from the given one.
@@ -83,9 +82,21 @@ def simulate_scan(rng: np.random.Generator, crystals: Sequence[Any], side: int, 
 
 def calibrate(patterns: np.ndarray, crystals: Sequence[Any], seed: int) -> tuple[Any, list[Any]]:
     """Calibration and template banks of a scan, from its patterns, the given scale and the crystals alone: what notebook 05 does."""
-    optics = emphase.ped.Optics(GIVEN_SCALE_INVA_PER_PX, OPTICS["beam_energy_keV"], OPTICS["precession_deg"], max_g_invA=MAX_G_INVA)
-    scan = emphase.ped.calibrate(patterns, crystals, optics, seed=seed, cache=helpers.BANK_CACHE)
+    scan = emphase.ped.calibrate(patterns, crystals, OPTICS, seed=seed, cache=helpers.BANK_CACHE)
     return scan.calibration, scan.banks
+
+
+def template_bank(crystal: Any, optics: emphase.ped.Optics = OPTICS, step_deg: float = 2.0) -> Any:
+    """Template bank of a crystal for some optics, zone axes ``step_deg`` apart."""
+    return emphase.ped.template_bank(
+        crystal,
+        max_g_invA=optics.max_g_invA,
+        beam_energy_keV=optics.beam_energy_keV,
+        precession_deg=optics.precession_deg,
+        excitation_width_invA=optics.excitation_width_invA,
+        step_deg=step_deg,
+        cache=helpers.BANK_CACHE,
+    )
 
 
 def map_phases(patterns: np.ndarray, calibration: Any, banks: list[Any], seed: int) -> tuple[dict[str, np.ndarray], float]:

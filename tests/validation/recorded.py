@@ -17,7 +17,7 @@ import numpy as np
 import emphase
 
 from . import by_pyxem
-from .ped import OPTICS
+from .ped import OPTICS, template_bank
 
 _FIELD_PX = 384  # side of a frame cut from the recorded image
 _ROOM_PX = 40  # between the outermost frame and the image's edge
@@ -39,8 +39,8 @@ def austenite_of_steel(folder: Path) -> dict[str, int]:
     patterns = np.asarray(emphase.frames.load_recording(folder / "subset_data.hspy", navigation_dimension=2).data)
     crystals = [emphase.crystals.read_crystal(folder / f"{name}.cif", name) for name in ("austeniteLP", "g-phaseLP")]
     calibration = _calibration_of_steel(patterns)
-    optics = OPTICS | {"excitation_width_invA": 0.004}
-    banks = [emphase.ped.template_bank(crystal, max_g_invA=1.4, **optics) for crystal in crystals]
+    optics = OPTICS._replace(excitation_width_invA=0.004, max_g_invA=1.4)
+    banks = [template_bank(crystal, optics) for crystal in crystals]
     ours = emphase.ped.map_scan(patterns, calibration, banks)[0]["phase_id"]
     library = by_pyxem.template_library(crystals)
     polar = by_pyxem.polar_patterns(patterns, calibration)
