@@ -1,4 +1,7 @@
-"""TODO."""
+"""What figures of micrographs and maps share: colours of phases, a scale bar, and texts that are no formulae.
+
+Nothing here opens a figure: a function gets the axes or the figure that it works on.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,27 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+#: For phases without a colour: six that the colour-blind can tell apart, after Okabe & Ito, "Color Universal Design" (2008)
 _OTHER_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#9A7B4F", "#5D3A9B")
 
 
 def colours_of(phases: list[str], known: Mapping[str, str]) -> dict[str, str]:
     """A colour for every phase: that in ``known``, else one of a cycle that is safe for the colour-blind.
 
-    >>> colours_of(["layered", "austenite"], {"layered": "#0072B2"})["austenite"]
+    Parameters
+    ----------
+    phases
+        Names of phases.
+    known
+        Colours, hexadecimal, of some of them; no other phase gets one of these.
+
+    Returns
+    -------
+    The colour of each phase, hexadecimal, by name.
+
+    Examples
+    --------
+    >>> colours_of(["ferrite", "austenite"], {"ferrite": "#0072B2"})["austenite"]
     '#009E73'
     """
     spare = (c for c in _OTHER_COLOURS * len(phases) if c not in {known.get(p) for p in phases})
@@ -31,9 +48,18 @@ def _nice_length(most: float) -> float:
 
 
 def scale_bar(ax: Any, pixel: float, unit: str = "nm", length: float | None = None) -> None:
-    """A bar with its length in the lower left corner of an image on matplotlib axes.
+    """Draw a bar with its length in the lower left corner of an image.
 
-    ``pixel`` is the size in ``unit`` of a step of 1 on the axes; ``length`` is that of the bar, if not given about 0.3 of the width.
+    Parameters
+    ----------
+    ax
+        Axes of matplotlib that show the image.
+    pixel
+        The size in ``unit`` of a step of 1 on the axes.
+    unit
+        What stands behind the length.
+    length
+        Of the bar, in ``unit``; None takes a round number near 0.3 of the width.
     """
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
     left, low, width, height = min(x0, x1), max(y0, y1), abs(x1 - x0), abs(y1 - y0)  # y grows downwards in an image
@@ -49,7 +75,10 @@ _LATEX_OF_TICKS = re.compile(r"\$\\mathdefault\{[-−0-9.^{}]*(\\times[-−0-9.^
 
 
 def without_formulae(fig: Any) -> None:
-    """Make a figure's texts show a $ as it is: labels and names are no formulae, and matplotlib raises at one that is half."""
+    """Make all texts of a figure of matplotlib show a $ as it is, but the exponents of tick labels.
+
+    Labels and names are no formulae, and matplotlib raises at one that has no end.
+    """
     from matplotlib.text import Text
 
     for text in fig.findobj(Text):

@@ -1,4 +1,8 @@
-"""What goes wrong by what was given, said so that a reader can mend it."""
+"""The one exception of this library, and how texts are kept short in its messages.
+
+Whatever a method cannot use is reported as an `EmphaseError`, whose text names what came and what was expected. A program that knows more
+about the input, such as the file and the key that it came from, catches it and puts these in front.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,16 @@ class EmphaseError(ValueError):
     """Input that a method cannot use: the text names what came and what was expected, and is all that a user needs to see."""
 
     def _render_traceback_(self) -> list[str]:
-        """IPython shows these lines in place of a traceback."""
+        """The lines that IPython shows in place of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 def one_line(error: object) -> str:
-    """What an error says, in one line of at most 300 characters."""
+    """The text of an error as one line of at most 300 characters.
+
+    >>> one_line(ValueError("first\\n  second"))
+    'first second'
+    """
     return " ".join(str(error).split())[:300]
 
 
