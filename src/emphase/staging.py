@@ -13,8 +13,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from .chunks import _in_use, _lock
-from .files import write_atomically
+from .files import is_locked, lock_file, write_atomically
 
 _PREFIX = ".staged-"
 _WAIT_S = 60  # for another process that publishes into the same folder
@@ -32,11 +31,11 @@ class StagedFiles:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{_PREFIX}*"):  # by a process that was killed
-            if not _in_use(left):
+            if not is_locked(left):
                 shutil.rmtree(left, ignore_errors=True)
         self._folder = folder
         self._staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
-        self._lock = _lock(self._staging / ".lock")
+        self._lock = lock_file(self._staging / ".lock")
 
     def path(self, name: str) -> Path:
         """Where to write the file that is to be ``name`` in the folder."""
@@ -44,7 +43,7 @@ class StagedFiles:
 
     def publish(self, texts: Mapping[str, str], withdrawn: Iterable[str] = ()) -> None:
         """Move all staged files to their places, remove those ``withdrawn``, write ``texts`` by name, and end the staging."""
-        lock = _lock(self._folder / ".publish.lock", wait_s=_WAIT_S)
+        lock = lock_file(self._folder / ".publish.lock", wait_s=_WAIT_S)
         try:
             for path in sorted(self._staging.glob("[!.]*")):
                 os.replace(path, self._folder / path.name)
