@@ -1,8 +1,9 @@
 """README's numbers, from the record of notebook 09: `make numbers` after `make validation`.
 
 docs/validation.jsonl has a line for every commit at which the validation was recorded: date, commit, parameters, versions, and the
-claims. A claim is a thing that 09 measured: ``what`` it is, ``on`` which data, its ``unit``, whether higher or lower is ``better``, the
-``workbook``'s value, and where there is one its ``peer`` (name) with ``peer_value``.
+claims. ``versions`` holds the hash of the code that 09's results depend on, ``code_sha256``; in older records ``helpers_sha256``, that of
+the one module there was. A claim is a thing that 09 measured: ``what`` it is, ``on`` which data, its ``unit``, whether higher or lower is
+``better``, the ``workbook``'s value, and where there is one its ``peer`` (name) with ``peer_value``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import helpers
 RECORDS = helpers.PROJECT_ROOT / "docs" / "validation.jsonl"
 README = helpers.PROJECT_ROOT / "README.md"
 BEGIN, END = "<!-- the numbers: `make numbers` writes them, from docs/validation.jsonl -->", "<!-- end of the numbers -->"
+STEP = "09_validation"
+CODE = ("helpers.py", f"notebooks/{STEP}.ipynb", "tests/validation", "src/emphase")  # what a record of a commit belongs to
 UNITS = {
     "share": lambda value: f"{100 * value:.1f} %",
     "absolute": lambda value: f"{value:.3f}",
@@ -33,8 +36,13 @@ UNITS = {
 
 
 def records() -> list[dict]:
-    """All that were recorded, the newest last."""
+    """All records, the newest last."""
     return [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()] if RECORDS.is_file() else []
+
+
+def code_of(versions: dict[str, str]) -> str:
+    """The hash of the code that made a validation, under the key of today or of older records; empty where there is none."""
+    return versions.get("code_sha256") or versions.get("helpers_sha256", "")
 
 
 def ratio(claim: dict) -> float | None:
@@ -50,7 +58,7 @@ def ratio(claim: dict) -> float | None:
 
 
 def table(record: dict) -> str:
-    """The record as README tells it."""
+    """The record as README shows it."""
     extent = "in full" if record["full"] else "quick"
     lines = [
         f"Measured by notebook 09 ({extent}, {record['date']}, at commit {record['commit']}, on {record['cores']} cores). The ratio is",
@@ -60,10 +68,10 @@ def table(record: dict) -> str:
         "|---|---|---|---|---|",
     ]
     for claim in record["claims"]:
-        told, times = UNITS[claim["unit"]], ratio(claim)
-        peer = "–" if "peer" not in claim else f"{claim['peer']}: {told(claim['peer_value'])}"
+        formatted, times = UNITS[claim["unit"]], ratio(claim)
+        peer = "–" if "peer" not in claim else f"{claim['peer']}: {formatted(claim['peer_value'])}"
         lines.append(
-            f"| {claim['what']} | {claim['on']} | {told(claim['workbook'])} | {peer} | {'–' if times is None else f'{times:.1f}'} |"
+            f"| {claim['what']} | {claim['on']} | {formatted(claim['workbook'])} | {peer} | {'–' if times is None else f'{times:.1f}'} |"
         )
     return "\n".join(lines)
 
@@ -79,9 +87,11 @@ def with_numbers(readme: str, record: dict) -> str:
 
 def record_of(result: dict) -> dict:
     """The record of a validation that was run on this very commit."""
-    if result["versions"]["helpers_sha256"] != helpers.software_versions()["helpers_sha256"]:
-        raise SystemExit("09_validation.json: was made with another helpers.py; run make validation again")
-    changed = _git("status", "--porcelain", "--", "helpers.py", "notebooks/09_validation.ipynb")
+    now = helpers.code_sha256(STEP)[:16]
+    if code_of(result["versions"]) != now:
+        came = code_of(result["versions"]) or "none"
+        raise SystemExit(f"{STEP}.json: was made with other code (hash {came}, expected {now}); run make validation again")
+    changed = _git("status", "--porcelain", "--", *CODE)
     if changed:
         raise SystemExit(f"a record belongs to a commit, and this is not committed:\n{changed}")
     return {
@@ -102,7 +112,7 @@ def _git(*command: str) -> str:
 
 def main(results_dir: str) -> None:
     """Add the record of ``results_dir``'s validation, in place of one of the same commit, and write README's numbers."""
-    path = Path(results_dir or helpers.PROJECT_ROOT / "results") / "09_validation.json"
+    path = Path(results_dir or helpers.PROJECT_ROOT / "results") / f"{STEP}.json"
     if not path.is_file():
         raise SystemExit(f"{path.name} is not there: run make validation first")
     record = record_of(json.loads(path.read_text(encoding="utf-8")))
