@@ -315,6 +315,62 @@ def test_phases_and_orientations_against_truth(scan, calibration, banks):
     assert np.median(angles) < 0.3
 
 
+def indexing(support, shares=(), *, prior=0.0, sd=0.05):
+    """What was found in one pattern: ``support`` of phases a, b, c, and crystals as (phase, share); no chance, no neighbours."""
+    support = np.asarray(support, float)[:, None, None]
+    p = len(support)
+    part = lambda values, nothing: np.array([*values, *[nothing] * (3 - len(values))])[None, None]
+    first = shares[0][0] if shares else int(np.argmax(support))
+    return emphase.ped.Indexing(
+        names=list("abc"[:p]),
+        rotation=np.tile(np.eye(3), (p, 1, 1, 1, 1)),
+        evidence=support,
+        runner_up=support - 4,
+        chance=np.zeros(p),
+        winner=np.full((1, 1), first),
+        prior=np.full((1, 1), prior),
+        part_phase=part([k for k, _ in shares], -1),
+        part_share=part([share for _, share in shares], 0.0),
+        part_sd=part([sd] * len(shares), 0.0),
+        part_rotation=np.tile(np.eye(3), (1, 1, 3, 1, 1)),
+        part_lattice=part([0] * len(shares), -1),
+        part_crystal=part(list(range(len(shares))), -1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "correlation", "phase", "decided"),
+    [
+        (indexing([9.0, 5.0, 1.0], [(0, 1.0)]), 0.8, 0, True),  # a margin of 4 nats
+        (indexing([9.0, 7.0, 1.0], [(0, 1.0)]), 0.8, 0, False),  # of 2
+        (indexing([9.0, 5.0, 1.0], [(0, 1.0)]), 0.4, 0, False),  # too little correlation to be sure of the candidates
+        (indexing([9.0, 5.0, 1.0], [(0, 1.0)]), 0.3, -1, False),  # and to be indexed, ...
+        (indexing([9.0, 5.0, 1.0], [(0, 1.0)], prior=3.0), 0.3, 0, False),  # ... but on the neighbours' lattice
+        (indexing([1.5, 0.0, 0.0], [(0, 1.0)]), 0.8, -1, False),  # no more than chance, ...
+        (indexing([1.5, 0.0, 0.0], [(0, 1.0)], prior=1.5), 0.8, 0, False),  # ... but for the neighbours
+        (indexing([5.0, 9.0, 1.0], [(0, 1.0)]), 0.8, 0, False),  # the neighbours' choice against the evidence
+        (indexing([9.0, 5.0, 1.0], [(1, 0.8), (0, 0.2)]), 0.8, 1, True),  # of two that overlap the larger, whatever the evidence
+        (indexing([9.0, 5.0, 1.0], [(1, 0.51), (0, 0.49)]), 0.8, 1, False),  # which may be the smaller within the errors
+        (indexing([9.0], [(0, 1.0)]), 0.8, 0, True),  # a single candidate against background
+    ],
+)
+def test_what_indexes_and_decides_a_pattern(found, correlation, phase, decided):
+    maps = emphase.ped.decide.decide_phases(found, np.full((1, 1), correlation))
+    assert maps["phase_id"].item() == phase and maps["decided"].item() == decided
+    np.testing.assert_allclose(maps["probability"].sum(axis=0), 1)
+
+
+def test_probabilities_follow_from_support_and_from_the_errors_of_shares():
+    """Odds of e⁴ for one crystal; for two, the normal law of the difference of their shares."""
+    maps = emphase.ped.decide.decide_phases(indexing([9.0, 5.0], [(0, 1.0)]), np.ones((1, 1)))
+    np.testing.assert_allclose(maps["probability"].ravel(), [1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))])
+    assert maps["phase_margin"].item() == 4 and maps["orientation_margin"].item() == 4
+    maps = emphase.ped.decide.decide_phases(indexing([9.0, 5.0], [(0, 0.6), (1, 0.4)], sd=0.08), np.ones((1, 1)))
+    sd = math.hypot(0.08, emphase.ped.decide.OPTIONS.model_sd) * math.sqrt(2)
+    np.testing.assert_allclose(maps["probability"][0].item(), (1 + math.erf(0.2 / sd / math.sqrt(2))) / 2)
+    assert maps["second_phase_id"].item() == 1 and maps["second_share"].item() == 0.4
+
+
 def test_same_input_same_result(scan, calibration, banks):
     part = scan[0][:2, :3]
     local = replace(calibration, centre_px=calibration.centre_px[:2, :3])

@@ -1,70 +1,166 @@
-"""TODO."""
+"""The phase of every pattern, with its probability, from the solutions of all phases and the shares of overlapping crystals.
+
+Where one crystal explains a pattern, its phases are compared by *support*, the evidence above what chance gives each bank: the
+probabilities are those of equal priors (Bayes' theorem), the margin is the log of the odds against the next phase. Where several crystals
+overlap, the one with the largest share gives the phase, and the errors of the shares give the probability that it is the largest.
+
+Evidence compares the candidates only. Whether any of them is right is seen in the correlation of measured and predicted spots; a pattern
+is *indexed* where support and correlation suffice, and its phase is *decided* where margin and correlation are large.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from .index import Indexing
 
 
+@dataclass(frozen=True)
+class DecisionOptions:
+    """Tuning numbers of the decision; the first five are the defaults of `decide_phases`."""
+
+    least_support: float = 2.0  # nats above what chance hardly ever exceeds, the neighbours' lattice included
+    least_margin: float = 3.0  # nats: odds of 20 to 1
+    least_correlation: float = 0.35  # below, most of the strength lies on spots that the crystals found do not predict
+    least_on_lattice: float = 0.15  # near a systematic row one strong spot outshines the others, and the correlation falls
+    sure_correlation: float = 0.5  # below, a phase that is missing among the candidates is as likely
+    clear_support: float = 6.0  # nats beyond least_support, with which a neighbours' lattice makes up for a low correlation ...
+    lattice_nats: float = 3.0  # ... where the prior is at least this: two neighbours on it
+    model_sd: float = 0.06  # error of a share that the model of the strengths adds
+    most_nats: float = 50.0  # exponents are kept within; e to the 50 is certainty
+    most_orientation_nats: float = 100.0  # margins of the orientation are cut here
+
+
+OPTIONS = DecisionOptions()
+
+
 def decide_phases(
     found: Indexing,
     correlation: np.ndarray,
     *,
-    least_support: float = 2.0,
-    least_margin: float = 3.0,
-    least_correlation: float = 0.35,
-    least_on_lattice: float = 0.15,
-    sure_correlation: float = 0.5,
+    least_support: float = OPTIONS.least_support,
+    least_margin: float = OPTIONS.least_margin,
+    least_correlation: float = OPTIONS.least_correlation,
+    least_on_lattice: float = OPTIONS.least_on_lattice,
+    sure_correlation: float = OPTIONS.sure_correlation,
 ) -> dict[str, np.ndarray]:
-    """The phase of every pattern.
+    """The phase of every pattern and its probability, from what `emphase.ped.index.index_scan` found.
 
-    Where one crystal explains a pattern, its phase is decided by the evidence above chance;
-    where several overlap, by the largest share, whose error is that of the shares. Evidence compares the
-    candidates only; whether any of them is right shows in ``correlation`` (ny, nx) (`correlation_map`).
+    Parameters
+    ----------
+    found
+        Solutions of p phases for a scan (ny, nx), and the crystals that overlap.
+    correlation
+        Of measured and predicted spots (ny, nx), of `emphase.ped.maps.correlation_map`.
+    least_support
+        In nats above what chance gives, the neighbours' lattice included: less is not indexed.
+    least_margin
+        In nats to the next phase, to be decided; 3 is 20 to 1.
+    least_correlation
+        Less is not indexed, but ...
+    least_on_lattice
+        ... this is enough where the support is clear and two neighbours have the lattice too, because near a systematic row one strong spot
+        outshines the others.
+    sure_correlation
+        Least correlation of a phase that is decided.
 
-    Returns maps (ny, nx): ``phase_id`` (-1 not indexed: less than ``least_support`` nats above
-    what chance gives, the neighbours' lattice included, or less than ``least_correlation``; ``least_on_lattice`` will do where
-    the support is clear and two neighbours have the lattice too, because near a systematic row one strong spot outshines what
-    the others say), ``probability`` (p, ny, nx), ``phase_margin`` in nats to the next phase, ``orientation_margin`` to the next
-    orientation of the same phase, ``decided``: a margin of at least ``least_margin`` (20 to 1) and a correlation of at least
-    ``sure_correlation``; ``share`` and ``crystal_id`` of the crystal that gives the phase, ``lattice_id`` of its lattice, and
-    ``second_phase_id`` (-1: none), ``second_share`` and ``second_crystal_id`` of the largest crystal of another phase; and
-    ``rotation`` (ny, nx, 3, 3).
+    Returns
+    -------
+    Maps (ny, nx) by name:
+
+    ``phase_id``
+        Number of the phase, -1 where not indexed.
+    ``probability``
+        Of each phase, (p, ny, nx).
+    ``phase_margin``, ``orientation_margin``
+        In nats to the next phase, and to the next orientation of the same phase.
+    ``decided``
+        Whether the pattern is indexed with a margin of at least ``least_margin`` and a correlation of at least ``sure_correlation``.
+    ``share``, ``crystal_id``, ``lattice_id``
+        Of the crystal that gives the phase: its share, its number, and that of its lattice, -1 for none.
+    ``rotation``
+        Its orientation (ny, nx, 3, 3), sample to crystal.
+    ``second_phase_id``, ``second_share``, ``second_crystal_id``
+        Of the largest crystal of another phase; -1, 0 and -1 where there is none.
+
+    Notes
+    -----
+    With the support s_k of phase k, a pattern of one crystal has the phase of largest s, the probabilities p_k ∝ exp(s_k), and the
+    margin log(p_1 / p_2) = s_1 - s_2. The prior on lattices may choose another phase than the largest s; it then counts as
+    probable as the best of the others, and has no margin.
     """
-    support = found.support
-    p = len(support)
-    total = support.max(axis=0) + found.prior
-    on_lattice = (total > least_support + 6) & (found.prior >= 3) & (correlation >= least_on_lattice)
-    indexed = (total > least_support) & ((correlation >= least_correlation) | on_lattice)
-    several = (found.part_share > 0).sum(axis=-1) > 1
-    phase = np.where(found.part_phase[..., 0] >= 0, found.part_phase[..., 0], found.winner)
-    lead = np.take_along_axis(support, phase[None], axis=0)[0]
-    others = np.where(np.arange(p)[:, None, None] == phase, -np.inf, support)
-    weight = np.exp(np.clip(np.where(np.arange(p)[:, None, None] == phase, np.maximum(lead, others.max(axis=0)), support) - lead, -50, 50))
-    margin = lead - others.max(axis=0) if p > 1 else lead
-    shares = np.stack([np.where(found.part_phase == k, found.part_share, 0).max(axis=-1) for k in range(p)])
-    of_shares = _probability_of_largest(shares, found)
-    probability = np.where(several, of_shares, weight / weight.sum(axis=0))
-    ranked = np.sort(of_shares, axis=0)
-    margin = np.where(several, np.log(np.maximum(ranked[-1], 1e-6) / np.maximum(ranked[-2], 1e-6)) if p > 1 else margin, margin)
-    rotation = np.take_along_axis(found.rotation, phase[None, ..., None, None], axis=0)[0]
-    rotation = np.where((found.part_phase[..., 0] >= 0)[..., None, None], found.part_rotation[..., 0, :, :], rotation)
-    evidence, runner_up = (np.take_along_axis(a, phase[None], axis=0)[0] for a in (found.evidence, found.runner_up))
+    chosen = found.part_phase[..., 0] >= 0
+    phase = np.where(chosen, found.part_phase[..., 0], found.winner)
+    indexed = _indexed(found, correlation, least_support, least_correlation, least_on_lattice)
+    overlap = (found.part_share > 0).sum(axis=-1) > 1
+    by_evidence, evidence_margin = _compare_support(found.support, phase)
+    by_share, share_margin = _compare_shares(found)
+    margin = np.where(overlap, share_margin, evidence_margin) if len(found.support) > 1 else evidence_margin
+    evidence, runner_up, rotation = (_of_phase(a, phase) for a in (found.evidence, found.runner_up, found.rotation))
     return {
         "phase_id": np.where(indexed, phase, -1),
-        "probability": probability,
+        "probability": np.where(overlap, by_share, by_evidence),
         "phase_margin": np.maximum(margin, 0.0),
-        "orientation_margin": np.clip(evidence - runner_up, 0.0, 100.0),
+        "orientation_margin": np.clip(evidence - runner_up, 0.0, OPTIONS.most_orientation_nats),
         "decided": indexed & (margin >= least_margin) & (correlation >= sure_correlation),
-        "share": np.where(indexed, np.where(found.part_phase[..., 0] >= 0, found.part_share[..., 0], 1.0), 0.0),
+        "share": np.where(indexed, np.where(chosen, found.part_share[..., 0], 1.0), 0.0),
         "crystal_id": np.where(indexed, found.part_crystal[..., 0], -1),
         "lattice_id": np.where(indexed, found.part_lattice[..., 0], -1),
-        "rotation": rotation,
+        "rotation": np.where(chosen[..., None, None], found.part_rotation[..., 0, :, :], rotation),
         **_second_phase(found, indexed),
     }
+
+
+def _of_phase(values: np.ndarray, phase: np.ndarray) -> np.ndarray:
+    """Of values (p, ny, nx, …) those of the phase (ny, nx) of each pattern, (ny, nx, …)."""
+    number = phase.reshape(1, *phase.shape, *(1,) * (values.ndim - 3))
+    return np.take_along_axis(values, number, axis=0)[0]
+
+
+def _indexed(
+    found: Indexing, correlation: np.ndarray, least_support: float, least_correlation: float, least_on_lattice: float
+) -> np.ndarray:
+    """Whether a pattern (ny, nx) has the support and the correlation of a crystal."""
+    support = found.support.max(axis=0) + found.prior
+    clear_on_lattice = (support > least_support + OPTIONS.clear_support) & (found.prior >= OPTIONS.lattice_nats)
+    least = np.where(clear_on_lattice, min(least_on_lattice, least_correlation), least_correlation)
+    return (support > least_support) & (correlation >= least)
+
+
+def _compare_support(support: np.ndarray, phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probability (p, ny, nx) of each phase by its support (p, ny, nx), and the margin (ny, nx) of the chosen ``phase`` in nats."""
+    of_chosen = np.arange(len(support))[:, None, None] == phase
+    lead = _of_phase(support, phase)
+    next_best = np.where(of_chosen, -np.inf, support).max(axis=0)
+    log_odds = np.where(of_chosen, np.maximum(lead, next_best), support) - lead
+    weight = np.exp(np.clip(log_odds, -OPTIONS.most_nats, OPTIONS.most_nats))
+    return weight / weight.sum(axis=0), lead - next_best if len(support) > 1 else lead
+
+
+def _compare_shares(found: Indexing) -> tuple[np.ndarray, np.ndarray]:
+    """Probability (p, ny, nx) that each phase has the largest share of a pattern, and the log odds (ny, nx) of the first two."""
+    shares = np.stack([np.where(found.part_phase == k, found.part_share, 0).max(axis=-1) for k in range(len(found.support))])
+    probability = _probability_of_largest(shares, found)
+    ranked = np.maximum(np.sort(probability, axis=0), 1e-6)
+    return probability, np.log(ranked[-1] / ranked[-2 if len(ranked) > 1 else -1])
+
+
+def _probability_of_largest(shares: np.ndarray, found: Indexing) -> np.ndarray:
+    """Probability (p, ny, nx) that each phase has the largest share (p, ny, nx) of a pattern, from the shares' errors.
+
+    Gaussian, pair by pair against the largest of the others.
+    """
+    from scipy.special import ndtr
+
+    sd = np.hypot(found.part_sd.max(axis=-1), OPTIONS.model_sd) * math.sqrt(2)
+    result = np.empty_like(shares)
+    for k in range(len(shares)):
+        rest = np.delete(shares, k, axis=0).max(axis=0) if len(shares) > 1 else np.zeros_like(shares[0])
+        result[k] = np.where(shares[k] > 0, ndtr((shares[k] - rest) / sd), 0.0)
+    return result / np.maximum(result.sum(axis=0), 1e-9)
 
 
 def _second_phase(found: Indexing, indexed: np.ndarray) -> dict[str, np.ndarray]:
@@ -78,18 +174,3 @@ def _second_phase(found: Indexing, indexed: np.ndarray) -> dict[str, np.ndarray]
         "second_share": of_second(found.part_share, 0.0),
         "second_crystal_id": of_second(found.part_crystal, -1),
     }
-
-
-def _probability_of_largest(shares: np.ndarray, found: Indexing, model_sd: float = 0.06) -> np.ndarray:
-    """Probability (p, ny, nx) that each phase has the largest share (p, ny, nx) of a pattern, from the shares' errors.
-
-    Gaussian, pair by pair against the largest of the others; ``model_sd`` is what the strengths' model adds to each share.
-    """
-    from scipy.special import ndtr
-
-    sd = np.hypot(found.part_sd.max(axis=-1), model_sd) * math.sqrt(2)
-    result = np.empty_like(shares)
-    for k in range(len(shares)):
-        rest = np.delete(shares, k, axis=0).max(axis=0) if len(shares) > 1 else np.zeros_like(shares[0])
-        result[k] = np.where(shares[k] > 0, ndtr((shares[k] - rest) / sd), 0.0)
-    return result / np.maximum(result.sum(axis=0), 1e-9)

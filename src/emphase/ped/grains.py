@@ -1,4 +1,9 @@
-"""TODO."""
+"""Grains, their boundaries and shared lattices, from the phase and orientation of every pattern.
+
+A grain is a connected set of patterns of one phase, in which neighbours are turned by less than a threshold against each other (the least
+angle over the phase's proper rotations). Across a boundary of two phases the lattice goes on where the orientation of one, taken through a
+known relation (`emphase.ped.families.orientation_relations`), is that of the other.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from .templates import TemplateBank
 
 @kernel
 def _misorientations(first, second, operators):
+    """Least angles (n,) in radians between orientations (n, 3, 3) under proper rotations (o, 3, 3)."""
     angles = np.empty(len(first))
     for i in range(len(first)):
         angles[i] = _nearest_operator(second[i], first[i], operators)[1]
@@ -23,7 +29,19 @@ def _misorientations(first, second, operators):
 
 
 def misorientations_deg(first: np.ndarray, second: np.ndarray, operators: np.ndarray) -> np.ndarray:
-    """Least angles (n,) between orientations (n, 3, 3), sample to crystal, of one phase with proper rotations (o, 3, 3)."""
+    """Misorientation angles of pairs of crystals of one phase, from their orientations.
+
+    Parameters
+    ----------
+    first, second
+        Orientations (n, 3, 3), sample to crystal.
+    operators
+        Proper rotations (o, 3, 3) of the phase's Laue group.
+
+    Returns
+    -------
+    Least angles (n,) in degrees.
+    """
     first, second = (np.ascontiguousarray(a, dtype=float).reshape(-1, 3, 3) for a in (first, second))
     return np.degrees(_misorientations(first, second, operators))
 
@@ -46,9 +64,22 @@ def _eight_neighbours(values: np.ndarray) -> np.ndarray:
 
 
 def segment_grains(phase_id: np.ndarray, rotation: np.ndarray, operators: list[np.ndarray], threshold_deg: float = 5.0) -> np.ndarray:
-    """Grain numbers (ny, nx), -1 where not indexed: neighbours of one phase within a misorientation are one grain.
+    """Grains from phases and orientations: neighbours of one phase within a misorientation belong to one grain.
 
-    ``rotation`` (ny, nx, 3, 3) sample to crystal, ``operators`` the proper rotations of each phase.
+    Parameters
+    ----------
+    phase_id
+        Phase (ny, nx) of every pattern, -1 where not indexed.
+    rotation
+        Its orientation (ny, nx, 3, 3), sample to crystal.
+    operators
+        The proper rotations (o, 3, 3) of each phase's Laue group.
+    threshold_deg
+        Neighbours that share an edge and are turned by less are joined.
+
+    Returns
+    -------
+    Grain numbers (ny, nx), -1 where not indexed.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -56,9 +87,9 @@ def segment_grains(phase_id: np.ndarray, rotation: np.ndarray, operators: list[n
     phase, matrices = phase_id.ravel(), rotation.reshape(-1, 3, 3)
     a, b = _neighbour_pairs(*phase_id.shape)
     joined = np.zeros(len(a), bool)
-    for k, own in enumerate(operators):
+    for k, of_phase in enumerate(operators):
         here = (phase[a] == k) & (phase[b] == k)
-        joined[here] = misorientations_deg(matrices[a[here]], matrices[b[here]], own) < threshold_deg
+        joined[here] = misorientations_deg(matrices[a[here]], matrices[b[here]], of_phase) < threshold_deg
     graph = coo_matrix((np.ones(joined.sum()), (a[joined], b[joined])), shape=(len(phase), len(phase)))
     label = connected_components(graph, directed=False)[1]
     label[phase < 0] = -1
@@ -80,15 +111,29 @@ def _lattice_angles(phase: np.ndarray, matrices: np.ndarray, a: np.ndarray, b: n
 def boundary_relations(
     phase_id: np.ndarray, rotation: np.ndarray, banks: list[TemplateBank], families: Iterable[Iterable[str]] = ()
 ) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """For neighbours of different phases of a family the angle (n,) in degrees to their common lattice, and the names of both.
+    """How far neighbours of different phases are from a common lattice, from their orientations.
 
-    ``families`` as in `index_scan`; phases outside of them are compared only where none of these is among the banks.
+    Parameters
+    ----------
+    phase_id
+        Phase (ny, nx) of every pattern, -1 where not indexed.
+    rotation
+        Its orientation (ny, nx, 3, 3), sample to crystal.
+    banks
+        Of the phases.
+    families
+        Names of the phases that grow on one another's lattice, family by family; phases outside of them are compared only where none
+        of these is among the banks.
+
+    Returns
+    -------
+    Angles (n,) in degrees of all pairs of neighbours whose phases have an orientation relation, and the names of both phases of each.
     """
     names = [b.crystal.name for b in banks]
-    kin = [k for members in lattice_families(names, families) for k in members]
+    related = [k for members in lattice_families(names, families) for k in members]
     phase = phase_id.ravel()
     a, b = _neighbour_pairs(*phase_id.shape)
-    between = (phase[a] != phase[b]) & np.isin(phase[a], kin) & np.isin(phase[b], kin)
+    between = (phase[a] != phase[b]) & np.isin(phase[a], related) & np.isin(phase[b], related)
     a, b = a[between], b[between]
     angles = _lattice_angles(phase, rotation.reshape(-1, 3, 3), a, b, banks)
     known = np.isfinite(angles)
@@ -98,9 +143,27 @@ def boundary_relations(
 def boundaries(
     phase_id: np.ndarray, rotation: np.ndarray, grain_id: np.ndarray, banks: list[TemplateBank], threshold_deg: float = 5.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Edges between patterns of different grains: both ends (n, 2, 2), (y, x) in patterns, and whether only the phase changes (n,).
+    """The edges between patterns of different grains, from a map of grains.
 
-    The latter is where two phases share their lattice within ``threshold_deg``.
+    Parameters
+    ----------
+    phase_id
+        Phase (ny, nx) of every pattern, -1 where not indexed.
+    rotation
+        Its orientation (ny, nx, 3, 3), sample to crystal.
+    grain_id
+        Its grain (ny, nx), of `segment_grains`.
+    banks
+        Of the phases.
+    threshold_deg
+        Two phases whose orientations are nearer than this to a common lattice share it.
+
+    Returns
+    -------
+    ends
+        Both ends (n, 2, 2) of every edge, (y, x) in patterns.
+    topotactic
+        Whether only the phase changes there (n,), and the lattice goes on.
     """
     nx = phase_id.shape[1]
     a, b = _neighbour_pairs(*phase_id.shape)
