@@ -1,4 +1,9 @@
-"""TODO."""
+"""Crystal structures as electron diffraction needs them: cell, atoms, reflections and their kinematical intensities.
+
+A structure is read from a CIF by ase (Larsen et al., J. Phys. Condens. Matter 29 (2017) 273002). Structure factors are sums of
+Lobato's atomic scattering factors (Lobato & Van Dyck, Acta Cryst. A70 (2014) 636), as tabulated by diffsims; the intensity of a
+reflection is |F/V|², so that crystals of one thickness compare. The Cartesian frame is that of orix, e1 || a and e3 || c*.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +23,18 @@ from .errors import EmphaseError, one_line
 class Crystal:
     """A crystal structure as diffraction needs it.
 
-    ``lattice`` has a, b, c as rows (Å) in the Cartesian frame e1 || a, e3 || c*; ``positions``
-    (n, 3) are fractional; one entry of ``elements`` and ``occupancies`` for every atom, mixed
-    sites being several atoms in one place. ``space_group`` is its number, 1 to 230.
+    Attributes
+    ----------
+    name
+        Of the phase.
+    lattice
+        (3, 3), a, b, c as rows, Å, in the Cartesian frame e1 || a, e3 || c*.
+    positions
+        (n, 3), fractional.
+    elements, occupancies
+        Of the n atoms; a mixed site is several atoms in one place.
+    space_group
+        Its number, 1 to 230.
     """
 
     name: str
@@ -67,31 +81,37 @@ def _named_colour(colour: str) -> str:
     return min(CSS4_COLORS, key=lambda name: float(np.sum((np.array(to_rgb(name)) - wanted) ** 2)))
 
 
-_CIF_BYTES = 1_000_000  # of a crystal structure at most
+@dataclass(frozen=True)
+class CellLimits:
+    """What a file may hold to pass for a crystal structure."""
+
+    file_bytes: int = 1_000_000  # the largest of the databases hold some 100 kB
+    edge_A: tuple[float, float] = (1.0, 60.0)  # shorter than any bond, and longer than an inorganic cell: other units, or no cell
+    volume_A3: tuple[float, float] = (4.0, 10_000.0)  # of one atom, and of what a bank of templates can be made for
+
+
+LIMITS = CellLimits()
 
 
 def read_crystal(path: str | Path, name: str | None = None) -> Crystal:
-    """Read a CIF with ase; `EmphaseError` where it cannot be read, holds no atoms, or has a cell that no crystal here has."""
-    import ase.io
+    """A crystal structure from a CIF.
+
+    Parameters
+    ----------
+    path
+        The file, as ase reads it.
+    name
+        Of the phase; that of the file where None.
+
+    Raises
+    ------
+    EmphaseError
+        Where the file cannot be read, holds no atoms, or has a cell outside of `LIMITS`.
+    """
     from ase.geometry import cellpar_to_cell
 
     path = Path(path)
-    if path.stat().st_size > _CIF_BYTES:
-        raise EmphaseError(f"{path.name}: {path.stat().st_size} bytes, expected a crystal structure of at most {_CIF_BYTES}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            atoms: Any = ase.io.read(path, format="cif", fractional_occupancies=True)
-    except Exception as error:  # ase raises whatever it meets in a broken file
-        raise EmphaseError(f"{path.name}: cannot be read as a crystal structure: {one_line(error)}") from error
-    if len(atoms) == 0:
-        raise EmphaseError(f"{path.name}: holds no atoms, expected a structure that can diffract")
-    edges = atoms.cell.lengths()
-    if not (np.all((edges > 1) & (edges < 60)) and 4 < atoms.cell.volume < 10_000 and np.isfinite(atoms.positions).all()):
-        told = " × ".join(f"{edge:.4g}" for edge in edges)
-        raise EmphaseError(
-            f"{path.name}: a cell of {told} Å and {atoms.cell.volume:.4g} Å³, expected edges of 1 to 60 Å and up to 10000 Å³"
-        )
+    atoms = _atoms_of(path)
     cell = cellpar_to_cell(atoms.cell.cellpar())
     occupancy = atoms.info.get("occupancy") or {}
     kinds = atoms.arrays.get("spacegroup_kinds", np.arange(len(atoms)))
@@ -105,8 +125,36 @@ def read_crystal(path: str | Path, name: str | None = None) -> Crystal:
     return Crystal(name or path.stem, cell, np.array(positions), tuple(elements), np.array(occupancies), int(group))
 
 
+def _atoms_of(path: Path) -> Any:
+    """The atoms of a CIF as ase gives them; `EmphaseError` where they are none of a crystal."""
+    import ase.io
+
+    if path.stat().st_size > LIMITS.file_bytes:
+        raise EmphaseError(f"{path.name}: {path.stat().st_size} bytes, expected a crystal structure of at most {LIMITS.file_bytes}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            atoms: Any = ase.io.read(path, format="cif", fractional_occupancies=True)
+    except Exception as error:  # ase raises whatever it meets in a broken file
+        raise EmphaseError(f"{path.name}: cannot be read as a crystal structure: {one_line(error)}") from error
+    if len(atoms) == 0:
+        raise EmphaseError(f"{path.name}: holds no atoms, expected a structure that can diffract")
+    edges = atoms.cell.lengths()
+    (shortest, longest), (smallest, largest) = LIMITS.edge_A, LIMITS.volume_A3
+    usual = np.all((edges > shortest) & (edges < longest)) and smallest < atoms.cell.volume < largest
+    if not (usual and np.isfinite(atoms.positions).all()):
+        size = " × ".join(f"{edge:.4g}" for edge in edges)
+        raise EmphaseError(
+            f"{path.name}: a cell of {size} Å and {atoms.cell.volume:.4g} Å³, "
+            f"expected edges of {shortest:g} to {longest:g} Å and up to {largest:g} Å³"
+        )
+    return atoms
+
+
 def electron_wavelength_A(beam_energy_keV: float) -> float:
-    """Relativistic wavelength of the electrons in Å.
+    """Relativistic wavelength of electrons of an energy, Å.
+
+    lambda = 12.2643 / sqrt(V (1 + 0.978476e-6 V)) with V in volts.
 
     >>> round(electron_wavelength_A(200), 5)
     0.02508
@@ -116,10 +164,30 @@ def electron_wavelength_A(beam_energy_keV: float) -> float:
 
 
 def structure_factors(crystal: Crystal, hkl: np.ndarray, debye_waller_A2: float = 0.5) -> np.ndarray:
-    """Structure factors for electrons, complex (n,), of reflections hkl (n, 3).
+    """Structure factors of a crystal for electrons, from its atoms.
 
-    Atomic scattering factors are Lobato's (Acta Cryst. A70 (2014) 636) as tabulated by
-    diffsims; one Debye-Waller factor B (Å²) for all atoms. `EmphaseError` for an element that has none.
+    Parameters
+    ----------
+    crystal
+        The structure.
+    hkl
+        (n, 3) reflections.
+    debye_waller_A2
+        B of all atoms, Å².
+
+    Returns
+    -------
+    Complex (n,), F in Å.
+
+    Raises
+    ------
+    EmphaseError
+        For an element that has no scattering factor.
+
+    Notes
+    -----
+    F(g) = exp(-B g²/4) sum_j o_j f_j(g) exp(2 pi i hkl·x_j), with Lobato's parametrisation
+    f(g) = sum_i a_i (2 + b_i g²) / (1 + b_i g²)² (Acta Cryst. A70 (2014) 636) as tabulated by diffsims.
     """
     from diffsims.utils.sim_utils import get_scattering_params_dict
 
@@ -141,7 +209,7 @@ def structure_factors(crystal: Crystal, hkl: np.ndarray, debye_waller_A2: float 
 
 @dataclass(frozen=True)
 class Reflections:
-    """Reflections of a crystal: hkl (n, 3), g (n, 3) Cartesian in 1/Å and intensity |F/V|² (n,)."""
+    """Reflections of a crystal: hkl (n, 3), g (n, 3) Cartesian in 1/Å, and intensity |F/V|² (n,) in Å⁻⁴."""
 
     hkl: np.ndarray
     g: np.ndarray
@@ -154,10 +222,20 @@ class Reflections:
 
 
 def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: float = 1e-6) -> Reflections:
-    """All reflections up to a length of g, extinct and very weak ones left out, shortest first.
+    """The reflections of a crystal up to a length of g, shortest first.
 
-    The intensities are |F/V|² with V the cell's volume, so that different crystals of the
-    same thickness compare.
+    Parameters
+    ----------
+    crystal
+        The structure.
+    max_g_invA
+        Largest length of g, 1/Å.
+    min_relative_intensity
+        Extinct reflections and those weaker than this share of the strongest one are left out.
+
+    Notes
+    -----
+    The intensities are |F/V|² with V the cell's volume, so that different crystals of the same thickness compare.
     """
     reach = np.ceil(max_g_invA * np.linalg.norm(crystal.lattice, axis=1)).astype(int)
     h, k, l = np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij")
@@ -174,7 +252,7 @@ def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: flo
 
 
 def direction_name(uvw: Iterable[int]) -> str:
-    """A direction's indices as they are written.
+    """The indices of a direction in brackets, with true minus signs.
 
     >>> direction_name(np.array([1, -1, 0]))
     '[1 −1 0]'
@@ -182,8 +260,8 @@ def direction_name(uvw: Iterable[int]) -> str:
     return "[" + " ".join(str(i).replace("-", "−") for i in uvw) + "]"
 
 
-def _view_along(crystal: Crystal, zone_axis: tuple[int, int, int]) -> np.ndarray:
-    """Rows x, y, z of an image frame in the crystal's Cartesian frame, z along the zone axis."""
+def view_along(crystal: Crystal, zone_axis: tuple[int, int, int]) -> np.ndarray:
+    """The frame of an image along a zone axis: unit vectors x, y, z as rows (3, 3) in the crystal's Cartesian frame, z along the axis."""
     z = np.asarray(zone_axis, dtype=float) @ crystal.lattice
     z /= np.linalg.norm(z)
     helper = np.eye(3)[int(np.argmin(np.abs(z)))]

@@ -1,4 +1,12 @@
-"""TODO."""
+"""Recordings of frames: the one door through which files of microscopes come in, and what is refused at it.
+
+Files are read lazily by RosettaSciIO and become hyperspy signals with 2-D frames. Only arrays, steps and units of axes are kept: all
+else that a file may hold, such as packages to import, formulae and pickled models, stays out, and so do links that lead out of the
+file's folder. A header may announce more than the file, or the memory, can hold; that is an error before anything is read. Readers
+raise whatever they meet in a broken file; here each fault is one `EmphaseError` that begins with the file's name.
+
+`RecordedFrames` stands for the array of a scan or a stack and reads the part that is indexed.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +20,28 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import EmphaseError, one_line, shortened
+
+
+@dataclass(frozen=True)
+class FrameLimits:
+    """What a file may announce, and how long its reader may take."""
+
+    reader_s: float = 120  # for a header and a map of what is behind it
+    compression: int = 1100  # bytes of data for a byte of a file; deflate reaches 1032
+    axis: int = 10_000_000  # steps: hyperspy makes a number for every one
+    memory_share: float = 1 / 8  # of the memory, for what is read whole: computing takes several times as much
+
+
+LIMITS = FrameLimits()
+#: Formats of spectra whose readers open whatever file a recording names
+_READERS_LEFT_OUT = ("EDAX", "EMPAD", "JEOL")
 
 
 def load_recording(path: str | Path, *, navigation_dimension: int | None = None) -> Any:
@@ -29,11 +53,11 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
         A file of any format that RosettaSciIO reads.
     navigation_dimension
         0 for one image, 1 for a stack, 2 for a scan of patterns; None takes any. A stack is
-        taken for a scan of one line where 2 is asked for, and a single frame for 1 x 1.
+        taken for a scan of one line where 2 is given, and a single frame for one of 1 x 1.
 
     Returns
     -------
-    A lazy ``Signal2D`` with data of shape ([[scan y,] scan x or frame,] y, x).
+    A lazy ``Signal2D`` with data of shape ([[scan y,] scan x or frame,] y, x): the largest such array that the file holds.
 
     Raises
     ------
@@ -41,16 +65,11 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
         Where the file cannot be read or does not hold such frames; the text says why.
     """
     path = Path(path)
-    if not path.exists():
-        raise EmphaseError(f"{path.name}: no such file")
-    if not (path.is_file() or (path.suffix == ".zspy" and path.is_dir())):
-        raise EmphaseError(f"{path.name}: neither a file nor a .zspy folder, expected a recording")
-    if path.stat().st_size == 0 or (path.is_dir() and not any(path.iterdir())):
-        raise EmphaseError(f"{path.name}: the file is empty")
+    _check_there(path)
     reader = _reader(path)
     _refuse_links(path, path.parent.resolve(), set())
     try:
-        with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"), _at_most(_READER_SECONDS, path.name):
+        with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"), _at_most(LIMITS.reader_s, path.name):
             warnings.simplefilter("ignore")
             arrays = [found for found in reader(str(path), lazy=True) if "data" in found]
             _check_announced(path, [found["data"] for found in arrays])
@@ -69,11 +88,36 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     return signal
 
 
+def _check_there(path: Path) -> None:
+    """`EmphaseError` where a path is no file with something in it."""
+    if not path.exists():
+        raise EmphaseError(f"{path.name}: no such file")
+    if not (path.is_file() or (path.suffix == ".zspy" and path.is_dir())):
+        raise EmphaseError(f"{path.name}: neither a file nor a .zspy folder, expected a recording")
+    if path.stat().st_size == 0 or (path.is_dir() and not any(path.iterdir())):
+        raise EmphaseError(f"{path.name}: the file is empty")
+
+
 class RecordedFrames:
     """The frames of a recording, read where they are used: it stands for the array ([[scan y,] scan x or frame,] y, x).
 
-    ``frames[index]`` is a numpy array, read then; nothing else of the file is in memory. To another process it goes
-    as the name of its file, which has to be there too. Raises `EmphaseError` as `load_recording` does, and where a part cannot be read.
+    ``frames[index]`` is a numpy array, read then; nothing else of the file is in memory. Pickled, it is the name of its file, which
+    another process then needs too.
+
+    Parameters
+    ----------
+    path, navigation_dimension
+        As for `load_recording`.
+
+    Attributes
+    ----------
+    shape, dtype, chunks
+        Of the array; ``chunks`` as dask has them.
+
+    Raises
+    ------
+    EmphaseError
+        As `load_recording` does, and on indexing where that part cannot be read.
     """
 
     def __init__(self, path: str | Path, navigation_dimension: int):
@@ -106,9 +150,6 @@ def _opened_recording(path: str, navigation_dimension: int, size: int, changed_n
     return load_recording(path, navigation_dimension=navigation_dimension)
 
 
-_READER_SECONDS = 120  # for a header and a map of what is behind it
-
-
 @contextlib.contextmanager
 def _at_most(seconds: float, name: str) -> Iterator[None]:
     """`EmphaseError` in what takes longer, on the main thread: a header can announce more frames than its reader can count."""
@@ -128,10 +169,6 @@ def _at_most(seconds: float, name: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-#: Formats of spectra whose readers open whatever file a recording names
-_READERS_LEFT_OUT = ("EDAX", "EMPAD", "JEOL")
 
 
 def _reader(path: Path) -> Callable[..., list[dict]]:
@@ -168,7 +205,7 @@ def _plain_signal(found: dict[str, Any]) -> Any:
 
 
 def _plain_axis(axis: dict[str, Any], size: int) -> dict[str, Any]:
-    """What counts of an axis: its step and unit; neither where one of them is no such thing, or steps differ."""
+    """The step and unit of an axis as hyperspy takes them; a step of 1 without unit where one of them is invalid or the steps differ."""
     scale, units = axis.get("scale"), axis.get("units")
     if not (isinstance(units, str) and isinstance(scale, (int, float, np.number)) and np.isfinite(scale)):
         scale, units = 1.0, None
@@ -222,11 +259,6 @@ def _hdf5_links(path: Path) -> list[str]:
     return names
 
 
-_MOST_COMPRESSION = 1100  # bytes of data for a byte of a file; deflate reaches 1032
-_LONGEST_AXIS = 10_000_000
-_MEMORY_SHARE = 1 / 8  # of the memory, for what is read whole: computing takes several times as much
-
-
 def _memory_bytes() -> int:
     """The memory that this process may have: the machine's, or less where a limit is set, by a container or a shell."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -241,6 +273,7 @@ def _memory_bytes() -> int:
 
 
 def _announced(path: Path, data: Any) -> str:
+    """The array that a file announces, for messages."""
     return f"{path.name}: announces {' × '.join(map(str, data.shape))} {data.dtype} ({data.nbytes / 1e6:.4g} MB)"
 
 
@@ -249,24 +282,37 @@ def _check_announced(path: Path, arrays: list[Any]) -> None:
     files = path.rglob("*") if path.is_dir() else path.parent.iterdir()  # data may lie in a file beside it
     held = sum(p.stat().st_size for p in files if p.is_file())
     for data in arrays:
-        if data.nbytes > _MOST_COMPRESSION * held:
+        if data.nbytes > LIMITS.compression * held:
             raise EmphaseError(f"{_announced(path, data)}, expected no more than {held} bytes on disk can hold")
-        if max(data.shape, default=0) > _LONGEST_AXIS:
-            raise EmphaseError(f"{_announced(path, data)}, expected at most {_LONGEST_AXIS} along an axis")
+        if max(data.shape, default=0) > LIMITS.axis:
+            raise EmphaseError(f"{_announced(path, data)}, expected at most {LIMITS.axis} along an axis")
 
 
 def _check_memory(path: Path, data: Any, *, read_whole: bool) -> None:
     """`EmphaseError` where what is read at a time would take too much of the memory."""
     block = math.prod(max(sizes) for sizes in data.chunks) if hasattr(data, "chunks") else data.size
     at_once = data.size if read_whole else max(block, math.prod(data.shape[-2:]))
-    most = _MEMORY_SHARE * _memory_bytes()
+    most = LIMITS.memory_share * _memory_bytes()
     if at_once * data.dtype.itemsize > most:
         part = "" if read_whole else f", of which {at_once * data.dtype.itemsize / 1e6:.4g} MB are read at once"
         raise EmphaseError(f"{_announced(path, data)}{part}; expected at most {most / 1e6:.4g} MB, an eighth of the memory")
 
 
 def read_array(data: Any, name: str) -> np.ndarray:
-    """A lazy array read into the memory; `EmphaseError` where the file, which ``name`` tells, is broken in the middle."""
+    """A lazy array read into the memory.
+
+    Parameters
+    ----------
+    data
+        Of a signal of `load_recording`.
+    name
+        Of its file, for the message.
+
+    Raises
+    ------
+    EmphaseError
+        Where the file is broken in the middle.
+    """
     try:
         with _QuietLogging("rsciio", "tifffile"):
             return np.asarray(data)
@@ -295,6 +341,7 @@ def _as_frames(signal: Any, navigation_dimension: int | None) -> Any | None:
 
 
 def _with_unit_axes(signal: Any, count: int) -> list[dict]:
+    """The axes of a signal after ``count`` scan axes of one step."""
     axes = [{"name": name, "size": 1, "navigate": True} for name in ("y", "x")[:count]]
     return axes + [a.get_axis_dictionary() | {"size": a.size} for a in signal.axes_manager._axes]
 
@@ -306,7 +353,21 @@ _ONE_UNIT = re.compile(r"(1 ?/ ?)?[^\W\d]{1,24}( ?(\*\*|\^) ?\(?-?[12]\)?|⁻¹)
 
 
 def axis_scale(signal: Any, unit: str, *, scan: bool = False) -> float | None:
-    """The step of the frames' x axis, or of the scan's, in ``unit`` ("nm", "1/angstrom"); None if it is not calibrated in such a unit."""
+    """The step of a recording's x axis as its file states it.
+
+    Parameters
+    ----------
+    signal
+        Of `load_recording`.
+    unit
+        Of the step, as pint names it: "nm", "1/angstrom".
+    scan
+        Take the axis of the scan, not of the frames.
+
+    Returns
+    -------
+    The step in that unit; None where the file has none, or one in another kind of unit.
+    """
     import pint
 
     axes = signal.axes_manager.navigation_axes if scan else signal.axes_manager.signal_axes

@@ -2,6 +2,7 @@
 
 A file that a person writes is small, holds every key once and no more aliases than a person writes; anything else is refused before it is
 interpreted. A fault names the key, what came and what was expected, with the unit that the model gives as a field's description.
+pydantic and PyYAML come with the extra ``workbook``; no other module of this library needs them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,17 @@ from pydantic import BaseModel
 
 from .errors import EmphaseError, one_line, shortened
 
-_YAML_BYTES = 200_000  # of a file that a person writes, at most
-_YAML_ALIASES = 10
-_YAML_DEPTH = 30
+
+@dataclass(frozen=True)
+class YamlLimits:
+    """What a file that a person writes may hold at most."""
+
+    file_bytes: int = 200_000
+    aliases: int = 10  # each may stand for all that is in the one before: twenty of them fill a memory
+    depth: int = 30  # values within each other
+
+
+LIMITS = YamlLimits()
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -31,8 +41,8 @@ class _PlainLoader(yaml.SafeLoader):
         """A node; `yaml.YAMLError` where it is one alias too many."""
         event = self.peek_event()
         self.aliases += isinstance(event, yaml.AliasEvent)
-        if self.aliases > _YAML_ALIASES:
-            raise yaml.MarkedYAMLError(problem=f"more than {_YAML_ALIASES} aliases (*)", problem_mark=event.start_mark)
+        if self.aliases > LIMITS.aliases:
+            raise yaml.MarkedYAMLError(problem=f"more than {LIMITS.aliases} aliases (*)", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
@@ -45,20 +55,35 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _unheard_of(value: Any, depth: int = 0) -> str:
-    """What no file here may hold: values deeper than `_YAML_DEPTH` (or in themselves), text that cannot be written; "" for neither."""
-    if depth > _YAML_DEPTH:
-        return f"more than {_YAML_DEPTH} values within each other"
+def _unusable(value: Any, depth: int = 0) -> str:
+    """What no settings may hold: values that are too deep (or contain themselves), text that cannot be shown; "" for neither."""
+    if depth > LIMITS.depth:
+        return f"more than {LIMITS.depth} values within each other"
     if isinstance(value, str) and re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", value):
         return f"characters that cannot be shown: {shortened(ascii(value))}"
     parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, (list, tuple, set)) else ()
-    return next((fault for fault in (_unheard_of(part, depth + 1) for part in parts) if fault), "")
+    return next((fault for fault in (_unusable(part, depth + 1) for part in parts) if fault), "")
 
 
 def read_yaml(path: Path, name: str, error: type[EmphaseError] = EmphaseError) -> Any:
-    """The content of a YAML file as plain values; an ``error`` that begins with ``name`` where that is not what it holds."""
-    if path.stat().st_size > _YAML_BYTES:
-        raise error(f"{name}: {path.stat().st_size} bytes, expected at most {_YAML_BYTES}")
+    """The content of a YAML file as plain values.
+
+    Parameters
+    ----------
+    path
+        The file.
+    name
+        By which messages call it; they give the line as well.
+    error
+        The exception to raise.
+
+    Raises
+    ------
+    EmphaseError
+        Or ``error``, where the file is too large, no YAML, or holds what is no plain value.
+    """
+    if path.stat().st_size > LIMITS.file_bytes:
+        raise error(f"{name}: {path.stat().st_size} bytes, expected at most {LIMITS.file_bytes}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_PlainLoader)
     except UnicodeDecodeError as fault:
@@ -69,14 +94,22 @@ def read_yaml(path: Path, name: str, error: type[EmphaseError] = EmphaseError) -
         raise error(f"{name}{line}: not YAML: {one_line(getattr(fault, 'problem', None) or fault)}") from None
     except (ValueError, RecursionError) as fault:  # a date or a number that there is not, or thousands of brackets
         raise error(f"{name}: not YAML: {one_line(fault)}") from None
-    unheard_of = _unheard_of(content)
-    if unheard_of:
-        raise error(f"{name}: holds {unheard_of}")
+    fault_in_content = _unusable(content)
+    if fault_in_content:
+        raise error(f"{name}: holds {fault_in_content}")
     return content
 
 
 def fault_in_words(error: Mapping[str, Any], model: type[BaseModel]) -> str:
-    """One validation error of pydantic as `key: what came, what was expected`."""
+    """One validation error of pydantic in the form "key: what came, what was expected".
+
+    Parameters
+    ----------
+    error
+        One of ``ValidationError.errors()``.
+    model
+        That was validated: its fields are named for an unknown key, but those that are excluded, which no file can set.
+    """
     keys = [k for k in error["loc"] if isinstance(k, (str, int)) and not str(k).startswith(("float", "constrained"))]
     key = shortened(".".join(str(k) for k in keys))
     came = error["input"]
@@ -84,7 +117,7 @@ def fault_in_words(error: Mapping[str, Any], model: type[BaseModel]) -> str:
         owner: Any = model
         for k in keys[:-1]:
             owner = _field_model(owner, k) or owner
-        known = [n for n in owner.model_fields if n != "folder"]
+        known = [n for n, field in owner.model_fields.items() if not field.exclude]
         near = difflib.get_close_matches(str(keys[-1]), known, 1, 0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{key}: unknown key, expected one of {', '.join(known)}{hint}"
@@ -109,6 +142,7 @@ def _field_model(owner: Any, key: str | int) -> type[BaseModel] | None:
 
 
 def _unit_of(model: Any, keys: list) -> str | None:
+    """The description of the field that keys lead to: its unit; None where it has none."""
     for k in keys[:-1]:
         model = _field_model(model, k) or model
     if not keys or keys[-1] not in model.model_fields:

@@ -2,7 +2,8 @@
 
 A method's result changes with the module that it stands in and with all that this imports from the library, and with nothing else of
 it. Finished chunks of long work are kept under that hash, so that an edit of one method leaves the chunks of the others as they are.
-Imports are read from the source, not from what happens to be loaded; an import of a whole package stands for all of its modules.
+Imports are read from the source, anywhere in a file, not from what happens to be loaded; an import of a whole package, or of a name from
+it, stands for all modules that its ``__init__`` imports.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ def modules_behind(*modules: str) -> dict[str, Path]:
     Parameters
     ----------
     *modules
-        Names like ``emphase.drift`` or ``emphase.ped.index``; a package stands for all modules in it.
+        Names like ``emphase.drift`` or ``emphase.ped.index``; a package stands for all modules that its ``__init__`` imports.
+
+    Returns
+    -------
+    Every module once, also where two import each other.
 
     Raises
     ------
@@ -76,7 +81,10 @@ def modules_behind(*modules: str) -> dict[str, Path]:
 
 @functools.cache
 def source_sha256(*modules: str) -> str:
-    """The SHA-256 of the source of modules of this library and of all that they import from it, in hexadecimal."""
+    """The SHA-256 of the source of modules of this library and of all that they import from it (`modules_behind`), in hexadecimal.
+
+    It is read once in a process: what is loaded is the source of that time.
+    """
     digest = hashlib.sha256()
     for module, path in modules_behind(*modules).items():
         digest.update(f"{module}\n".encode())
