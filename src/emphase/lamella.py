@@ -1,4 +1,10 @@
-"""TODO."""
+"""What a lamella of a focused ion beam means for electron microscopy: damage, mean free path and extinction distance.
+
+From the milling voltage the thickness of the amorphous layer that the ions left (`amorphous_layer_nm`, between two power laws through
+measurements on silicon), from the composition the mean free path for inelastic scattering (`inelastic_mean_free_path_nm`, Malis, Cheng &
+Egerton 1988), and from a crystal's structure factors the two-beam extinction distance (`extinction_distance_nm`, Hirsch et al. 1965), up
+to which kinematical intensities hold at best. Each is an estimate to some 20 % or a factor of two, as its function says.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ import numpy as np
 from .crystals import Crystal, electron_wavelength_A, reflections
 from .errors import EmphaseError
 
-#: The definition that `nxem_entry` follows: name, source, commit, NXDL schema.
+#: The definition of NeXus for a record of electron microscopy: name, source, commit.
 NXEM_DEFINITION = {
     "definition": "NXem",
     "definition_source": "FAIRmat-NFDI/nexus_definitions, applications/NXem (NXDL 3.1)",
@@ -19,7 +25,7 @@ NXEM_DEFINITION = {
 
 
 def parse_formula(formula: str) -> dict[str, float]:
-    """Elements and their numbers in a chemical formula; `EmphaseError` where it is none.
+    """Elements and their numbers in a chemical formula without brackets; `EmphaseError` where it is none.
 
     >>> parse_formula("LiNi0.6Co0.2Mn0.2O2")["O"]
     2.0
@@ -28,7 +34,7 @@ def parse_formula(formula: str) -> dict[str, float]:
 
     parts = re.findall(r"([A-Z][a-z]?)(\d*\.?\d*)", formula)
     if not parts or "".join(e + n for e, n in parts) != formula or any(e not in atomic_numbers for e, _ in parts):
-        raise EmphaseError(f"composition: got {formula!r}, expected a formula like LiNi0.6Co0.2Mn0.2O2")
+        raise EmphaseError(f"chemical formula: got {formula!r}, expected one like LiNi0.6Co0.2Mn0.2O2")
     found: dict[str, float] = {}
     for element, number in parts:
         found[element] = found.get(element, 0.0) + (float(number) if number else 1.0)
@@ -36,14 +42,27 @@ def parse_formula(formula: str) -> dict[str, float]:
 
 
 def amorphous_layer_nm(voltage_kV: float) -> tuple[float, float]:
-    """Thickness of the amorphous, gallium-bearing layer on one side of a lamella, nm: low and high estimate.
+    """Thickness of the amorphous, gallium-bearing layer on one side of a lamella, from the voltage of the last milling.
 
+    Parameters
+    ----------
+    voltage_kV
+        Of the gallium ions.
+
+    Returns
+    -------
+    Low and high estimate, nm.
+
+    Notes
+    -----
     Between two power laws through values measured on the side walls of silicon: 21 nm at 30 kV
     and 2.5 nm at 5 kV (Giannuzzi et al., Microsc. Microanal. 11 S2 (2005) 828; reviewed by Mayer et
     al., MRS Bull. 32 (2007) 400), and 23 nm at 30 kV and 10 nm at
     10 kV (Proc. ISTFA 2004, 563). The implanted gallium lies in the same layer (Rubanov &
     Munroe, J. Microsc. 214 (2004) 213). Oxides may differ by a factor of two.
 
+    Examples
+    --------
     >>> [round(t, 1) for t in amorphous_layer_nm(30)]
     [21.0, 23.0]
     """
@@ -54,8 +73,19 @@ def amorphous_layer_nm(voltage_kV: float) -> tuple[float, float]:
 
 
 def inelastic_mean_free_path_nm(formula: str, beam_energy_keV: float, collection_mrad: float = 10.0) -> float:
-    """Mean free path for inelastic scattering, nm, within 20 %.
+    """Mean free path of electrons for inelastic scattering, nm, from the composition, within 20 %.
 
+    Parameters
+    ----------
+    formula
+        Of the material, as for `parse_formula`.
+    beam_energy_keV
+        E0 of the electrons.
+    collection_mrad
+        Semi-angle beta up to which scattered electrons are collected.
+
+    Notes
+    -----
     Malis, Cheng & Egerton, J. Electron Microsc. Tech. 8 (1988) 193:
     lambda = 106 F (E0/Em) / ln(2 beta E0/Em), F = (1 + E0/1022)/(1 + E0/511)², Em = 7.6 Z^0.36 eV,
     with E0 in keV and beta in mrad. For compounds Z = sum(f Z^1.3)/sum(f Z^0.3) (Egerton, EELS in
@@ -74,8 +104,14 @@ def inelastic_mean_free_path_nm(formula: str, beam_energy_keV: float, collection
 
 
 def extinction_distance_nm(crystal: Crystal, beam_energy_keV: float) -> tuple[float, tuple[int, int, int]]:
-    """Two-beam extinction distance of a crystal's strongest reflection, nm, and its hkl.
+    """Two-beam extinction distance of a crystal's strongest reflection up to 1 1/Å.
 
+    Returns
+    -------
+    The distance, nm, and hkl of the reflection.
+
+    Notes
+    -----
     xi = pi V / (gamma lambda |F|) (Hirsch et al., Electron Microscopy of Thin Crystals, 1965).
     """
     found = reflections(crystal, 1.0)

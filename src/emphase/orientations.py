@@ -1,4 +1,11 @@
-"""TODO."""
+"""Orientations of a scan as an orix CrystalMap, in colours, and in the file formats of EBSD software.
+
+A rotation leads from the axes of the map, x to the right, y down, z along the beam, to the crystal's Cartesian axes e1 || a, e3 || c*,
+as in orix. `save_crystal_map` keeps all of a map in HDF5; `save_ang` and `save_ctf` write the formats of EDAX and Oxford, whose
+software has other Cartesian axes in monoclinic, trigonal and hexagonal crystals: the rotations are turned for them. The conventions are
+those that MTEX reads (Bachmann, Hielscher & Schaeben, Solid State Phenom. 160 (2010) 63): its loadEBSD_ang.m, loadEBSD_ctf.m and
+calcAxis.m.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +22,34 @@ from .files import write_atomically
 
 
 def to_crystal_map(
-    phase_id: np.ndarray, rotation: np.ndarray, crystals: list[Crystal], step_nm: float, properties: dict[str, np.ndarray],
+    phase_id: np.ndarray,
+    rotation: np.ndarray,
+    crystals: list[Crystal],
+    step_nm: float,
+    properties: dict[str, np.ndarray],
     colours: Mapping[str, str] | None = None,
-) -> Any:  # fmt: skip
-    """An orix CrystalMap of a scan (ny, nx) with rotations (ny, nx, 3, 3) and properties (ny, nx); ``colours`` by phase, hexadecimal."""
+) -> Any:
+    """An orix CrystalMap of the phases and orientations of a scan.
+
+    Parameters
+    ----------
+    phase_id
+        (ny, nx), the index of a pattern's phase in ``crystals``, -1 where it is not indexed.
+    rotation
+        (ny, nx, 3, 3), sample to crystal; anything where not indexed.
+    crystals
+        The phases.
+    step_nm
+        Of the scan, in y and x.
+    properties
+        Further maps (ny, nx) by name.
+    colours
+        Of phases by name, hexadecimal; orix's own for others.
+
+    Returns
+    -------
+    The CrystalMap, in nm.
+    """
     from orix.crystal_map import CrystalMap, PhaseList
     from orix.quaternion import Rotation
 
@@ -40,7 +71,21 @@ def to_crystal_map(
 
 
 def ipf_colours(rotation: np.ndarray, inside: np.ndarray, crystal: Crystal) -> np.ndarray:
-    """Colours (ny, nx, 3) of the crystal direction along the beam (inverse pole figure), white outside the mask (ny, nx)."""
+    """Colours of the crystal direction along the beam (inverse pole figure), from the orientations of one phase.
+
+    Parameters
+    ----------
+    rotation
+        (ny, nx, 3, 3), sample to crystal.
+    inside
+        (ny, nx), where the phase is.
+    crystal
+        The phase; the key of its Laue group is that of TSL.
+
+    Returns
+    -------
+    (ny, nx, 3) red, green and blue from 0 to 1, white outside.
+    """
     from orix.plot import IPFColorKeyTSL
     from orix.quaternion import Orientation
     from orix.vector import Vector3d
@@ -112,13 +157,16 @@ def save_ang(path: Path, crystal_map: Any) -> None:
     that takes the step from two points, as orix does, can count a column too many; the header has the right number.
 
     Euler angles (Bunge, radians) lead from the axes of the map, x to the right, y down, z along the beam, to the crystal's
-    Cartesian axes: e1 || a, e3 || c* as in this workbook, in monoclinic crystals e1 || a*, e3 || c with the symmetry code 20
+    Cartesian axes: e1 || a, e3 || c* as in this library, in monoclinic crystals e1 || a*, e3 || c with the symmetry code 20
     of a twofold axis along b. So MTEX reads .ang (its loadEBSD_ang.m and calcAxis.m, "EDAX"). The Euler angles of OIM's own
     maps are about other axes than the map's, by one of four settings that the file does not name: load this one without
     MTEX's correction for that.
 
-    Raises `EmphaseError` for a scan of a single column, which orix would write as a row of points in one place; its writer also
-    fails on a row of fewer than four points.
+    Raises
+    ------
+    EmphaseError
+        For a scan of a single column, which orix would write as a row of points in one place; its writer also fails on a row of fewer than
+        four points.
     """
     from orix.crystal_map import CrystalMap
 
@@ -187,7 +235,7 @@ def save_ctf(path: Path, crystal_map: Any) -> None:
 
     Euler angles (Bunge, degrees) lead from the axes of the map, x to the right, y down, z along the beam, to the crystal's
     Cartesian axes e1 || a*, e3 || c of Channel 5: in trigonal and hexagonal crystals the third one is 30° larger than in this
-    workbook's axes (MTEX's loadEBSD_ctf.m and calcAxis.m; Mainprice in its issue 241). orix takes the axes of every .ctf as
+    library's axes (MTEX's loadEBSD_ctf.m and calcAxis.m; Mainprice in its issue 241). orix takes the axes of every .ctf as
     e1 || a, so the directions that it gives in such crystals are turned by these 30°. The Euler angles of Oxford's own maps are
     about other axes than the map's: load this one without MTEX's correction for that.
     """

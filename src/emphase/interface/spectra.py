@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..crystals import Crystal, _view_along, reflections
+from ..crystals import Crystal, reflections, view_along
 from ..kernels import kernel
 
 _MIN_Q, _MAX_Q = 0.12, 0.72  # 1/Å: below lies the slope of the background, above the damping of the microscope
@@ -47,7 +47,7 @@ def zone_patterns(crystal: Crystal, max_index: int = 2) -> list[ZonePattern]:
             continue
         g, intensity = found.g[here], found.intensity[here]
         key = tuple(sorted(zip(np.round(np.linalg.norm(g, axis=1), 4), np.round(np.log(intensity), 1), strict=True)))
-        spots = g @ _view_along(crystal, axis)[:2].T @ np.array([1, 1j])
+        spots = g @ view_along(crystal, axis)[:2].T @ np.array([1, 1j])
         spread = np.linalg.eigvalsh(np.cov(np.stack([spots.real, spots.imag])))
         if key in patterns or spread[0] < 1e-3:
             continue
