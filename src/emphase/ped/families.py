@@ -1,4 +1,14 @@
-"""TODO."""
+"""Which phases grow on one lattice, and how their orientations are related.
+
+Layered, spinel-type and rocksalt-type crystals share a close-packed sublattice, so that a scan holds few lattices, and a pattern shows
+one or two phases on those found about it. The orientation relations are the topotactic ones: cube on cube between cubic phases, and
+[001]hex || [111]cubic with [100]hex || [1-10]cubic between a trigonal cell (hexagonal axes) and a cubic one, as for layered LiMO2 and the
+spinel and rocksalt phases that it turns into at surfaces (Lin et al., Nat. Commun. 5 (2014) 3529).
+
+Each family of phases is described by one parent, its most symmetric member; the orientation of any member, taken to the parent's frame,
+names the lattice. This is the first part of the prior of `emphase.ped.index.index_scan`. It knows lattices, not phases: it cannot turn a
+pattern from one phase of a family to another.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +23,29 @@ from ..crystals import Crystal
 from .search import _nearest_operator
 from .templates import TemplateBank
 
-#
-# Layered, spinel and rocksalt grow on one oxygen lattice, so a scan holds few lattices, and what a pattern
-# shows is one or two phases on those found about it. This is the first half of the stated prior of
-# `index_scan`: orientations are offered between neighbours, and a neighbour on the same lattice, of whatever phase,
-# is worth `neighbour_nats`. It knows lattices, not phases: it cannot move a pattern from layered to rocksalt.
-
-_SAME_LATTICE = math.radians(3.0)
+_SAME_LATTICE = math.radians(3.0)  # orientations nearer than this are one lattice: more than a fit errs, less than most grain boundaries
+_SAME_VARIANT = 1e-3  # radians; rotations nearer than this are one and the same
 
 
 @functools.lru_cache(maxsize=256)
 def orientation_relations(parent: Crystal, child: Crystal) -> np.ndarray:
-    """Rotations (v, 3, 3) that take the parent's orientation to those the child may have on the same lattice.
+    """Rotations that take a crystal's orientation to those of another phase on the same lattice, from the space groups.
 
-    Cubic on cubic is cube on cube; a trigonal cell (hexagonal axes) and a cubic one share the
-    oxygen lattice: [001]hex || [111]cubic, [100]hex || [1-10]cubic (one cubic variant for a
-    layered crystal, four layered ones for a cubic). Other pairs have none.
+    Parameters
+    ----------
+    parent, child
+        The phase whose orientation is known, and the one that shares its lattice.
+
+    Returns
+    -------
+    Matrices (v, 3, 3), one for each variant: an orientation r (sample to crystal) of the parent becomes ``variant @ r``. No variant
+    (v = 0) for pairs without a relation.
+
+    Notes
+    -----
+    Cubic on cubic is cube on cube. A trigonal cell (hexagonal axes) and a cubic one share the
+    oxygen lattice: [001]hex || [111]cubic, [100]hex || [1-10]cubic: one cubic variant for a
+    layered crystal, four layered ones for a cubic.
     """
     e1, e3 = np.array([1, -1, 0]) / math.sqrt(2), np.array([1, 1, 1]) / math.sqrt(3)
     to_cubic = np.stack([e1, np.cross(e3, e1), e3], axis=1)
@@ -39,11 +56,10 @@ def orientation_relations(parent: Crystal, child: Crystal) -> np.ndarray:
         return to_cubic[None]
     if kinds != ["cubic", "trigonal"]:
         return np.zeros((0, 3, 3))
-    operators, own = parent.laue_rotations, child.laue_rotations
     variants: list[np.ndarray] = []
-    for operator in operators:
+    for operator in parent.laue_rotations:
         variant = to_cubic.T @ operator
-        if all(_nearest_operator(variant, other, own)[1] > 1e-3 for other in variants):
+        if all(_nearest_operator(variant, other, child.laue_rotations)[1] > _SAME_VARIANT for other in variants):
             variants.append(variant)
     return np.array(variants)
 
@@ -52,22 +68,35 @@ class _Families(NamedTuple):
     """Phases that share a lattice, as the kernels take them.
 
     ``family`` (p,) of each phase; a family's lattice is that of its parent, the most symmetric
-    member: ``to_parent`` (p, 3, 3), ``operators`` (p, o, 3, 3) of the parent and ``own`` (p, o, 3, 3)
+    member: ``to_parent`` (p, 3, 3), ``operators`` (p, o, 3, 3) of the parent and ``phase_operators`` (p, o, 3, 3)
     of the phase itself, and back ``from_parent`` (p, v, 3, 3), of which the first ``n_variants`` (p,) count.
     """
 
     family: np.ndarray
     to_parent: np.ndarray
     operators: np.ndarray
-    own: np.ndarray
+    phase_operators: np.ndarray
     from_parent: np.ndarray
     n_variants: np.ndarray
 
 
 def lattice_families(names: list[str], families: Iterable[Iterable[str]] = ()) -> list[list[int]]:
-    """The numbers of the phases of each family that is among ``names``; one family of all phases where none of them is.
+    """The phases of each family that is among ``names``, by number; one family of all phases where none of them is.
 
-    >>> lattice_families(["layered", "llzo", "rocksalt"], [("layered", "spinel", "rocksalt")])
+    Parameters
+    ----------
+    names
+        Of all candidate phases.
+    families
+        Names of the phases that grow on one another's lattice, family by family.
+
+    Returns
+    -------
+    Indices into ``names``, family by family.
+
+    Examples
+    --------
+    >>> lattice_families(["layered", "carbonate", "rocksalt"], [("layered", "spinel", "rocksalt")])
     [[0, 2]]
     """
     found = [[k for k, name in enumerate(names) if name in family] for family in map(tuple, families)]
@@ -86,8 +115,8 @@ def _families(banks: list[TemplateBank], families: Iterable[Iterable[str]] = ())
     to_parent = [np.eye(3) if p == k else orientation_relations(banks[k].crystal, banks[p].crystal)[0] for k, p in enumerate(parent)]
     back = [np.eye(3)[None] if p == k else orientation_relations(banks[p].crystal, banks[k].crystal) for k, p in enumerate(parent)]
     most = max(len(b.operators) for b in banks)
-    own = np.array([np.resize(b.operators, (most, 3, 3)) for b in banks])  # a shorter set is repeated, which does no harm
+    operators = np.array([np.resize(b.operators, (most, 3, 3)) for b in banks])  # a shorter set is repeated, which does no harm
     variants = np.zeros((len(banks), max(len(b) for b in back), 3, 3))
     for k, some in enumerate(back):
         variants[k, : len(some)] = some
-    return _Families(np.array(family), np.array(to_parent), own[parent], own, variants, np.array([len(b) for b in back]))
+    return _Families(np.array(family), np.array(to_parent), operators[parent], operators, variants, np.array([len(b) for b in back]))

@@ -1,12 +1,23 @@
-"""TODO."""
+"""Index a scan: the best orientation of every phase in every pattern, and the crystals that overlap in it.
+
+The steps, each in its room:
+
+1. Every pattern is reduced to its spots (`emphase.ped.spots`) and searched by itself for the best orientation of every phase
+   (`emphase.ped.search`). With the prior, one pattern in four is searched deeper.
+2. What each bank of templates reaches by chance is measured on patterns of background alone; the evidence above it is the *support*.
+3. Tile by tile (`emphase.ped.tiles`): the lattices of the scan are found, and each pattern is offered the crystals on the lattices about it
+   (`emphase.ped.lattices`); the one with the most support, the bonus for agreeing neighbours included, leads.
+4. Sets of overlapping crystals are chosen by evidence (`emphase.ped.overlap`), and their shares measured (`emphase.ped.shares`).
+
+Steps 1 and 3 are done in chunks, which can be kept and distributed (`emphase.chunks`).
+"""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -15,39 +26,103 @@ from ..chunks import ChunkStore, LongWork, finish_chunks
 from ..kernels import kernel
 from .evidence import _Camera, _camera
 from .families import _Families, _families
+from .lattices import OPTIONS as LATTICE_OPTIONS
 from .lattices import (
-    _LATTICE_REACH,
-    _MOST_COMPONENTS,
     _Components,
     _find_lattices,
+    _no_components,
     _propose,
     _related_lattices,
     _score_components,
     _second_crystals,
     _settle,
+    _Solutions,
+    _SpotArrays,
 )
-from .overlap import _MOST_PARTS, _choose_sets, _costs
+from .overlap import _MOST_PARTS, _choose_sets, _costs, _Prices
 from .scan import Calibration, _read_box, scan_boxes
 from .search import _TEN_DEGREES, _nearest_operator, chance_evidence, search_phase
-from .shares import _measure_shares
+from .shares import _measure_shares, _unit_of_phases
 from .spots import Spots, _no_spots, find_spots
 from .templates import TemplateBank, _joined_reflections, _Reflections
 from .tiles import _numbered_on, _Tile, _tiles
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """Tuning numbers of the search of single patterns."""
+
+    sparse_spots: int = 40  # a template: the votes of banks with fewer may miss an orientation all over a grain, ...
+    deep_every: int = 4  # ... so one pattern in so many is searched deeper, and what is found there is offered to its neighbours
+    deep_coarse: int = 80  # templates that are compared in the deeper search, ...
+    deep_fine: int = 30  # ... and orientations that are refined
+
+
+OPTIONS = IndexOptions()
+
+
+@dataclass(frozen=True)
+class LatticePrior:
+    """What is assumed of the crystals of a scan before its patterns are looked at.
+
+    It knows lattices, not phases: it cannot turn a pattern from one phase of a family to another.
+
+    Parameters
+    ----------
+    neighbours
+        Whether neighbours count: orientations found around a pattern are offered to it and refined on its counts, each of the eight
+        neighbours on the same lattice is a bonus of ``neighbour_nats``, overlapping crystals are sought first among the neighbours', and
+        the strengths of a crystal's reflections are learned from all its patterns.
+    mixtures
+        Whether two or three crystals may share a pattern; else it is one.
+    neighbour_nats
+        Bonus for each of the eight neighbours on the same lattice, of whatever phase.
+    families
+        Names of the phases that grow on one another's lattice, one tuple a family; without, all related phases are one family.
+    """
+
+    neighbours: bool = True
+    mixtures: bool = True
+    neighbour_nats: float = 1.5
+    families: Iterable[Iterable[str]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "families", tuple(map(tuple, self.families)))
+
+    @property
+    def bonus(self) -> float:
+        """Nats for each agreeing neighbour; 0 where neighbours do not count."""
+        return self.neighbour_nats if self.neighbours else 0.0
 
 
 @dataclass
 class Indexing:
     """The best solution of every phase for every pattern of a scan, and what overlaps in it.
 
-    ``rotation`` (p, ny, nx, 3, 3), ``evidence`` and ``runner_up`` (p, ny, nx) in nats, for the
-    p phases in ``names``; ``chance`` (p,) is the evidence that patterns without any crystal
-    hardly ever reach (`chance_evidence`), so that ``evidence - chance`` compares phases whose banks
-    differ in size and density. ``winner`` (ny, nx) is the phase with the most support, the prior
-    included, and ``prior`` (ny, nx) what the neighbours' lattices add to the support of a pattern.
-    The crystals that lie over each other, the largest first: ``part_phase`` (ny, nx, 3) (-1: none),
-    ``part_share`` (ny, nx, 3), ``part_sd`` that of its share, and ``part_rotation`` (ny, nx, 3, 3, 3). ``part_lattice``
-    and ``part_crystal`` (ny, nx, 3) number the lattices and, on each, the crystals (phases and their variants) of the scan; -1
-    is an orientation that one pattern alone has.
+    Parameters
+    ----------
+    names
+        Of the p phases.
+    rotation
+        Best orientation of every phase, (p, ny, nx, 3, 3), sample to crystal.
+    evidence, runner_up
+        Its evidence (p, ny, nx) in nats, and that of the best orientation of the phase at least ten degrees away.
+    chance
+        Evidence (p,) that patterns without any crystal hardly ever reach (`chance_evidence`), so that ``evidence - chance`` compares
+        phases whose banks differ in size and density.
+    winner
+        The phase (ny, nx) with the most support, the prior included.
+    prior
+        What the neighbours' lattices add to the support of a pattern (ny, nx), in nats.
+    part_phase
+        The crystals that lie over each other, the largest first: their phase (ny, nx, 3), -1 for none.
+    part_share, part_sd
+        Their shares (ny, nx, 3) and the standard deviations of these.
+    part_rotation
+        Their orientations (ny, nx, 3, 3, 3).
+    part_lattice, part_crystal
+        Numbers (ny, nx, 3) of the lattices and, on each, of the crystals (phases and their variants) of the scan; -1
+        is an orientation that one pattern alone has.
     """
 
     names: list[str]
@@ -81,35 +156,48 @@ def index_scan(
     calibration: Calibration,
     banks: list[TemplateBank],
     *,
-    neighbours: bool = True,
-    mixtures: bool = True,
-    neighbour_nats: float = 1.5,
-    families: Iterable[Iterable[str]] = (),
     seed: int = 1,
     progress: Any = None,
     work: LongWork | None = None,
+    **prior: Any,
 ) -> tuple[Indexing, Spots]:
-    """Find the best orientation of every phase, and what overlaps, for every pattern of a scan (ny, nx, ky, kx), numpy or dask.
+    """Find the best orientation of every phase, and what overlaps, for every pattern of a scan from its spots.
 
-    Every pattern is searched on its own first, read once by lines of the scan. With
-    ``neighbours`` one in four is searched deeper, and the stated prior follows: orientations found about a pattern are offered to
-    it and refined on its own counts, each of the eight neighbours on the same lattice is
-    worth ``neighbour_nats``, overlapping crystals are sought first among the neighbours', and
-    the strengths of a crystal's reflections are learned from all its patterns. With
-    ``mixtures`` two or three crystals may share a pattern; else it is one.
+    Parameters
+    ----------
+    patterns
+        Scan (ny, nx, ky, kx), numpy or dask, or anything that is read by slices of lines and columns.
+    calibration
+        Of the scan, with the direct beam of every pattern.
+    banks
+        Templates of the candidate phases.
+    seed
+        Of the patterns of background alone from which chance is measured.
+    progress
+        Called with the list of chunks that are left to do, returns an iterable that is advanced with each.
+    work
+        Where finished chunks are kept (`LongWork`), so that a run that was broken off goes on, and who does them; the
+        results are the same, to the bit, with any of it and without. Without, all is done here and kept in memory.
+    **prior
+        Fields of `LatticePrior`: ``neighbours``, ``mixtures``, ``neighbour_nats`` and ``families``.
 
-    ``families`` name the phases that grow on one another's lattice, one tuple a family; without, all related phases are one.
+    Returns
+    -------
+    What was found, and the `Spots` of all patterns in the order of the scan.
 
-    ``work`` says where finished chunks are kept (`LongWork`), so that a run that was broken off goes on, and who does them; the
-    results are the same, to the bit, with any of it and without. Without, all is done here and kept in memory.
+    Raises
+    ------
+    TypeError
+        For a name that `LatticePrior` has not.
 
-    Returns the `Indexing` and the `Spots` of all patterns in the order of the scan.
+    Notes
+    -----
+    Every pattern is searched on its own first, read once by lines of the scan; the module's docstring lists the steps.
     """
     centre_px = np.ascontiguousarray(calibration.centre_px, dtype=float)
     calibration = replace(calibration, centre_px=centre_px[:1, :1])  # the rest goes with the patterns that it is of
-    kin = tuple(map(tuple, families))
-    options = (neighbours, mixtures, neighbour_nats, kin, seed)
-    folder = work.chunk_folder(calibration, centre_px, banks, patterns.shape, options) if work else None
+    assumed = LatticePrior(**prior)
+    folder = work.chunk_folder(index_scan, calibration, centre_px, banks, patterns.shape, assumed, seed) if work else None
     scheduler = work.scheduler if work else ""
     with contextlib.ExitStack() as open_stores:
         alone = ChunkStore(*_searches(patterns, banks), folder and folder / "alone")
@@ -117,22 +205,38 @@ def index_scan(
         found = ChunkStore(*_solutions(patterns.shape[:2], len(banks)), folder and folder / "found")
         open_stores.callback(found.close)
         place = lambda name: (alone.chunks[name], centre_px[alone.chunks[name]].reshape(-1, 2))
-        finish_chunks(alone, _search_box, (patterns, calibration, banks, neighbours), place, scheduler, progress)
+        finish_chunks(alone, _search_box, (patterns, calibration, banks, assumed.neighbours), place, scheduler, progress)
         spots = _spots_of(alone.arrays, centre_px)
         chance = chance_evidence(spots, calibration, banks, patterns.shape[2:], seed=seed)
         tiles = _tiles(*patterns.shape[:2])
-        cut = lambda name: (_cut_tile(alone, spots, tiles[name][0]), tiles[name])
+        cut = lambda name: (_cut_tile(alone, spots, tiles[name].outer), tiles[name])
         several = progress if len(tiles) > 1 else None
-        finish_chunks(found, _solve_tile, (calibration, banks, chance, *options[:4]), cut, scheduler, several)
+        finish_chunks(found, _solve_tile, (calibration, banks, chance, assumed), cut, scheduler, several)
         solved = dict(found.arrays)
-    for name in ("part_lattice", "part_crystal"):  # tiles number their own
+    for name in ("part_lattice", "part_crystal"):  # numbered from 0 in every tile
         solved[name] = _numbered_on(solved[name], found.chunks.values())
     return Indexing(names=[b.crystal.name for b in banks], chance=chance, **solved), spots
 
 
-_SPARSE_SPOTS = 40  # a template: the votes of banks with fewer may miss an orientation all over a grain, ...
-_DEEP_EVERY = 4  # ... so one pattern in four is searched deeper, and what is found there is offered to its neighbours
-_DEEP_COARSE, _DEEP_FINE = 80, 30
+class _Alone(NamedTuple):
+    """What each of n patterns gave on its own: its spots, and the best solution (p, n, …) of every phase."""
+
+    spots: Spots
+    rotation: np.ndarray
+    evidence: np.ndarray
+    runner_up: np.ndarray
+
+
+class _Models(NamedTuple):
+    """What is known of all patterns of a scan: the candidate phases, what each reaches by ``chance`` (p,), and the camera."""
+
+    calibration: Calibration
+    banks: list[TemplateBank]
+    chance: np.ndarray
+    families: _Families
+    refs: _Reflections
+    first: np.ndarray
+    camera: _Camera
 
 
 def _searches(patterns: Any, banks: list[TemplateBank]) -> tuple[dict, dict]:
@@ -150,17 +254,17 @@ def _search_box(
 ) -> dict[str, np.ndarray]:
     """Spots of the patterns in a box of a scan and, for every phase, rotation, evidence and runner-up, each pattern on its own.
 
-    With ``neighbours``, which can make use of it, some patterns are searched deeper in sparse banks. ``centre_px`` is (n, 2).
+    With ``neighbours``, to whom it is offered, some patterns are searched deeper in sparse banks. ``centre_px`` is (n, 2).
     """
     spots = find_spots(_read_box(patterns, box), centre_px, calibration)
     rows, cols = (np.arange(part.start, part.stop) for part in box)
     n, p = len(centre_px), len(banks)
-    diagonal = np.add.outer(rows, cols).ravel() % _DEEP_EVERY == 0
+    diagonal = np.add.outer(rows, cols).ravel() % OPTIONS.deep_every == 0
     rotation, evidence, runner_up = np.zeros((p, n, 3, 3), np.float32), np.zeros((p, n)), np.zeros((p, n))
     for k, bank in enumerate(banks):
-        sparse = len(bank.spot_radius) < _SPARSE_SPOTS * len(bank.frames)
+        sparse = len(bank.spot_radius) < OPTIONS.sparse_spots * len(bank.frames)
         deep = diagonal & sparse & neighbours
-        deeper: dict[str, Any] = {"n_coarse": _DEEP_COARSE, "n_fine": _DEEP_FINE}
+        deeper: dict[str, Any] = {"n_coarse": OPTIONS.deep_coarse, "n_fine": OPTIONS.deep_fine}
         for some, depth in ((~deep, {}), (deep, deeper)):
             rotation[k, some], evidence[k, some], runner_up[k, some] = search_phase(spots[some], calibration, bank, **depth)
     shape = len(rows), len(cols)
@@ -177,12 +281,12 @@ def _spots_of(arrays: dict[str, np.ndarray], centre_px: np.ndarray) -> Spots:
     return Spots(table, number, background, centre_px.reshape(-1, 2))
 
 
-def _cut_tile(alone: ChunkStore, spots: Spots, tile: tuple[slice, slice]) -> tuple[Spots, np.ndarray, np.ndarray, np.ndarray]:
+def _cut_tile(alone: ChunkStore, spots: Spots, tile: tuple[slice, slice]) -> _Alone:
     """What `_search_box` gave for the patterns of a tile, in its order."""
     chosen = np.arange(len(spots.number)).reshape(alone.arrays["number"].shape)[tile].ravel()
     by_phase = (alone.arrays[name][(slice(None), *tile)] for name in ("rotation", "evidence", "runner_up"))
     rotation, evidence, runner_up = (a.reshape(len(a), len(chosen), *a.shape[3:]) for a in by_phase)
-    return spots[chosen], rotation, evidence, runner_up
+    return _Alone(spots[chosen], rotation, evidence, runner_up)
 
 
 def _solutions(shape: tuple[int, int], p: int) -> tuple[dict, dict]:
@@ -192,94 +296,84 @@ def _solutions(shape: tuple[int, int], p: int) -> tuple[dict, dict]:
     layout |= {name: ((*shape, _MOST_PARTS), int, 0) for name in ("part_phase", "part_lattice", "part_crystal")}
     layout |= {name: ((*shape, _MOST_PARTS), float, 0) for name in ("part_share", "part_sd")}
     layout |= {"part_rotation": ((*shape, _MOST_PARTS, 3, 3), np.float32, 0)}
-    return layout, {name: tile.own for name, tile in _tiles(*shape).items()}
+    return layout, {name: tile.core for name, tile in _tiles(*shape).items()}
 
 
 def _solve_tile(
-    calibration: Calibration, banks: list[TemplateBank], chance: np.ndarray, neighbours: bool, mixtures: bool, neighbour_nats: float,
-    kin: tuple[tuple[str, ...], ...], alone: tuple[Spots, np.ndarray, np.ndarray, np.ndarray], tile: _Tile,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """The fields of `Indexing` for what is a tile's own, from what each of its patterns gave on its own; lattices are numbered from 0."""
-    spots, rotation, evidence, runner_up = alone
+    calibration: Calibration, banks: list[TemplateBank], chance: np.ndarray, prior: LatticePrior, alone: _Alone, tile: _Tile
+) -> dict[str, np.ndarray]:
+    """The fields of `Indexing` for the core of a tile, from what each of its patterns gave on its own; lattices are numbered from 0."""
     shape = tuple(part.stop - part.start for part in tile.outer)
-    n, p = len(spots.number), len(banks)
-    rotation = rotation.astype(float)
-    families, camera = _families(banks, kin), _camera(calibration)
-    refs, first = _joined_reflections(banks)
-    support = evidence - chance[:, None]
-    parts, related = _components_of(spots, shape, calibration, banks, families, rotation, support, neighbours, mixtures)
-    choice, agreeing = np.full(n, -1), np.zeros((n, _MOST_COMPONENTS), int)
-    nats = neighbour_nats if neighbours else 0.0
-    _settle(shape, parts, chance, related, nats, choice, agreeing)
-    solved = _best_of_phases(parts, agreeing, nats, rotation, evidence, runner_up, chance, families)
-    chosen, share, sd = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros((n, _MOST_PARTS))
-    chosen[:, 0], share[:, 0] = choice, choice >= 0
-    if mixtures:
-        cost = np.zeros((n, _MOST_COMPONENTS))
-        _costs(shape, parts, chance, chosen if neighbours else np.full_like(chosen, -1), share, cost)
-        chosen, share, sd = _overlaps(spots, camera, refs, first, families.family, parts, cost, nats * agreeing, neighbours)
-    solved |= _largest_first(parts, chosen, share, sd, nats * agreeing, families)
+    models = _Models(calibration, banks, chance, _families(banks, prior.families), *_joined_reflections(banks), _camera(calibration))
+    alone = alone._replace(rotation=alone.rotation.astype(float))
+    parts, related = _components_of(alone, shape, models, prior)
+    choice, agreeing = np.full(len(parts.phase), -1), np.zeros(parts.phase.shape, int)
+    _settle(shape, parts, chance, related, prior.bonus, choice, agreeing)
+    bonus = prior.bonus * agreeing
+    solved = _best_of_phases(parts, bonus, alone, models)
+    chosen, share, sd = _overlaps(alone.spots, shape, models, parts, bonus, choice, prior)
+    solved |= _largest_first(parts, chosen, share, sd, bonus, models.families)
     by_phase = ("rotation", "evidence", "runner_up")
-    return {k: v.reshape(p, *shape, *v.shape[2:])[:, *tile.inner] if k in by_phase else v.reshape(*shape, *v.shape[1:])[tile.inner]
+    return {k: v.reshape(len(banks), *shape, *v.shape[2:])[:, *tile.inner] if k in by_phase else v.reshape(*shape, *v.shape[1:])[tile.inner]
             for k, v in solved.items()}  # fmt: skip
 
 
-def _components_of(
-    spots: Spots, shape: tuple[int, int], calibration: Calibration, banks: list[TemplateBank], families: _Families,
-    rotation: np.ndarray, support: np.ndarray, neighbours: bool, mixtures: bool,
-) -> tuple[_Components, np.ndarray]:  # fmt: skip
-    """What each pattern of a part of a scan may hold, refined and judged, and which lattices are related (l, l).
-
-    ``rotation`` (p, n, 3, 3) and ``support`` (p, n) are the best solutions of every phase for each pattern on its own.
-    """
-    n, camera = len(spots.number), _camera(calibration)
-    refs, first = _joined_reflections(banks)
+def _components_of(alone: _Alone, shape: tuple[int, ...], models: _Models, prior: LatticePrior) -> tuple[_Components, np.ndarray]:
+    """What each pattern of a part of a scan may hold, refined and judged, and which lattices are related (l, l)."""
+    spots, families = alone.spots, models.families
+    support = alone.evidence - models.chance[:, None]
     best, most = np.argmax(support, axis=0), support.max(axis=0)
-    own = rotation[best, np.arange(n)]
-    lattice, keys, leaders, seen = _find_lattices(shape, best, most, own, 3.0, families, neighbours)
-    parts = _Components(
-        np.full((n, _MOST_COMPONENTS), -1), np.full((n, _MOST_COMPONENTS), -1), np.zeros((n, _MOST_COMPONENTS), int),
-        np.zeros((n, _MOST_COMPONENTS, 3, 3)), np.full((n, _MOST_COMPONENTS), -1e3),
-    )  # fmt: skip
-    second = _second_crystals(spots, calibration, banks, best, own) if mixtures else np.zeros_like(rotation)
-    reach = _LATTICE_REACH if neighbours else 0
-    _propose(shape, reach, lattice, keys, seen, most[leaders], families, rotation, support, second, parts)
-    _score_components(
-        *spots.arrays, refs, first, camera, math.radians(0.3), families.own, parts.phase, parts.rotation, parts.evidence,
-        numba.get_num_threads(),
-    )  # fmt: skip
-    shared = leaders if neighbours else leaders[:0]
-    return parts, _related_lattices(keys[shared], families.family[best[shared]], families.operators[best[shared]])
+    rotation = alone.rotation[best, np.arange(len(best))]
+    lattices = _find_lattices(shape, best, most, rotation, families, prior.neighbours)
+    second = np.zeros_like(alone.rotation)
+    if prior.mixtures:
+        second = _second_crystals(spots, models.calibration, models.banks, best, rotation)
+    parts = _no_components(len(best))
+    reach = LATTICE_OPTIONS.reach if prior.neighbours else 0
+    _propose(shape, reach, lattices, most[lattices.leaders], families, _Solutions(alone.rotation, support, second), parts)
+    arrays, threads = _SpotArrays(*spots.arrays), numba.get_num_threads()
+    operators = families.phase_operators
+    evidence = _score_components(arrays, models.refs, models.first, models.camera, operators, parts.phase, parts.rotation, threads)
+    shared = lattices.leaders if prior.neighbours else lattices.leaders[:0]
+    related = _related_lattices(lattices.keys[shared], families.family[best[shared]], families.operators[best[shared]])
+    return parts._replace(evidence=evidence), related
 
 
 def _overlaps(
-    spots: Spots, camera: _Camera, refs: _Reflections, first: np.ndarray, family: np.ndarray, parts: _Components, cost: np.ndarray,
-    bonus: np.ndarray, learn: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """Which components (n, 3) of each pattern lie over each other, their shares and the standard deviations of these."""
-    n = len(spots.number)
-    chosen, share, unit = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros(n)
-    _choose_sets(*spots.arrays, refs, first, camera, parts, cost, bonus, chosen, share, unit, numba.get_num_threads())
+    spots: Spots, shape: tuple[int, ...], models: _Models, parts: _Components, bonus: np.ndarray, choice: np.ndarray, prior: LatticePrior
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which components (n, 3) of each pattern lie over each other, their shares and the standard deviations of these.
+
+    Without mixtures the leading component ``choice`` (n,) alone.
+    """
+    n = len(choice)
+    chosen, share = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS))
+    chosen[:, 0], share[:, 0] = choice, choice >= 0
+    if not prior.mixtures:
+        return chosen, share, np.zeros_like(share)
+    nearby = chosen if prior.neighbours else np.full_like(chosen, -1)
+    prices = _Prices(_costs(shape, parts, models.chance, nearby, share), bonus)
+    arrays, refs, first, camera = _SpotArrays(*spots.arrays), models.refs, models.first, models.camera
+    chosen, share, unit = _choose_sets(arrays, refs, first, camera, parts, prices, numba.get_num_threads())
     if not (chosen >= 0).any():
         return chosen, share, np.zeros_like(share)
-    weights, covariance = _measure_shares(spots, camera, refs, first, family, parts, chosen, unit, learn)
+    leading_phase = parts.phase[np.arange(n), np.maximum(chosen[:, 0], 0)]
+    unit_of_phases = _unit_of_phases(models.families.family, leading_phase, unit)
+    weights, covariance = _measure_shares(spots, camera, refs, first, parts, chosen, unit_of_phases, prior.neighbours)
     return chosen, *_normalised(weights, covariance)
 
 
-def _best_of_phases(
-    parts: _Components, agreeing: np.ndarray, nats: float, rotation: np.ndarray, evidence: np.ndarray, runner_up: np.ndarray,
-    chance: np.ndarray, families: _Families,
-) -> dict[str, np.ndarray]:  # fmt: skip
+def _best_of_phases(parts: _Components, bonus: np.ndarray, alone: _Alone, models: _Models) -> dict[str, np.ndarray]:
     """The best solution of every phase under the prior on lattices: of its components, or the one found alone."""
-    p, n = evidence.shape
-    rotation, evidence, runner_up, total = rotation.copy(), evidence.copy(), runner_up.copy(), np.empty((p, n))
-    for k in range(p):
-        value = np.where(parts.phase == k, parts.evidence + nats * agreeing, -1e3)
+    p, n = alone.evidence.shape
+    rotation, evidence, runner_up, total = alone.rotation.copy(), alone.evidence.copy(), alone.runner_up.copy(), np.empty((p, n))
+    for k, operators in enumerate(models.families.phase_operators):
+        value = np.where(parts.phase == k, parts.evidence + bonus, -1e3)
         c = np.argmax(value, axis=1)
         here, rows = value[np.arange(n), c], np.arange(n)
         better = here > evidence[k]
-        _note_runner_up(rotation[k], evidence[k], runner_up[k], parts.rotation[rows, c], parts.evidence[rows, c], better, families.own[k])
-        total[k] = np.maximum(here, evidence[k]) - chance[k]
+        _note_runner_up(rotation[k], evidence[k], runner_up[k], parts.rotation[rows, c], parts.evidence[rows, c], better, operators)
+        total[k] = np.maximum(here, evidence[k]) - models.chance[k]
         rotation[k][better] = parts.rotation[rows, c][better]
         evidence[k][better] = parts.evidence[rows, c][better]
     return {"rotation": rotation, "evidence": evidence, "runner_up": runner_up, "winner": np.argmax(total, axis=0)}
@@ -287,7 +381,7 @@ def _best_of_phases(
 
 @kernel
 def _note_runner_up(rotation, evidence, runner_up, new_rotation, new_evidence, better, operators):
-    """Keep ``runner_up`` the best evidence at least ten degrees from the solution that stays, where a new one is at hand."""
+    """Keep ``runner_up`` the best evidence at least ten degrees from the solution that stays, the old one or a ``better`` new one."""
     for i in range(len(evidence)):
         far = _nearest_operator(rotation[i], new_rotation[i], operators)[1] > _TEN_DEGREES
         if far:

@@ -1,7 +1,20 @@
-"""TODO."""
+"""The lattices of a scan from the best solutions of its patterns, and the crystals that each pattern may hold.
+
+Every pattern has been searched on its own (`emphase.ped.search`). Patterns whose orientations, taken to their family's parent
+(`emphase.ped.families`), agree within 3° are on one lattice; the surest pattern of each leads it. A pattern may then hold
+
+- the phases of a family on the lattices that are found around it, in the variants that are frequent there,
+- its own best solution of every phase,
+- of every phase, the orientation that its unexplained spots vote for, where its best crystal leaves several of them.
+
+These *components* are refined on the pattern's own counts. Which of them is the leading one is settled in turns, by evidence above chance
+and a bonus for each of the eight neighbours on the same lattice, of whatever phase: a Potts-like prior on lattices, maximised by iterated
+conditional modes (Besag, J. R. Stat. Soc. B 48 (1986) 259).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numba
@@ -15,12 +28,90 @@ from .search import _nearest_operator, search_phase
 from .spots import Spots
 from .templates import TemplateBank, _joined_reflections
 
-_LATTICE_REACH = 2  # patterns
-_SURE_NATS = 30.0
+
+class LatticeOptions(NamedTuple):
+    """Tuning numbers of the lattices of a scan and of what a pattern may hold; a named tuple, which kernels read."""
+
+    least_support: float = 3.0  # nats above chance: a pattern with less founds no lattice and joins none
+    reach: int = 2  # patterns: the lattices this far about a pattern are offered to it; a thin layer may skip one
+    most_about: int = 12  # different lattices that are counted about a pattern; 25 patterns hardly hold more
+    most_lattices: int = 4  # of these are offered: more take the room of other orientations
+    most_components: int = 16  # a pattern: four lattices of three phases with a variant, and its own solutions
+    least_size: int = 3  # patterns: a smaller lattice is offered to its own patterns only ...
+    sure_nats: float = 30.0  # ... unless one is beyond doubt
+    often: float = 2.0  # times that a variant was seen on a lattice, and ...
+    rare_share: float = 0.1  # ... the share of the most frequent one's that it must reach to be offered
+    clear_nats: float = 8.0  # a spot this far above the background must be explained
+    least_unexplained: int = 4  # clear spots, which also hold ...
+    least_left: float = 0.1  # ... this share of the net counts of all clear spots, call for a second crystal
+    tilt: float = math.radians(0.3)  # first step of the refinement: neighbours on a bent lattice differ by about that
+    levels: int = 3  # of halved steps
+    same_orientation: float = 0.03  # radians; components of a phase that come nearer than this are one
+    above_chance: float = 2.0  # nats that a neighbour's crystal must have above chance to count as agreeing
+    turns: int = 6  # rounds in which the leading components are settled; two or three do in most scans
+
+
+OPTIONS = LatticeOptions()
+_NOTHING = -1e3  # evidence of a component that is none, nats
+
+
+class _SpotArrays(NamedTuple):
+    """`Spots.arrays` of n patterns, as the kernels take them."""
+
+    table: np.ndarray
+    number: np.ndarray
+    background: np.ndarray
+    centre: np.ndarray
+
+
+class _Lattices(NamedTuple):
+    """The lattices of a scan of n patterns.
+
+    ``number`` (n,) of the lattice of every pattern (-1: support too small), ``keys`` (n, 3, 3) its orientation in the
+    parent's frame and the lattice's setting, the ``leaders`` (l,), which are the surest patterns, and how often each variant of each phase
+    was ``seen`` (l, p, v).
+    """
+
+    number: np.ndarray
+    keys: np.ndarray
+    leaders: np.ndarray
+    seen: np.ndarray
+
+
+class _Solutions(NamedTuple):
+    """Orientations of every phase for patterns on their own.
+
+    The best ``rotation`` (p, n, 3, 3) with its ``support`` (p, n) above chance, and ``second`` (p, n, 3, 3), what the spots that the best
+    crystal leaves vote for; zeros where they are few.
+    """
+
+    rotation: np.ndarray
+    support: np.ndarray
+    second: np.ndarray
+
+
+class _Components(NamedTuple):
+    """What may be in each pattern: ``phase`` (n, c), -1 for nothing, ``lattice`` (-1: of this pattern alone) and ``variant``.
+
+    With ``rotation`` (n, c, 3, 3), sample to crystal, and ``evidence`` (n, c) in nats.
+    """
+
+    phase: np.ndarray
+    lattice: np.ndarray
+    variant: np.ndarray
+    rotation: np.ndarray
+    evidence: np.ndarray
+
+
+def _no_components(n: int) -> _Components:
+    """Room for the components of n patterns, which hold nothing yet."""
+    shape = (n, OPTIONS.most_components)
+    return _Components(np.full(shape, -1), np.full(shape, -1), np.zeros(shape, int), np.zeros((*shape, 3, 3)), np.full(shape, _NOTHING))
 
 
 @kernel
 def _product(first, second, out):
+    """Matrix product of (3, 3) matrices into ``out``; numpy's would allocate and call BLAS."""
     for i in range(3):
         for j in range(3):
             out[i, j] = first[i, 0] * second[0, j] + first[i, 1] * second[1, j] + first[i, 2] * second[2, j]
@@ -38,12 +129,10 @@ def _joins(i, number, key, leader, operators, lattice, keys):
 
 
 @kernel
-def _find_lattices(shape, best, support, rotation, least_support, families, shared):
-    """Group the patterns' best solutions by lattice, the surest first; each is a lattice of its own where they are not ``shared``.
+def _find_lattices(shape, best, support, rotation, families, shared):
+    """Group the patterns' ``best`` phases (n,) and their ``rotation`` (n, 3, 3) by lattice, those of most ``support`` (n,) first.
 
-    Returns the lattice (n,) of every pattern (-1: support too small), its orientation in the
-    parent's frame and the lattice's setting (n, 3, 3), the leader's pattern of each lattice, and
-    how often each variant of each phase was seen on it (lattices, p, v).
+    Where lattices are not ``shared``, each pattern has one of its own.
     """
     ny, nx = shape
     n = ny * nx
@@ -52,7 +141,7 @@ def _find_lattices(shape, best, support, rotation, least_support, families, shar
     n_lattices = 0
     key = np.empty((3, 3))
     for i in np.argsort(-support, kind="mergesort"):
-        if support[i] < least_support:
+        if support[i] < OPTIONS.least_support:
             break
         phase = best[i]
         _product(families.to_parent[phase], rotation[i], key)
@@ -69,41 +158,33 @@ def _find_lattices(shape, best, support, rotation, least_support, families, shar
             leaders[n_lattices], lattice[i] = i, n_lattices
             keys[i] = key
             n_lattices += 1
+    seen = _variants_seen(lattice, keys, n_lattices, best, rotation, families)
+    return _Lattices(lattice, keys, leaders[:n_lattices], seen)
+
+
+@kernel
+def _variants_seen(lattice, keys, n_lattices, best, rotation, families):
+    """How often each variant of each phase is the best solution on each lattice, (l, p, v)."""
+    key = np.empty((3, 3))
     seen = np.zeros((n_lattices, len(families.family), families.from_parent.shape[1]))
-    for i in range(n):
+    for i in range(len(lattice)):
         if lattice[i] >= 0:
             phase = best[i]
             nearest, least = 0, 10.0
             for variant in range(families.n_variants[phase]):
                 _product(families.from_parent[phase, variant], keys[i], key)
-                angle = _nearest_operator(key, rotation[i], families.own[phase])[1]
+                angle = _nearest_operator(key, rotation[i], families.phase_operators[phase])[1]
                 if angle < least:
                     nearest, least = variant, angle
             seen[lattice[i], phase, nearest] += 1
-    return lattice, keys, leaders[:n_lattices], seen
-
-
-_MOST_COMPONENTS = 16
-
-
-class _Components(NamedTuple):
-    """What may be in each pattern: ``phase`` (n, c), -1 for nothing, ``lattice`` (-1: of this pattern alone) and ``variant``.
-
-    With ``rotation`` (n, c, 3, 3), sample to crystal, and ``evidence`` (n, c) in nats.
-    """
-
-    phase: np.ndarray
-    lattice: np.ndarray
-    variant: np.ndarray
-    rotation: np.ndarray
-    evidence: np.ndarray
+    return seen
 
 
 @kernel
 def _lattices_about(i, shape, reach, lattice, size, numbers, nearest):
-    """Lattices found within ``reach`` of pattern i, its own first, then the most frequent; returns how many.
+    """Lattices found within ``reach`` of pattern i, that of i first, then the most frequent; returns how many.
 
-    ``nearest`` takes the nearest pattern on each. One whose ``size`` is under three counts only in its own patterns.
+    ``nearest`` takes the nearest pattern on each. One whose ``size`` is too small counts only in its own patterns.
     """
     ny, nx = shape
     y, x = i // nx, i % nx
@@ -114,7 +195,7 @@ def _lattices_about(i, shape, reach, lattice, size, numbers, nearest):
     for v in range(max(0, y - reach), min(ny, y + reach + 1)):
         for u in range(max(0, x - reach), min(nx, x + reach + 1)):
             number, away = lattice[v * nx + u], float((v - y) ** 2 + (u - x) ** 2)
-            if number < 0 or size[number] < 3:
+            if number < 0 or size[number] < OPTIONS.least_size:
                 continue
             k = 0
             while k < n and numbers[k] != number:
@@ -132,41 +213,48 @@ def _lattices_about(i, shape, reach, lattice, size, numbers, nearest):
 
 
 @kernel
-def _propose(shape, reach, lattice, keys, seen, surest, families, rotation_each, support_each, second, out):
-    """Fill ``out`` with what each pattern may hold.
+def _propose_of_lattice(i, c, number, key, seen, families, out):
+    """Add the phases on lattice ``number`` in the orientation ``key`` to the c components of pattern i; returns how many there are then.
 
-    That is all phases on the lattices about it, its own best solutions ``rotation_each``
-    (p, n, 3, 3) of the other phases, and ``second`` (p, n, 3, 3), what the spots ask for that its best crystal leaves.
+    ``seen`` (p, v) says which variants are frequent on the lattice; of a phase that was never seen all are offered.
     """
-    n = shape[0] * shape[1]
-    p = seen.shape[1]
-    size = seen.sum(axis=2).sum(axis=1)
-    size[surest > _SURE_NATS] += 3  # found once, but beyond doubt
-    numbers, nearest = np.zeros(12, np.int64), np.zeros(12, np.int64)
-    for i in range(n):
+    family = -1
+    for phase in range(len(seen)):
+        if seen[phase].sum() > 0:
+            family = families.family[phase]
+    for phase in range(len(seen)):
+        most = seen[phase].max()
+        for variant in range(families.n_variants[phase]):
+            likely = most < OPTIONS.often or seen[phase, variant] >= max(OPTIONS.often, OPTIONS.rare_share * most)
+            if families.family[phase] == family and likely and c < out.phase.shape[1]:
+                out.phase[i, c], out.lattice[i, c], out.variant[i, c] = phase, number, variant
+                _product(families.from_parent[phase, variant], key, out.rotation[i, c])
+                c += 1
+    return c
+
+
+@kernel
+def _propose(shape, reach, lattices, support, families, solutions, out):
+    """Fill ``out`` with what each pattern may hold: the phases on the lattices about it, and its own solutions of each phase.
+
+    ``support`` (l,) is that of the leaders. An orientation that is among those of a pattern is not taken twice.
+    """
+    p = len(solutions.support)
+    size = lattices.seen.sum(axis=2).sum(axis=1)
+    size[support > OPTIONS.sure_nats] += OPTIONS.least_size
+    numbers, nearest = np.zeros(OPTIONS.most_about, np.int64), np.zeros(OPTIONS.most_about, np.int64)
+    for i in range(shape[0] * shape[1]):
         c = 0
-        n_lattices = min(4, _lattices_about(i, shape, reach, lattice, size, numbers, nearest))
+        n_lattices = min(OPTIONS.most_lattices, _lattices_about(i, shape, reach, lattices.number, size, numbers, nearest))
         for m in range(n_lattices):
-            number = numbers[m]
-            family = -1
-            for phase in range(p):
-                if seen[number, phase].sum() > 0:
-                    family = families.family[phase]
-            for phase in range(p):
-                often = seen[number, phase].max()
-                for variant in range(families.n_variants[phase]):
-                    likely = often < 2 or seen[number, phase, variant] >= max(2.0, 0.1 * often)
-                    if families.family[phase] == family and likely and c < out.phase.shape[1]:
-                        out.phase[i, c], out.lattice[i, c], out.variant[i, c] = phase, number, variant
-                        _product(families.from_parent[phase, variant], keys[nearest[m]], out.rotation[i, c])
-                        c += 1
-        for phase in range(2 * p):
-            phase, left = phase % p, phase >= p
-            rotation = second[phase, i] if left else rotation_each[phase, i]
-            known = rotation[2, 2] == 0 if left else support_each[phase, i] <= 0
-            for k in range(c):
-                if out.phase[i, k] == phase and not known:
-                    known = _nearest_operator(rotation, out.rotation[i, k], families.own[phase])[1] < 2 * _SAME_LATTICE
+            c = _propose_of_lattice(i, c, numbers[m], lattices.keys[nearest[m]], lattices.seen[numbers[m]], families, out)
+        for k in range(2 * p):
+            phase, left = k % p, k >= p
+            rotation = solutions.second[phase, i] if left else solutions.rotation[phase, i]
+            known = rotation[2, 2] == 0 if left else solutions.support[phase, i] <= 0
+            for d in range(c):
+                if out.phase[i, d] == phase and not known:
+                    known = _nearest_operator(rotation, out.rotation[i, d], families.phase_operators[phase])[1] < 2 * _SAME_LATTICE
             if not known and c < out.phase.shape[1]:
                 out.phase[i, c] = phase
                 out.rotation[i, c] = rotation
@@ -174,22 +262,18 @@ def _propose(shape, reach, lattice, keys, seen, surest, families, rotation_each,
 
 
 @kernel(parallel=True)
-def _mark_unexplained(table, number, background, centre, refs, first, camera, phase, rotation, voters, threads):
-    """Mark in ``voters`` (n, 64) the spots of at least 8 nats that a pattern's best crystal does not predict."""
+def _mark_unexplained(spots, refs, first, camera, phase, rotation, unexplained, threads):
+    """Mark in ``unexplained`` (n, m) the clear spots that a pattern's best crystal, of ``phase`` (n,), does not predict."""
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
         near = np.empty(len(refs.g), np.int64)
-        for i in range(thread, len(table), threads):
-            voters[i] = False
-            view, _ = _view(table[i], number[i], background[i], centre[i], camera, work)
+        for i in range(thread, len(phase), threads):
+            unexplained[i] = False
+            view, _ = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
             n_near = _near_ewald(rotation[i], 0.0, refs, first[phase[i]], first[phase[i] + 1], near)
             _collect(rotation[i], near, n_near, refs, camera, view)
-            for k in range(number[i]):
-                voters[i, k] = view.spots[k, 4] > 8 and view.strength[k] <= 0
-
-
-_LEAST_UNEXPLAINED = 4  # clear spots, which also hold ...
-_LEAST_LEFT = 0.1  # ... this share of the net counts of all clear spots, call for a second crystal
+            for k in range(spots.number[i]):
+                unexplained[i, k] = view.spots[k, 4] > OPTIONS.clear_nats and view.strength[k] <= 0
 
 
 def _second_crystals(
@@ -197,77 +281,87 @@ def _second_crystals(
 ) -> np.ndarray:
     """For every phase the orientation (p, n, 3, 3) that the spots vote for which a pattern's best crystal leaves; 0 where these are few."""
     refs, first = _joined_reflections(banks)
-    voters = np.zeros(spots.table.shape[:2], bool)
-    _mark_unexplained(*spots.arrays, refs, first, _camera(calibration), best, rotation, voters, numba.get_num_threads())
-    net = np.where(spots.table[:, :, 4] > 8, spots.table[:, :, 2] - spots.table[:, :, 3], 0)
-    left = (net * voters).sum(axis=1) >= _LEAST_LEFT * net.sum(axis=1)
-    some = np.flatnonzero((voters.sum(axis=1) >= _LEAST_UNEXPLAINED) & left)
+    unexplained = np.zeros(spots.table.shape[:2], bool)
+    arrays = _SpotArrays(*spots.arrays)
+    _mark_unexplained(arrays, refs, first, _camera(calibration), best, rotation, unexplained, numba.get_num_threads())
+    net = np.where(spots.table[:, :, 4] > OPTIONS.clear_nats, spots.table[:, :, 2] - spots.table[:, :, 3], 0)
+    left = (net * unexplained).sum(axis=1) >= OPTIONS.least_left * net.sum(axis=1)
+    some = np.flatnonzero((unexplained.sum(axis=1) >= OPTIONS.least_unexplained) & left)
     found = np.zeros((len(banks), len(best), 3, 3))
     for k, bank in enumerate(banks if len(some) else ()):
-        found[k, some] = search_phase(spots[some], calibration, bank, voters=voters[some])[0]
+        found[k, some] = search_phase(spots[some], calibration, bank, voters=unexplained[some])[0]
     return found
 
 
 @kernel(parallel=True)
-def _score_components(table, number, background, centre, refs, first, camera, tilt, own, phases, rotations, evidence, threads):
-    """Refine every component (n, c) on its pattern; of two that become one orientation of a phase only the better one stays.
+def _score_components(spots, refs, first, camera, operators, phases, rotations, threads):
+    """Refine every component (n, c) on its pattern, in place; returns the evidence (n, c).
 
-    The arrays of `_Components` come one by one: what is written in a parallel loop must not hide in a tuple.
+    Of two that become one orientation of a phase only the better one stays. What is written in a parallel loop must not hide
+    in a tuple, so the arrays of `_Components` come one by one.
     """
+    evidence = np.full(phases.shape, _NOTHING)
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
         near = np.empty(len(refs.g), np.int64)
-        for i in range(thread, len(table), threads):
-            view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
+        for i in range(thread, len(phases), threads):
+            view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
             for c in range(phases.shape[1]):
                 phase = phases[i, c]
-                if phase < 0 or number[i] == 0:
+                if phase < 0 or spots.number[i] == 0:
                     phases[i, c] = -1
                     continue
                 rotation = rotations[i, c]
-                n_near = _near_ewald(rotation, 2 * tilt, refs, first[phase], first[phase + 1], near)
-                evidence[i, c] = _refine(rotation, tilt, 3, near, n_near, refs, camera, view, diffracted)
+                n_near = _near_ewald(rotation, 2 * OPTIONS.tilt, refs, first[phase], first[phase + 1], near)
+                evidence[i, c] = _refine(rotation, OPTIONS.tilt, OPTIONS.levels, near[:n_near], refs, camera, view, diffracted)
                 for k in range(c):
                     if phases[i, k] != phase:
                         continue
-                    if _nearest_operator(rotations[i, k], rotation, own[phase])[1] < 0.03:
+                    if _nearest_operator(rotations[i, k], rotation, operators[phase])[1] < OPTIONS.same_orientation:
                         worse = k if evidence[i, k] < evidence[i, c] else c
                         phases[i, worse] = -1
-                        evidence[i, worse] = -1e3
+                        evidence[i, worse] = _NOTHING
+    return evidence
 
 
 @kernel
 def _settle(shape, parts, chance, related, nats, choice, agreeing):
     """Choose in turns the component of every pattern with the most support and agreement about it, into ``choice``.
 
-    ``agreeing`` (n, c) takes the number of the eight neighbours whose choice lies on a component's
-    lattice, and, of one phase, is the same variant there.
+    ``agreeing`` (n, c) takes the number of the eight neighbours whose choice agrees with a component; each is a bonus of ``nats``.
     """
-    ny, nx = shape
-    for turn in range(6):
+    for turn in range(OPTIONS.turns):
         before = choice.copy()
-        for i in range(ny * nx):
-            best, y, x = -1e9, i // nx, i % nx
+        for i in range(len(choice)):
+            best = -1e9
             for c in range(parts.phase.shape[1]):
                 if parts.phase[i, c] < 0:
                     continue
-                agree, own = 0, parts.lattice[i, c]
-                for v in range(max(0, y - 1), min(ny, y + 2)):
-                    for u in range(max(0, x - 1), min(nx, x + 2)):
-                        j = v * nx + u
-                        if turn == 0 or nats == 0 or j == i or before[j] < 0 or own < 0:
-                            continue
-                        d = before[j]
-                        other, phase = parts.lattice[j, d], parts.phase[j, d]
-                        if other < 0 or not related[own, other] or parts.evidence[j, d] <= chance[phase] + 2:
-                            continue
-                        agree += phase != parts.phase[i, c] or own != other or parts.variant[j, d] == parts.variant[i, c]
-                agreeing[i, c] = agree
-                value = parts.evidence[i, c] - chance[parts.phase[i, c]] + nats * agree
+                agreeing[i, c] = 0 if turn == 0 or nats == 0 else _agreement(i, c, shape, parts, chance, related, before)
+                value = parts.evidence[i, c] - chance[parts.phase[i, c]] + nats * agreeing[i, c]
                 if value > best:
                     best, choice[i] = value, c
         if turn > 0 and np.array_equal(before, choice):
             break
+
+
+@kernel
+def _agreement(i, c, shape, parts, chance, related, choice):
+    """Of how many of the eight neighbours the choice lies on the lattice of component c, and, of one phase, is the same variant there."""
+    ny, nx = shape
+    y, x, lattice = i // nx, i % nx, parts.lattice[i, c]
+    agree = 0
+    for v in range(max(0, y - 1), min(ny, y + 2)):
+        for u in range(max(0, x - 1), min(nx, x + 2)):
+            j = v * nx + u
+            d = choice[j]
+            if j == i or d < 0 or lattice < 0:
+                continue
+            other, phase = parts.lattice[j, d], parts.phase[j, d]
+            if other < 0 or not related[lattice, other] or parts.evidence[j, d] <= chance[phase] + OPTIONS.above_chance:
+                continue
+            agree += phase != parts.phase[i, c] or lattice != other or parts.variant[j, d] == parts.variant[i, c]
+    return agree
 
 
 @kernel

@@ -1,9 +1,17 @@
-"""TODO."""
+"""Maps of a scan from what was found in it: phases, correlation, discriminating spots, diffuse counts.
+
+Besides the decision (`emphase.ped.decide`) every pattern gets
+
+- the *correlation coefficient* of measured and predicted spot strengths, which says whether any of the candidates is right (Rauch and
+  Dupuy, Arch. Metall. Mater. 50 (2005) 87, here over spots and of square roots, so that one bright spot does not outweigh all others),
+- the number of *discriminating spots*: those that the phase found predicts, bright enough to be seen, and another phase does not, or the
+  other way round. Where the least of these numbers is 0, no dose can distinguish the two.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -12,102 +20,141 @@ from ..kernels import kernel
 from .decide import decide_phases
 from .evidence import _camera, _collect, _near_ewald, _predict, _room, _view
 from .index import Indexing, index_scan
+from .lattices import _SpotArrays
 from .overlap import _MOST_PARTS
 from .scan import Calibration
 from .spots import _MOST_SPOTS, Spots, first_radius_px
 from .templates import TemplateBank, _joined_reflections
 
 
+class MapOptions(NamedTuple):
+    """Tuning numbers of the maps; a named tuple, which kernels read."""
+
+    correlated_nats: float = 4.0  # spots this far above the background are correlated; fainter ones are noise as often
+    seen_nats: float = 6.0  # a spot that would stand out by this is seen: one in 400 of the background's fluctuations does
+    patterns_read: int = 200_000  # patterns at a time, so that maps of a long scan need no memory of its length
+
+
+OPTIONS = MapOptions()
+
+
 @kernel(parallel=True)
-def _correlations(table, number, background, centre, refs, first, camera, phase, share, rotation, result, threads):
+def _correlations(spots, refs, first, camera, phase, share, rotation, threads):
+    """Correlation (n,) of measured and predicted strengths with the crystals ``phase`` (n, 3) in their ``share`` (n, 3)."""
+    result = np.zeros(len(phase))
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
         near = np.empty(len(refs.g), np.int64)
         expected = np.empty(_MOST_SPOTS)
-        for i in range(thread, len(table), threads):
-            if phase[i, 0] < 0 or number[i] == 0:
+        for i in range(thread, len(phase), threads):
+            if phase[i, 0] < 0 or spots.number[i] == 0:
                 continue
-            view, _ = _view(table[i], number[i], background[i], centre[i], camera, work)
+            view, _ = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
             expected[:] = 0
             for q in range(phase.shape[1]):
                 if phase[i, q] < 0:
                     continue
                 n_near = _near_ewald(rotation[i, q], 0.0, refs, first[phase[i, q]], first[phase[i, q] + 1], near)
                 _, total = _collect(rotation[i, q], near, n_near, refs, camera, view)
-                for k in range(number[i]):
+                for k in range(spots.number[i]):
                     expected[k] += share[i, q] * view.strength[k] / max(total, 1e-30)
-            product, measured, explained = 0.0, 0.0, 0
-            for k in range(number[i]):
-                if view.spots[k, 4] >= 4:
-                    net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
-                    measured += net
-                    product += math.sqrt(net * expected[k])
-                    explained += expected[k] > 0
-            if explained > 1:
-                result[i] = product / math.sqrt(measured)
+            result[i] = _correlation(view, expected)
+    return result
+
+
+@kernel
+def _correlation(view, expected):
+    """Of the measured spots of one pattern and their ``expected`` strengths (m,), which add up to one at most."""
+    product, measured, explained = 0.0, 0.0, 0
+    for k in range(len(view.spots)):
+        if view.spots[k, 4] >= OPTIONS.correlated_nats:
+            net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
+            measured += net
+            product += math.sqrt(net * expected[k])
+            explained += expected[k] > 0
+    return product / math.sqrt(measured) if explained > 1 else 0.0
 
 
 def correlation_map(spots: Spots, calibration: Calibration, banks: list[TemplateBank], found: Indexing) -> np.ndarray:
-    """Correlation coefficient (0 to 1) of measured and predicted spot strengths (square roots), (ny, nx).
+    """Correlation coefficient (0 to 1) of every pattern from its measured spots and those that its crystals predict.
 
-    Over all measured spots of at least 4 nats and all places that the crystals of a pattern
-    predict, these in their shares; 1 is a pattern whose spots are all predicted, in their
-    proportions, and no others. One spot is no crystal: 0 where fewer than two are explained.
+    Parameters
+    ----------
+    spots
+        Of all patterns, in the order of the scan.
+    calibration
+        Of the scan.
+    banks
+        Of the candidate phases, in the order of ``found``.
+    found
+        The crystals of every pattern and their shares.
+
+    Returns
+    -------
+    Map (ny, nx). 1 is a pattern whose spots are all predicted, in their proportions, and no others. One spot is no crystal: 0 where
+    fewer than two are explained.
+
+    Notes ----- Σ √(m q) / √(Σ m), over all measured spots of at least 4 nats, with their net counts m and the predicted strengths q,
+    which add up to one over all places that the crystals of the pattern predict, these in their shares.
     """
     refs, first = _joined_reflections(banks)
-    shape = found.winner.shape
-    result = np.zeros(found.winner.size)
-    _correlations(
-        *spots.arrays, refs, first, _camera(calibration),
-        found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS),
-        found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float), result, numba.get_num_threads(),
-    )  # fmt: skip
-    return result.reshape(shape)
+    phase, share = found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS)
+    rotation = found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float)
+    arrays = _SpotArrays(*spots.arrays)
+    result = _correlations(arrays, refs, first, _camera(calibration), phase, share, rotation, numba.get_num_threads())
+    return result.reshape(found.winner.shape)
 
 
 @kernel(parallel=True)
-def _distinct(table, number, background, centre, refs, first, camera, phase, rotations, result, threads):
+def _distinct(spots, refs, first, camera, phase, rotations, threads):
+    """For every pattern of a ``phase`` (n,) the least number (n,) of spots that distinguish it from another; ``rotations`` (p, n, 3, 3)."""
+    result = np.zeros(len(phase))
     for thread in numba.prange(threads):
-        own, other = _room(camera, len(refs.g)), _room(camera, len(refs.g))
+        work, work_of_other = _room(camera, len(refs.g)), _room(camera, len(refs.g))
         near = np.empty(len(refs.g), np.int64)
         taken = np.zeros(camera.pixels.shape, np.int16)
-        for i in range(thread, len(table), threads):
+        for i in range(thread, len(phase), threads):
             p = phase[i]
             if p < 0:
                 continue
-            view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, own)
+            view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
             n_near = _near_ewald(rotations[p, i], 0.0, refs, first[p], first[p + 1], near)
-            n_own = _predict(rotations[p, i], near, n_near, refs, camera, centre[i], own.predicted)
+            found = work.predicted[: _predict(rotations[p, i], near, n_near, refs, camera, view.centre, work.predicted)]
             least = 100.0
             for q in range(len(rotations)):
                 if q == p:
                     continue
                 n_near = _near_ewald(rotations[q, i], 0.0, refs, first[q], first[q + 1], near)
-                n_other = _predict(rotations[q, i], near, n_near, refs, camera, centre[i], other.predicted)
-                count = _lone_spots(own.predicted, n_own, other.predicted, n_other, view.background, centre[i], camera, diffracted, taken)
-                count += _lone_spots(other.predicted, n_other, own.predicted, n_own, view.background, centre[i], camera, diffracted, taken)
+                n_other = _predict(rotations[q, i], near, n_near, refs, camera, view.centre, work_of_other.predicted)
+                other = work_of_other.predicted[:n_other]
+                count = _lone_spots(found, other, view, camera, diffracted, taken)
+                count += _lone_spots(other, found, view, camera, diffracted, taken)
                 least = min(least, count)
             result[i] = least
+    return result
 
 
 @kernel
-def _lone_spots(mine, n_mine, others, n_others, background, centre, camera, diffracted, taken):
-    """How many of my spots are bright enough to be seen and lie on no spot of the other crystal."""
+def _lone_spots(predicted, others, view, camera, diffracted, taken):
+    """How many ``predicted`` spots (n, 4) of a crystal are bright enough to be seen and lie on no spot of the other crystal.
+
+    ``diffracted`` are the counts that the crystal's spots hold together; ``taken`` is work space, an image.
+    """
     taken[:] = 0
     reach = int(camera.match)
-    for j in range(n_others):
+    for j in range(len(others)):
         v, u = int(others[j, 0] + 0.5), int(others[j, 1] + 0.5)
         taken[max(0, v - reach) : v + reach + 1, max(0, u - reach) : u + reach + 1] = 1
     total = 0.0
-    for j in range(n_mine):
-        total += mine[j, 2]
+    for j in range(len(predicted)):
+        total += predicted[j, 2]
     count = 0
-    for j in range(n_mine):
-        mean = diffracted * mine[j, 2] / total
-        r = math.sqrt((mine[j, 0] - centre[0]) ** 2 + (mine[j, 1] - centre[1]) ** 2)
-        below = background[min(int(r), len(background) - 1)] * camera.full + 0.02
-        seen = (mean + below) * math.log((mean + below) / below) - mean > 6.0
-        if seen and taken[int(mine[j, 0] + 0.5), int(mine[j, 1] + 0.5)] == 0:
+    for j in range(len(predicted)):
+        mean = diffracted * predicted[j, 2] / total
+        r = math.sqrt((predicted[j, 0] - view.centre[0]) ** 2 + (predicted[j, 1] - view.centre[1]) ** 2)
+        below = view.background[min(int(r), len(view.background) - 1)] * camera.full + 0.02
+        seen = (mean + below) * math.log((mean + below) / below) - mean > OPTIONS.seen_nats
+        if seen and taken[int(predicted[j, 0] + 0.5), int(predicted[j, 1] + 0.5)] == 0:
             count += 1
     return count
 
@@ -115,28 +162,59 @@ def _lone_spots(mine, n_mine, others, n_others, background, centre, camera, diff
 def discriminating_spots(
     spots: Spots, calibration: Calibration, banks: list[TemplateBank], phase_id: np.ndarray, rotation: np.ndarray
 ) -> np.ndarray:
-    """How many spots tell the phase of a pattern from every other phase, (ny, nx); 0 where not indexed.
+    """How many spots distinguish the phase of a pattern from every other phase, from the orientations found for all of them.
 
-    ``rotation`` (p, ny, nx, 3, 3) are the best solutions of all phases. For each other phase the
-    spots are counted that one of the two predicts, bright enough to stand out by 6 nats, and the
-    other does not; the least of these counts is returned. Where it is 0, the pattern cannot
+    Parameters
+    ----------
+    spots
+        Of all patterns, in the order of the scan.
+    calibration
+        Of the scan.
+    banks
+        Of the p candidate phases.
+    phase_id
+        The phase (ny, nx) of every pattern, -1 where not indexed.
+    rotation
+        The best solutions (p, ny, nx, 3, 3) of all phases.
+
+    Returns
+    -------
+    Numbers (ny, nx), 0 where not indexed. For each other phase the spots are counted that one of the two predicts, bright enough to stand
+    out by 6 nats, and the other does not; the least of these counts is returned. Where it is 0, the pattern cannot
     discriminate, whatever its dose.
     """
     refs, first = _joined_reflections(banks)
-    result = np.zeros(phase_id.size)
-    _distinct(
-        *spots.arrays, refs, first, _camera(calibration), phase_id.ravel(),
-        np.ascontiguousarray(rotation, dtype=float).reshape(len(banks), -1, 3, 3), result, numba.get_num_threads(),
-    )  # fmt: skip
-    return result.reshape(phase_id.shape)
+    rotations = np.ascontiguousarray(rotation, dtype=float).reshape(len(banks), -1, 3, 3)
+    arrays, threads = _SpotArrays(*spots.arrays), numba.get_num_threads()
+    return _distinct(arrays, refs, first, _camera(calibration), phase_id.ravel(), rotations, threads).reshape(phase_id.shape)
 
 
 def map_scan(
     patterns: Any, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float] | None = None, **options: Any
 ) -> tuple[dict[str, np.ndarray], Indexing, Spots]:
-    """The maps (ny, nx) of a scan: those of `decide_phases`, ``correlation``, ``discriminating_spots``, ``diffuse`` counts and ``support``.
+    """The maps of a scan, with what was found in it and its spots, from its patterns: `index_scan`, then `read_maps`.
 
-    ``thresholds`` go to `decide_phases`, ``options`` to `index_scan`. A pattern without a discriminating spot is not decided.
+    Parameters
+    ----------
+    patterns
+        Scan (ny, nx, ky, kx), numpy or dask, or anything that is read by slices of lines and columns.
+    calibration
+        Of the scan, with the direct beam of every pattern.
+    banks
+        Templates of the candidate phases.
+    thresholds
+        Keyword arguments of `emphase.ped.decide.decide_phases`.
+    **options
+        Of `emphase.ped.index.index_scan`.
+
+    Returns
+    -------
+    maps
+        As `read_maps` gives them.
+    found
+        What `emphase.ped.index.index_scan` found.
+    spots
+        Of all patterns, in the order of the scan.
     """
     found, spots = index_scan(patterns, calibration, banks, **options)
     return read_maps(found, spots, calibration, banks, thresholds), found, spots
@@ -145,9 +223,24 @@ def map_scan(
 def read_maps(
     found: Indexing, spots: Spots, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float] | None = None
 ) -> dict[str, np.ndarray]:
-    """The maps of `map_scan` from what was found, some lines of the scan at a time; other thresholds need no other search."""
+    """The maps of a scan from what was found in it, some lines at a time; other thresholds need no other search.
+
+    Parameters
+    ----------
+    found, spots
+        What `emphase.ped.index.index_scan` returns.
+    calibration, banks
+        With which it was found.
+    thresholds
+        Keyword arguments of `emphase.ped.decide.decide_phases`.
+
+    Returns
+    -------
+    Maps (ny, nx) by name: those of `emphase.ped.decide.decide_phases`, ``correlation``, ``discriminating_spots``, ``diffuse`` counts and
+    ``support`` (p, ny, nx). A pattern without a discriminating spot is not decided.
+    """
     ny, nx = found.winner.shape
-    lines = max(1, _PATTERNS_READ // nx)
+    lines = max(1, OPTIONS.patterns_read // nx)
     blocks = []
     for y in range(0, ny, lines):
         rows = slice(y, min(y + lines, ny))
@@ -156,22 +249,32 @@ def read_maps(
     return {name: np.concatenate([block[name] for block in blocks], axis=int(name in ("probability", "support"))) for name in blocks[0]}
 
 
-_PATTERNS_READ = 200_000  # at a time, by `read_maps`
-
-
 def _read_lines(
     found: Indexing, spots: Spots, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float]
 ) -> dict[str, np.ndarray]:
+    """The maps of some lines of a scan."""
     correlation = correlation_map(spots, calibration, banks, found)
     maps = decide_phases(found, correlation, **thresholds)
-    telling = discriminating_spots(spots, calibration, banks, maps["phase_id"], found.rotation)
-    decided = maps["decided"] & (telling > 0) if len(banks) > 1 else maps["decided"]
-    maps |= {"correlation": correlation, "discriminating_spots": telling, "decided": decided, "support": found.support}
+    n_discriminating = discriminating_spots(spots, calibration, banks, maps["phase_id"], found.rotation)
+    decided = maps["decided"] & (n_discriminating > 0) if len(banks) > 1 else maps["decided"]
+    maps |= {"correlation": correlation, "discriminating_spots": n_discriminating, "decided": decided, "support": found.support}
     return maps | {"diffuse": diffuse_counts(spots, calibration).reshape(correlation.shape)}
 
 
 def diffuse_counts(spots: Spots, calibration: Calibration) -> np.ndarray:
-    """Counts (n,) of the radial background outside the direct beam: how much material there is, whether it diffracts or not."""
+    """How much material there is in the beam, whether it diffracts or not, from the radial background outside the direct beam.
+
+    Parameters
+    ----------
+    spots
+        Of n patterns.
+    calibration
+        Of the scan, for the size of the direct beam and of the camera.
+
+    Returns
+    -------
+    Counts (n,).
+    """
     radius = np.arange(spots.background.shape[1])
     shown = (radius >= first_radius_px(calibration)) & (radius < min(calibration.mask.shape) / 2)
     return (spots.background[:, shown] * (2 * np.pi * radius[shown])).sum(axis=1)

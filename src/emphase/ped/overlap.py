@@ -1,6 +1,16 @@
-"""TODO."""
+"""Which crystals lie over each other in a pattern, by the evidence of sets of one to three of them.
+
+Where two crystals overlap in the thickness of the lamella, the pattern is their sum, and whichever phase has the most spots would win. So
+sets compete: the evidence of a set (`emphase.ped.evidence`, with the predicted strengths of its members added up in given shares) less
+its price. The price is the prior of an Occam kind: a crystal that a neighbour holds costs 1.5 nats, any other 8 nats, and more where its
+orientation was chosen freely for this pattern. All single crystals and all pairs of the likeliest ten are tried, at five shares of the
+second crystal; a third one is tried beside the best pair where that is the best set so far. How large the shares of a chosen set are is
+measured afterwards (`emphase.ped.shares`).
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -9,144 +19,220 @@ from ..kernels import kernel
 from .evidence import _collect, _judge, _near_ewald, _room, _view
 from .spots import _MOST_SPOTS
 
-#
-# Where two crystals lie over each other, the pattern is their sum, and whichever phase has the most spots would win.
-# So first the set of crystals (one to three) is chosen by evidence, each further one at a cost; then their
-# shares follow from a non-negative fit to counts and places of the spots. The second half of the stated
-# prior: a crystal found in one of the eight neighbours costs `_NEAR_COST` nats, any other `_FAR_COST`; and the
-# strengths of a crystal's reflections, which dynamical scattering changes beyond what a bank can know, are learned
-# from all patterns that show it.
 
-_NEAR_COST = 1.5
-_FAR_COST = 8.0
-_MOST_PARTS = 3
-_SHARES = np.array([0.12, 0.3, 0.5, 0.7, 0.88])
+class OverlapOptions(NamedTuple):
+    """Tuning numbers of the choice of sets; a named tuple, which kernels read."""
+
+    near_nats: float = 1.5  # price of a crystal that one of the eight neighbours holds
+    far_nats: float = 8.0  # of any other: about what one clear spot earns, so that one spot alone adds no crystal
+    first_nats: float = 2.0  # what the cheapest of one or two crystals pays at most: every pattern has a first crystal
+    near_share: float = 0.3  # least share with which a neighbour holds a crystal
+    likeliest: int = 10  # components of a pattern that are tried: 45 pairs
+    most_missed: int = 2000  # predicted spots without a measured one that are kept of a crystal, ...
+    room_missed: int = 8192  # ... and of all crystals of a pattern, ...
+    full_missed: int = 6000  # ... so that beyond this number there is no room for a further crystal
+    shown_nats: float = 3.0  # spots this far above the background give the scale
+    least_matched: float = 0.15  # share of the diffracted counts that a set explains at least, for its scale
+
+
+OPTIONS = OverlapOptions()
+_MOST_PARTS = 3  # crystals in a pattern
+_SHARES = np.array([0.12, 0.3, 0.5, 0.7, 0.88])  # of the second crystal; a third one is tried at the first three
+
+
+class _Prices(NamedTuple):
+    """The prior of every component (n, c) in nats: its ``cost`` in a set, and the ``bonus`` for lying on the neighbours' lattice."""
+
+    cost: np.ndarray
+    bonus: np.ndarray
+
+
+class _Candidates(NamedTuple):
+    """The likeliest components of a pattern and what each predicts per unit of its ``total`` strength; room for ``likeliest`` of them.
+
+    ``component`` (c,) is their number, ``cost`` and ``bonus`` (c,) as in `_Prices`; ``strength``, ``off_y``, ``off_x`` (c, m) at the
+    measured spots, and ``missed``, whose rows of candidate c start at ``missed_start[c]``, are what `_collect` found. ``near`` is work
+    space.
+    """
+
+    component: np.ndarray
+    cost: np.ndarray
+    bonus: np.ndarray
+    total: np.ndarray
+    strength: np.ndarray
+    off_y: np.ndarray
+    off_x: np.ndarray
+    missed: np.ndarray
+    missed_start: np.ndarray
+    near: np.ndarray
+
+
+class _Set(NamedTuple):
+    """Crystals that overlap: candidates ``members`` (3,), -1 for none, their ``weights`` (3,), and the ``value`` (1,) of the set in
+    nats."""
+
+    members: np.ndarray
+    weights: np.ndarray
+    value: np.ndarray
+
+
+@kernel
+def _no_candidates(n_reflections):
+    """Room for the candidates of one pattern."""
+    most = OPTIONS.likeliest
+    strength, off_y, off_x = np.zeros((most, _MOST_SPOTS)), np.zeros((most, _MOST_SPOTS)), np.zeros((most, _MOST_SPOTS))
+    missed, missed_start = np.zeros((OPTIONS.room_missed, 2)), np.zeros(most + 1, np.int64)
+    component, near = np.zeros(most, np.int64), np.empty(n_reflections, np.int64)
+    cost, bonus, total = np.zeros(most), np.zeros(most), np.zeros(most)
+    return _Candidates(component, cost, bonus, total, strength, off_y, off_x, missed, missed_start, near)
+
+
+@kernel
+def _likeliest(i, parts, prices, refs, first, camera, view, candidates):
+    """Fill ``candidates`` with what the components of pattern i with the most evidence predict; returns how many there are."""
+    n, start = 0, candidates.missed_start
+    for c in np.argsort(-parts.evidence[i], kind="mergesort")[: OPTIONS.likeliest]:
+        phase = parts.phase[i, c]
+        if phase < 0 or start[n] > OPTIONS.full_missed:
+            continue
+        n_near = _near_ewald(parts.rotation[i, c], 0.0, refs, first[phase], first[phase + 1], candidates.near)
+        n_missed, total = _collect(parts.rotation[i, c], candidates.near, n_near, refs, camera, view)
+        if total <= 0:
+            continue
+        for k in range(len(view.spots)):
+            candidates.strength[n, k] = view.strength[k] / total
+            candidates.off_y[n, k], candidates.off_x[n, k] = view.off_y[k] / total, view.off_x[k] / total
+        n_missed = min(n_missed, OPTIONS.most_missed)
+        for j in range(n_missed):
+            candidates.missed[start[n] + j, 0], candidates.missed[start[n] + j, 1] = view.missed[j, 0] / total, view.missed[j, 1]
+        start[n + 1] = start[n] + n_missed
+        candidates.component[n], candidates.total[n] = c, total
+        candidates.cost[n], candidates.bonus[n] = prices.cost[i, c], prices.bonus[i, c]
+        n += 1
+    return n
 
 
 @kernel(fastmath=True)
-def _set_evidence(members, weights, n_members, strength, off_y, off_x, missed, missed_start, view, diffracted):
-    """Evidence of several crystals together, each with the given share of all predicted strength.
-
-    ``strength``, ``off_y``, ``off_x`` (c, m) and ``missed``, whose rows of member c start at
-    ``missed_start[c]``, are what `_collect` found for each crystal, over its total strength.
-    """
+def _set_evidence(members, weights, candidates, view, diffracted):
+    """Evidence of several crystals together, each with the given share of all predicted strength."""
     matched = 0.0
     total, sum_y, sum_x = view.strength, view.off_y, view.off_x
     for k in range(len(view.spots)):
         total[k] = sum_y[k] = sum_x[k] = 0.0
-        for q in range(n_members):
+        for q in range(len(members)):
             c = members[q]
-            total[k] += weights[q] * strength[c, k]
-            sum_y[k] += weights[q] * off_y[c, k]
-            sum_x[k] += weights[q] * off_x[c, k]
-        if total[k] > 0 and view.spots[k, 4] > 3:
+            total[k] += weights[q] * candidates.strength[c, k]
+            sum_y[k] += weights[q] * candidates.off_y[c, k]
+            sum_x[k] += weights[q] * candidates.off_x[c, k]
+        if total[k] > 0 and view.spots[k, 4] > OPTIONS.shown_nats:
             matched += view.spots[k, 2] - view.spots[k, 3]
     n = 0
-    for q in range(n_members):
-        for j in range(missed_start[members[q]], missed_start[members[q] + 1]):
-            view.missed[n, 0], view.missed[n, 1] = weights[q] * missed[j, 0], missed[j, 1]
+    for q in range(len(members)):
+        for j in range(candidates.missed_start[members[q]], candidates.missed_start[members[q] + 1]):
+            view.missed[n, 0], view.missed[n, 1] = weights[q] * candidates.missed[j, 0], candidates.missed[j, 1]
             n += 1
-    return _judge(total, sum_y, sum_x, view.missed, n, max(matched, 0.15 * diffracted), view)[0]
+    scale = max(matched, OPTIONS.least_matched * diffracted)
+    return _judge(total, sum_y, sum_x, view.missed, n, scale, view)[0]
 
 
 @kernel
-def _best_set(cost, bonus, n, strength, off_y, off_x, missed, missed_start, view, diffracted, chosen, share):
-    """The set of one to three of n crystals with the most evidence after costs into ``chosen`` and ``share``; returns its size.
+def _price(members, candidates):
+    """What a set costs in nats, less its bonus.
 
-    Of the ``bonus`` for lying on the neighbours' lattice a set gets the largest among its members.
+    Every crystal pays its cost, but the cheapest of one or two no more than that of a first crystal. Of the bonuses for lying on the
+    neighbours' lattice the set gets the largest.
     """
-    members, weights = np.zeros(3, np.int64), np.zeros(3)
-    best, size = -1e9, 0
+    cheapest = members[np.argmin(candidates.cost[members])]
+    price = 0.0
+    for c in members:
+        first = c == cheapest and len(members) < _MOST_PARTS
+        price += min(candidates.cost[c], OPTIONS.first_nats) if first else candidates.cost[c]
+    return price - candidates.bonus[members].max()
+
+
+@kernel
+def _keep_better(members, weights, candidates, view, diffracted, best):
+    """Keep a set in ``best`` where its evidence less its price is larger than that of the set there."""
+    value = _set_evidence(members, weights, candidates, view, diffracted) - _price(members, candidates)
+    if value > best.value[0]:
+        n = len(members)
+        best.value[0] = value
+        best.members[:n], best.members[n:] = members, -1
+        best.weights[:n], best.weights[n:] = weights, 0.0
+
+
+@kernel
+def _best_set(n, candidates, view, diffracted, best):
+    """The set of one to three of n candidates with the most evidence less its price, into ``best``."""
+    best.members[:], best.weights[:], best.value[0] = -1, 0.0, -1e9
+    members, weights = np.zeros(_MOST_PARTS, np.int64), np.zeros(_MOST_PARTS)
     for c in range(n):
         members[0], weights[0] = c, 1.0
-        alone = _set_evidence(members, weights, 1, strength, off_y, off_x, missed, missed_start, view, diffracted)
-        value = alone - min(cost[c], 2.0) + bonus[c]
-        if value > best:
-            best, size, chosen[0], share[0] = value, 1, c, 1.0
+        _keep_better(members[:1], weights[:1], candidates, view, diffracted, best)
     for c in range(n):
         for d in range(c + 1, n):
-            paid = max(cost[c], cost[d]) + min(cost[c], cost[d], 2.0) - max(bonus[c], bonus[d])
             members[0], members[1] = c, d
-            for f in _SHARES:
-                weights[0], weights[1] = 1 - f, f
-                value = _set_evidence(members, weights, 2, strength, off_y, off_x, missed, missed_start, view, diffracted) - paid
-                if value > best:
-                    best, size, chosen[0], chosen[1], share[0], share[1] = value, 2, c, d, 1 - f, f
-    if size == 2:
-        first, second, part = chosen[0], chosen[1], share[0]
-        for d in range(n):
-            if d in (first, second):
-                continue
-            members[0], members[1], members[2] = first, second, d
-            for f in _SHARES[:3]:
-                weights[0], weights[1], weights[2] = (1 - f) * part, (1 - f) * (1 - part), f
-                value = _set_evidence(members, weights, 3, strength, off_y, off_x, missed, missed_start, view, diffracted)
-                value -= cost[first] + cost[second] + cost[d] - max(bonus[first], bonus[second], bonus[d])
-                if value > best:
-                    best, size, chosen[2], share[:] = value, 3, d, weights
-    return size
+            for share in _SHARES:
+                weights[0], weights[1] = 1 - share, share
+                _keep_better(members[:2], weights[:2], candidates, view, diffracted, best)
+    if best.members[1] < 0:
+        return
+    members[:], pair = best.members, best.weights.copy()
+    for d in range(n):
+        members[2] = d
+        if d != members[0] and d != members[1]:
+            for share in _SHARES[:3]:
+                weights[0], weights[1], weights[2] = (1 - share) * pair[0], (1 - share) * pair[1], share
+                _keep_better(members, weights, candidates, view, diffracted, best)
 
 
 @kernel(parallel=True)
-def _choose_sets(table, number, background, centre, refs, first, camera, parts, cost, bonus, chosen, share, unit, threads):
-    """For every pattern the set of components that are in it: numbers into ``chosen`` (n, 3), -1 for none, and first ``share``.
+def _choose_sets(spots, refs, first, camera, parts, prices, threads):
+    """For every pattern the set of components that are in it.
 
-    ``unit`` (n,) takes the counts a unit of strength where it is one component, else 0.
+    Returns their numbers (n, 3), -1 for none, their first shares (n, 3), and (n,) the measured counts a unit of strength where
+    the set is one component, else 0.
     """
-    most = parts.phase.shape[1]
+    n = len(spots.table)
+    chosen, share, unit = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros(n)
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
-        near = np.empty(len(refs.g), np.int64)
-        strength, off_y, off_x = np.zeros((most, _MOST_SPOTS)), np.zeros((most, _MOST_SPOTS)), np.zeros((most, _MOST_SPOTS))
-        missed, missed_start = np.zeros((8192, 2)), np.zeros(most + 1, np.int64)
-        likely, paid, gained, totals = np.zeros(most, np.int64), np.zeros(most), np.zeros(most), np.zeros(most)
-        for i in range(thread, len(table), threads):
-            chosen[i] = -1
-            share[i] = 0
-            unit[i] = 0
-            view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
-            m, n = len(view.spots), 0
-            for c in np.argsort(-parts.evidence[i], kind="mergesort")[:10]:
-                phase = parts.phase[i, c]
-                if phase < 0 or missed_start[n] > 6000:
-                    continue
-                n_near = _near_ewald(parts.rotation[i, c], 0.0, refs, first[phase], first[phase + 1], near)
-                n_missed, total = _collect(parts.rotation[i, c], near, n_near, refs, camera, view)
-                if total <= 0:
-                    continue
-                for k in range(m):
-                    strength[n, k], off_y[n, k], off_x[n, k] = view.strength[k] / total, view.off_y[k] / total, view.off_x[k] / total
-                n_missed = min(n_missed, 2000)
-                for j in range(n_missed):
-                    missed[missed_start[n] + j, 0], missed[missed_start[n] + j, 1] = view.missed[j, 0] / total, view.missed[j, 1]
-                missed_start[n + 1] = missed_start[n] + n_missed
-                likely[n], paid[n], gained[n], totals[n] = c, cost[i, c], bonus[i, c], total
-                n += 1
-            if n > 0:
-                size = _best_set(paid, gained, n, strength, off_y, off_x, missed, missed_start, view, diffracted, chosen[i], share[i])
-                if size == 1:
-                    only = chosen[i, 0]
-                    for k in range(m):
-                        if strength[only, k] > 0 and view.spots[k, 4] > 3:
-                            unit[i] += (view.spots[k, 2] - view.spots[k, 3]) / totals[only]
-                for q in range(size):
-                    chosen[i, q] = likely[chosen[i, q]]
-                chosen[i, size:] = -1
-                share[i, size:] = 0
+        candidates = _no_candidates(len(refs.g))
+        best = _Set(np.zeros(_MOST_PARTS, np.int64), np.zeros(_MOST_PARTS), np.zeros(1))
+        for i in range(thread, n, threads):
+            view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
+            _best_set(_likeliest(i, parts, prices, refs, first, camera, view, candidates), candidates, view, diffracted, best)
+            share[i] = best.weights
+            if best.members[0] >= 0 and best.members[1] < 0:
+                unit[i] = _counts_a_unit(best.members[0], candidates, view)
+            for q in range(_MOST_PARTS):
+                if best.members[q] >= 0:
+                    chosen[i, q] = candidates.component[best.members[q]]
+    return chosen, share, unit
 
 
 @kernel
-def _costs(shape, parts, chance, chosen, share, cost):
-    """What each component of each pattern costs in nats.
+def _counts_a_unit(c, candidates, view):
+    """Measured counts of the clear spots that candidate c predicts, a unit of its strength."""
+    counts = 0.0
+    for k in range(len(view.spots)):
+        if candidates.strength[c, k] > 0 and view.spots[k, 4] > OPTIONS.shown_nats:
+            counts += (view.spots[k, 2] - view.spots[k, 3]) / candidates.total[c]
+    return counts
 
-    ``_NEAR_COST`` where a neighbour holds the crystal at 30 % or more, else ``_FAR_COST``; one whose
+
+@kernel
+def _costs(shape, parts, chance, chosen, share):
+    """What each component (n, c) of each pattern costs in nats, with the sets ``chosen`` (n, 3) about it and their ``share`` (n, 3).
+
+    Little where a neighbour holds the same crystal at a fair share. A crystal whose
     orientation is of this pattern alone was free to choose it and pays what ``chance`` gives its phase as well.
     """
     ny, nx = shape
+    cost = np.full(parts.phase.shape, OPTIONS.far_nats)
     for i in range(ny * nx):
         y, x = i // nx, i % nx
         for c in range(parts.phase.shape[1]):
-            cost[i, c] = _FAR_COST
             if parts.phase[i, c] >= 0 and parts.lattice[i, c] < 0:
                 cost[i, c] += chance[parts.phase[i, c]]
         for v in range(max(0, y - 1), min(ny, y + 2)):
@@ -154,12 +240,16 @@ def _costs(shape, parts, chance, chosen, share, cost):
                 j = v * nx + u
                 for q in range(_MOST_PARTS):
                     d = chosen[j, q]
-                    if j == i or d < 0 or share[j, q] < 0.3 or parts.lattice[j, d] < 0:
+                    if j == i or d < 0 or share[j, q] < OPTIONS.near_share or parts.lattice[j, d] < 0:
                         continue
                     for c in range(parts.phase.shape[1]):
-                        if (
-                            parts.lattice[i, c] == parts.lattice[j, d]
-                            and parts.phase[i, c] == parts.phase[j, d]
-                            and parts.variant[i, c] == parts.variant[j, d]
-                        ):
-                            cost[i, c] = _NEAR_COST
+                        if _same_crystal(parts, i, c, j, d):
+                            cost[i, c] = OPTIONS.near_nats
+    return cost
+
+
+@kernel
+def _same_crystal(parts, i, c, j, d):
+    """Whether component c of pattern i and d of j are one phase in one variant on one lattice."""
+    same_phase = parts.phase[i, c] == parts.phase[j, d] and parts.variant[i, c] == parts.variant[j, d]
+    return same_phase and parts.lattice[i, c] == parts.lattice[j, d]
