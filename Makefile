@@ -78,11 +78,11 @@ lab: $(READY)
 	@$(BIN)/jupyter lab
 
 share: $(READY)
-	@$(BIN)/python -c 'import os, sys; from pages import share; sys.exit(share.tell(share.share_pages, os.environ["RESULTS"], os.environ["DATA"]))'
+	@$(BIN)/python -c 'import os, sys; from pages import share; sys.exit(share.report(share.share_pages, os.environ["RESULTS"], os.environ["DATA"]))'
 
 # The comparison as a PDF, printed by Chromium (or the one that CHROMIUM names)
 pdf: $(READY)
-	@$(BIN)/python -c 'import os, sys; from pages import share; sys.exit(share.tell(share.print_comparison, os.environ["RESULTS"], os.environ["DATA"]))'
+	@$(BIN)/python -c 'import os, sys; from pages import share; sys.exit(share.report(share.print_comparison, os.environ["RESULTS"], os.environ["DATA"]))'
 
 # The pictures of the explorers, taken in JupyterLab from the demo samples after `make run`
 screenshots: $(READY)

@@ -1,4 +1,7 @@
-"""TODO."""
+"""The card of a sample on the first page: its phase map in small, and its headline numbers in words.
+
+Each number links to the page that it comes from; where there is none, a dash and the reason stand in its place.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def _percent(share: float) -> str:
 
 
 def _interval(bounds: list | None, factor: float = 1.0, unit: str = "", digits: int = 1) -> str:
-    """The words for a 95 % interval; "" where there is none."""
+    """A 95 % interval as text; "" where there is none."""
     return "" if not bounds else f"95 % interval {factor * bounds[0]:.{digits}f}–{factor * bounds[1]:.{digits}f}{unit}"
 
 
@@ -67,6 +70,7 @@ def _patterns_in_words(result: dict) -> tuple[str, str]:
     return f"{result['n_patterns_ncm']} patterns", f"in {result['n_grains']} grains" if result.get("n_grains") is not None else ""
 
 
+#: Name of each headline number, the step that gives it, and how it is written.
 _HEADLINES: tuple[tuple[str, str, Callable[[dict], tuple[str, str]]], ...] = (
     ("Rocksalt share of the NCM area", "07_rocksalt_fraction", lambda result: _share_in_words(result, "rocksalt")),
     ("Spinel share of the NCM area", "07_rocksalt_fraction", lambda result: _share_in_words(result, "spinel")),
@@ -94,6 +98,10 @@ def _result_or_nothing(results: Path, sample_id: str, step: str) -> dict:
         return {}
 
 
+_LONGER_SIDE_PX = 240  # of a thumbnail at most: what a card shows, in pixels of a dense screen
+_LEAST_SIDE_PX = 24  # of a scan of one line, which would not show
+
+
 def _thumbnail(results: Path, sample_id: str, matched: dict) -> str:
     """The phase map of a sample as a PNG in a data URI, some 200 px wide; "" where it cannot be read."""
     import h5py
@@ -106,20 +114,20 @@ def _thumbnail(results: Path, sample_id: str, matched: dict) -> str:
             phase_id = file["crystal_map/data/phase_id"][()].reshape(ny, nx)
     except (OSError, KeyError, ValueError):
         return ""
-    every = max(1, math.ceil(max(ny, nx) / 240))
+    every = max(1, math.ceil(max(ny, nx) / _LONGER_SIDE_PX))
     phase_id = phase_id[::every, ::every]
     colours = [to_rgb(c) for c in (*phase_colours(matched["phases"]).values(), NOT_INDEXED_COLOUR)]  # the last for -1
     pixels = np.rint(255 * np.array(colours)[phase_id]).astype(np.uint8)
-    zoom = max(1, 240 // max(phase_id.shape))
-    pixels = pixels.repeat(max(zoom, math.ceil(24 / phase_id.shape[0])), axis=0).repeat(
-        max(zoom, math.ceil(24 / phase_id.shape[1])), axis=1
-    )
+    zoom = max(1, _LONGER_SIDE_PX // max(phase_id.shape))
+    for axis in (0, 1):
+        pixels = pixels.repeat(max(zoom, math.ceil(_LEAST_SIDE_PX / phase_id.shape[axis])), axis=axis)
     buffer = io.BytesIO()
     Image.fromarray(pixels).quantize(len(colours)).save(buffer, "PNG", optimize=True)
     return _data_uri("image/png", buffer.getvalue())
 
 
 def _data_uri(kind: str, content: bytes) -> str:
+    """Content as the address of a picture that is inside the page."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

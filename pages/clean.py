@@ -1,4 +1,8 @@
-"""TODO."""
+"""Executed notebooks made fit to be read: no widgets, no progress, no paths, and no HTML that could load or run anything.
+
+Cells are removed by their tags and streams joined by nbconvert's preprocessors. HTML of outputs and of Markdown passes bleach's list of
+allowed tags (https://bleach.readthedocs.io): recordings and labels come from elsewhere, and so may the HTML that they end up in.
+"""
 
 from __future__ import annotations
 
@@ -9,63 +13,66 @@ from helpers import _ended_well
 
 from .text import _without_paths
 
-
-def _joined_streams(outputs: list) -> list:
-    """Outputs with consecutive prints as one, and without empty ones."""
-    joined: list = []
-    for output in outputs:
-        if output.output_type != "stream":
-            joined.append(output)
-        elif joined and joined[-1].output_type == "stream" and joined[-1].name == output.name:
-            joined[-1].text += output.text
-        elif output.text.strip():
-            joined.append(output)
-    return joined
-
-
 _EXPLORE_TEXT = "[Explore the map](map.html): phase, scores and orientation of every pattern, and the pattern itself, without a kernel."
+_PROGRESS = re.compile(r"^\S* ?\d\d_\w+: .* \d+ of \d+, \d+ s\n", re.MULTILINE)
+_SUMMARIES = {"parameters": "Parameters: defaults", "injected-parameters": "Parameters of this run"}
 
 
-def _without_widgets(cells: list, explore: str) -> list:
-    """Cells without those tagged ``explore``, which live in JupyterLab only; the first becomes a link where a map page stands for them."""
+def _tags(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def _without_tagged(notebook: Any, explore: str) -> Any:
+    """The notebook without papermill's markers of errors and without explorers, which need JupyterLab.
+
+    Where a map page stands for them (``explore``), the first explorer becomes a link to it.
+    """
     import nbformat
+    from nbconvert.preprocessors import TagRemovePreprocessor
 
-    kept, link = [], [nbformat.v4.new_markdown_cell(_EXPLORE_TEXT)] if explore else []
-    for cell in cells:
-        if "explore" in cell.metadata.get("tags", []):
-            kept += link
-            link = []
-        else:
-            kept.append(cell)
-    return kept
+    first = next((k for k, cell in enumerate(notebook.cells) if "explore" in _tags(cell)), None)
+    if explore and first is not None:
+        notebook.cells.insert(first, nbformat.v4.new_markdown_cell(_EXPLORE_TEXT))
+    return TagRemovePreprocessor(remove_cell_tags={"explore", "papermill-error-cell-tag"}).preprocess(notebook, {})[0]
+
+
+def _clean_output(output: Any, hidden: list[tuple[str, str]]) -> None:
+    """Take paths and lines of progress from an output."""
+    if output.output_type == "error":
+        output.evalue = _without_paths(output.evalue, hidden)
+    elif output.output_type == "stream":
+        output.text = _without_paths(_PROGRESS.sub("", output.text), hidden)
+    else:
+        texts = {kind: _without_paths("".join(text), hidden) for kind, text in output.data.items() if kind.startswith("text/")}
+        output.data.update(texts)
+
+
+def _is_shown(output: Any) -> bool:
+    """Whether an output says something: no ``sys.exit(0)`` of a step that has nothing to do, no stream that is blank."""
+    if output.output_type == "error":
+        return not _ended_well(output)
+    return output.output_type != "stream" or bool(output.text.strip())
 
 
 def _presentable(notebook: Any, hidden: list[tuple[str, str]], explore: str) -> Any:
-    """The notebook as readers should see it: no paths, no tracebacks, no ticks of the progress, no markers of papermill, no widgets."""
-    progress = re.compile(r"^\S* ?\d\d_\w+: .* \d+ of \d+, \d+ s\n", re.MULTILINE)
-    notebook.cells = [cell for cell in notebook.cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]
-    notebook.cells = _without_widgets(notebook.cells, explore)
+    """The notebook for readers: no paths, tracebacks, progress, markers of papermill or widgets; each cell with a summary for its code."""
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    notebook = _without_tagged(notebook, explore)
+    notebook = CoalesceStreamsPreprocessor().preprocess(notebook, {})[0]
     for cell in notebook.cells:
         cell.source = _without_paths(cell.source, hidden)
-        summaries = {"parameters": "Parameters: defaults", "injected-parameters": "Parameters of this run"}
-        cell.metadata["summary"] = next((summaries[t] for t in cell.metadata.get("tags", []) if t in summaries), "Code")
-        outputs = [o for o in cell.get("outputs", []) if not (o.output_type == "error" and _ended_well(o))]
-        for output in outputs:
-            if output.output_type == "error":
-                output.evalue = _without_paths(output.evalue, hidden)
-            elif output.output_type == "stream":
-                output.text = _without_paths(progress.sub("", output.text), hidden)
-            else:
-                texts = {kind: _without_paths("".join(text), hidden) for kind, text in output.data.items() if kind.startswith("text/")}
-                output.data.update(texts)
+        cell.metadata["summary"] = next((_SUMMARIES[tag] for tag in _tags(cell) if tag in _SUMMARIES), "Code")
         if cell.cell_type == "code":
-            cell.outputs = _joined_streams(outputs)
+            for output in cell.outputs:
+                _clean_output(output, hidden)
+            cell.outputs = [output for output in cell.outputs if _is_shown(output)]
     notebook.metadata.pop("widgets", None)
     return notebook
 
 
 def _safe_html(text: str) -> str:
-    """HTML with nothing in it that could run or load: text, tables, links and pictures that are inside."""
+    """HTML without anything that could run or load: text, tables, links, and pictures as data."""
     import bleach
 
     def allowed(tag: str, name: str, value: str) -> bool:

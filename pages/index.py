@@ -1,4 +1,8 @@
-"""TODO."""
+"""The plan of the pages of a results folder: which there are, what stands around each, and what makes it older than the data.
+
+Every executed notebook of a sample is a page; the comparison is the first page, with a card for each sample. A page holds all that it is
+made of (`_Page`), so that one that has not changed is not rendered again.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ from .text import _MAP_STEP, _Page, _step_title
 
 
 def _step_link(results: Path, sample_id: str, step: str, result: dict) -> dict:
-    """The link to one page of a sample, with a word on its state where there is something to say."""
+    """The link to one page of a sample, with a note where the step failed, was not run, or has no acquisition."""
     notebook, note = results / sample_id / "notebooks" / f"{step}.ipynb", ""
     if not (results / sample_id / ".done" / step).exists():
         note = "failed" if run_error(notebook) else "not run" if not notebook.is_file() else "from an earlier run"
@@ -48,11 +52,11 @@ def _sample_pages(results: Path, data_dir: str | Path, sample_id: str, hashes: _
     has_map = sample is not None and {"shape", "step_nm", "phases", "area_fraction"} <= set(matched) and h5.is_file()
     explore = [{"step": "map", "text": "Explore the map", "href": "map.html", "note": ""}] if has_map else []
     pages: list[_Page] = []
-    stale: dict[str, str] = {}
+    changed: dict[str, None] = {}
+    who = sample_id if title == sample_id else f"{sample_id}, {title}"
     for step, result in step_results.items():
         inputs = _inputs_now(result, results / sample_id, data_dir, step, hashes)
-        stale |= {file["name"]: step for file in inputs if file["state"] == "changed since"}
-        who = sample_id if title == sample_id else f"{sample_id}, {title}"
+        changed |= dict.fromkeys(file["name"] for file in inputs if file["state"] == "changed since")
         page = _Page(
             notebook=results / sample_id / "notebooks" / f"{step}.ipynb",
             target=f"{sample_id}/{step}.html",
@@ -67,24 +71,27 @@ def _sample_pages(results: Path, data_dir: str | Path, sample_id: str, hashes: _
         if page.notebook.is_file():
             pages.append(page)
         if sample is not None and has_map and step == _MAP_STEP:
-            content = hashes.of(h5), matched, _recording_state(sample)
-            navigation = [link | {"current": link["step"] == "map"} for link in (*links, *explore)]
-            pages.append(
-                replace(page, target=f"{sample_id}/map.html", title="Explore the map", navigation=navigation, maps=sample, depends=content)
-            )
+            pages.append(_map_page(page, sample, (hashes.of(h5), matched, _recording_state(sample))))
     card = _card(results, sample_id, title, simulated, step_results, [*links, *explore])
     condition = condition_name(sample.sintering.temperature_C) if sample and sample.sintering else "no sintering named"
-    return pages, card | {"stale": ", ".join(stale), "h5": hashes.of(h5) if has_map else "", "condition": condition}
+    return pages, card | {"stale": ", ".join(changed), "h5": hashes.of(h5) if has_map else "", "condition": condition}
+
+
+def _map_page(page: _Page, sample: Sample, depends: tuple) -> _Page:
+    """The page of a sample's map, from that of its matching."""
+    navigation = [link | {"current": link["step"] == "map"} for link in page.navigation]
+    target = f"{sample.id}/map.html"
+    return replace(page, target=target, title="Explore the map", navigation=navigation, maps=sample, depends=depends)
 
 
 def _recording_state(sample: Sample) -> tuple:
-    """What tells that the recording of a map page is another one; nothing where there is none."""
+    """Size and time of the recording of a map page, by which a change is seen; empty where there is none."""
     path = sample.path("ped") if sample.acquisitions.ped else None
     return _file_state(path) if path is not None and path.exists() else ()
 
 
 def _card(results: Path, sample_id: str, title: str, simulated: bool, step_results: dict[str, dict], links: list[dict]) -> dict:
-    """What the index says of a sample; all links as seen from there."""
+    """The card of a sample on the first page; its links start from there."""
     links = [link | {"href": link["href"] and f"{sample_id}/{link['href']}"} for link in links]
     by_step = {link["step"]: link for link in links}
     failure = failed_step(results, sample_id)
@@ -106,17 +113,17 @@ def _planned_pages(results: Path, data_dir: str | Path, hashes: _Hashes) -> list
     """All pages of a results folder, the index last."""
     pages, cards = [], []
     for sample_id in list_samples(data_dir):
-        own, card = _sample_pages(results, data_dir, sample_id, hashes)
-        pages += own
+        of_sample, card = _sample_pages(results, data_dir, sample_id, hashes)
+        pages += of_sample
         cards.append(card)
     more = []
-    own_data = samples_folder(data_dir) == samples_folder("")
+    demo_data = samples_folder(data_dir) == samples_folder("")
     for step, who, link in (
         ("00_demo_data", "Demo data", "How the demo data were simulated"),
         ("09_validation", "Validation", "How well all this works, on data with known truth"),
     ):
         notebook = results / f"{step}.ipynb"
-        if notebook.is_file() and (own_data or step != "00_demo_data"):
+        if notebook.is_file() and (demo_data or step != "00_demo_data"):
             more.append({"text": link, "href": f"{step}.html"})
             about = _provenance(who.lower(), True, step, {}, [])
             pages.append(_Page(notebook, f"{step}.html", _step_title(step), who, True, about, home="index.html"))

@@ -1,4 +1,8 @@
-"""TODO."""
+"""What a page was made from, and whether that has changed since: files by hash, choices by hand, versions of the code.
+
+A result names its inputs with their SHA-256, its parameters and its versions. Inputs are hashed again for the pages; a recording that is
+too large for that is compared by the time of its last change.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,12 @@ from helpers import PROJECT_ROOT, ResultError, _phase_folders, code_sha256, hand
 
 from .text import _step_title, _without_paths
 
-_HASHED_UP_TO = 256_000_000  # bytes of a file; whether a larger one has changed is told by its time
+_HASHED_UP_TO = 256_000_000  # bytes of a file; a larger one takes seconds to hash, and is compared by the time of its last change
+
+
+#: Keys of a result's versions that are no version of a library; results of the first release hold the hash of one file only, which says
+#: nothing about the code as it is now.
+_HASHES_OF_CODE = ("code_sha256", "helpers_sha256")
 
 
 def _file_state(path: Path) -> tuple[int, int]:
@@ -40,20 +49,20 @@ class _Hashes:
         return self._used[key]
 
     def save(self) -> None:
-        """Keep what was asked for in this run, where that is not what was kept before."""
+        """Write the hashes that were used in this run, where these are not the ones that the file holds."""
         if self._used != self._known:
             write_atomically(self._path, json.dumps(self._used, indent=0))
 
 
 def _input_path(name: str, folder: Path, data_dir: str | Path) -> Path | None:
-    """The file that a result's ``inputs`` call ``name``; None where it is gone. ``folder`` is the sample's results folder."""
+    """The file that the ``inputs`` of a result name; None where it is gone. ``folder`` is the sample's results folder."""
     crystals = [phases / Path(name).name for phases in _phase_folders(data_dir)] if name.endswith(".cif") else []
     candidates = (samples_folder(data_dir) / folder.name / name, folder / name, PROJECT_ROOT / name, *crystals)
     return next((path for path in candidates if path.exists()), None)
 
 
 def _inputs_now(result: dict, folder: Path, data_dir: str | Path, step: str, hashes: _Hashes) -> list[dict]:
-    """Every input of a result: ``name``, ``sha256`` as it was read, and ``state``, how the file is now ("" where it is the same)."""
+    """Every input of a result: ``name``, ``sha256`` when it was read, and ``state`` of the file now ("" where it is the same)."""
     written_ns = (folder / f"{step}.json").stat().st_mtime_ns if result else 0
     found = []
     for name, sha256 in result.get("inputs", {}).items():
@@ -93,26 +102,31 @@ def _chosen_since(folder: Path, step: str, result: dict) -> list[str]:
     return [f"What is chosen by hand for {_step_title(step)} has changed since. Run `make run` to bring it up to date."]
 
 
+def _code_version(step: str, versions: dict) -> str:
+    """The version of the code that a result was made with, and the present one where it differs; "" where the result names none."""
+    made_with = versions.get("code_sha256", "")
+    now = code_sha256(step)[: len(made_with)] if made_with else ""
+    return made_with and f"code {made_with}" + (f"; this page was made with another version, {now}" if now != made_with else "")
+
+
 def _provenance(who: str, simulated: bool | None, step: str, result: dict, inputs: list[dict]) -> dict:
-    """What the foot of a page says about it; the date comes with the notebook."""
+    """The foot of a page: facts, inputs, and what makes it older than the data; the date comes with the notebook."""
     kind = {True: "simulated data", False: "recorded data", None: "simulated and recorded data"}[simulated]
     parameters = {k: v for k, v in result.get("parameters", {}).items() if k != "sample_id"}
-    versions = {k: v for k, v in result.get("versions", {}).items() if k != "code_sha256"}
-    code = result.get("versions", {}).get("code_sha256", "")
-    now = code_sha256(step)[: len(code)] if code else ""
+    versions = result.get("versions", {})
     facts = {
         "Sample": who,
         "Data": kind,
         "Parameters": ", ".join(f"{k} = {v}" for k, v in parameters.items()),
-        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "Versions": ", ".join(f"{k} {v}" for k, v in versions.items() if k not in _HASHES_OF_CODE),
         "By hand": result.get("by_hand", {}).get("statement", ""),
-        "Workbook": code and f"code {code}" + (f"; this page was made with another version, {now}" if now != code else ""),
+        "Workbook": _code_version(step, versions),
     }
     return {"facts": {k: v for k, v in facts.items() if v}, "inputs": inputs, "stale": _stale_text(inputs), "summary": f"{who}, {kind}"}
 
 
 def _with_stale(provenance: dict, sentences: list[str]) -> dict:
-    """Provenance with more that makes its page older than what it stands on."""
+    """Provenance with further sentences on what makes its page older than the data."""
     return provenance | {"stale": [*provenance["stale"], *sentences]}
 
 

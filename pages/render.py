@@ -1,4 +1,8 @@
-"""TODO."""
+"""Every page of a results folder as HTML, by nbconvert and the templates beside this file.
+
+A page carries the hash of all that it is made of, its plan, its notebook, the hidden paths and the sources of the pages: one whose hash
+is the same is left as it is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 from emphase.files import file_sha256, write_atomically
 from helpers import NOT_INDEXED_COLOUR, _results_root, phase_colours
 
-from .assets import _PAGE_TEMPLATES, _content_policy, _page_scripts, _page_style
+from .assets import TEMPLATES, _content_policy, _page_scripts, _page_style
 from .cards import _thumbnail
 from .clean import _presentable, _safe_html
 from .index import _planned_pages
@@ -20,7 +24,7 @@ from .text import _hidden_paths, _Page, _without_paths
 
 
 def _page_exporter() -> Any:
-    """The exporter of all pages, with the templates of notebooks/templates/page."""
+    """The exporter of all pages, with the templates of `pages/templates`."""
     from nbconvert import HTMLExporter
     from traitlets.config import Config
 
@@ -28,8 +32,8 @@ def _page_exporter() -> Any:
     config.NbConvertBase.display_data_priority = ["text/html", "text/markdown", "image/png", "image/jpeg", "text/plain"]
     return HTMLExporter(
         config=config,
-        template_name="page",
-        extra_template_basedirs=[str(_PAGE_TEMPLATES)],
+        template_name=TEMPLATES.name,
+        extra_template_basedirs=[str(TEMPLATES.parent)],
         exclude_anchor_links=True,
         filters={"safe_html": _safe_html},
     )
@@ -43,22 +47,26 @@ def _shown_card(card: dict, results: Path, hidden: list[tuple[str, str]]) -> dic
     return card | {"image": image, "alt": alt, "rows": rows, "fault": _without_paths(card["fault"], hidden)}
 
 
-_SIDE_BY_SIDE = 12  # samples whose cards all show; of more they fold away by condition, with a box to find one
+_SIDE_BY_SIDE = 12  # samples whose cards are all shown: three screens; more are folded by condition, with a box to find one
 
 
 def _card_groups(cards: list[dict]) -> list[dict]:
-    """The cards as the first page shows them: in one group without a name, or by condition where there are many."""
+    """The cards of the first page: in one group without a name, or by condition, with a summary, where there are many."""
     if len(cards) <= _SIDE_BY_SIDE:
         return [{"name": "", "cards": cards}] if cards else []
     groups: dict[str, list[dict]] = {}
     for card in cards:
         groups.setdefault(card["condition"], []).append(card)
-    told = {name: [f"{len(own)} samples" if len(own) > 1 else "1 sample"] for name, own in groups.items()}
-    for word in ("fault", "stale"):
-        for name, own in groups.items():
-            count = sum(bool(card[word]) for card in own)
-            told[name] += [f"{count} {'failed' if word == 'fault' else 'older than the data'}"] if count else []
-    return [{"name": name, "cards": own, "told": ", ".join(told[name])} for name, own in groups.items()]
+    return [{"name": name, "cards": members, "summary": _group_summary(members)} for name, members in groups.items()]
+
+
+def _group_summary(cards: list[dict]) -> str:
+    """How many samples a group holds, how many failed, and how many are older than the data."""
+    parts = [f"{len(cards)} samples" if len(cards) > 1 else "1 sample"]
+    for key, state in (("fault", "failed"), ("stale", "older than the data")):
+        count = sum(bool(card[key]) for card in cards)
+        parts += [f"{count} {state}"] if count else []
+    return ", ".join(parts)
 
 
 def _map_legend(cards: list[dict]) -> list[dict]:
@@ -124,16 +132,25 @@ def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Pat
     """Render every executed notebook as ``results/html/<id>/<step>.html``, the comparison as ``index.html``.
 
     Each sample with a matched scan gets ``map.html`` too, where its maps and patterns are explored without a kernel. The pages
-    hold their figures with alt texts and no script but the project's own, name no absolute path, and open from
-    disk without a network. One that is up to date is left as it is, one of a sample that is gone is
-    removed. Returns the path of ``index.html``.
+    hold their figures with alt texts and the project's scripts only, name no absolute path, and open from disk without a network. One
+    that is up to date is left as it is, one of a sample that is gone is removed.
+
+    Parameters
+    ----------
+    results_dir, data_dir : str or Path
+        Folders of the results and of the data; empty: the project's.
+
+    Returns
+    -------
+    Path
+        That of ``index.html``.
     """
     results = Path(os.path.abspath(_results_root(results_dir)))
     folder = results / "html"
     hashes = _Hashes(results)
     pages = _planned_pages(results, data_dir, hashes)
     hidden = _hidden_paths(results, data_dir)
-    made_by = [file_sha256(p) for p in (Path(__file__), *sorted((_PAGE_TEMPLATES / "page").iterdir()))]
+    made_by = [file_sha256(p) for p in (*sorted(Path(__file__).parent.glob("*.py")), *sorted(TEMPLATES.iterdir()))]
     exporter = _page_exporter()
     for page in pages:
         source = hashlib.sha256(repr((page, hidden, made_by)).encode())

@@ -1,4 +1,8 @@
-"""TODO."""
+"""The pages gathered to hand on: a folder and a zip, the comparison as a PDF, and the messages at the end of a run.
+
+The PDF is printed by Chromium without a network, so that it looks as the page does; links to other pages are taken out, since Chromium
+would write them with the paths of this machine.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +32,17 @@ from .render import render_pages
 
 
 def _data_of_run(results: Path) -> str:
-    """The data folder that the comparison was executed on, as its notebook tells; "" for the project's own, or where it does not."""
+    """The data folder that the comparison was executed on, from its notebook; "" for the project's data, or where it names none."""
     try:
-        told = json.loads((results / f"{COMPARISON}.ipynb").read_text(encoding="utf-8"))["metadata"]["papermill"]["parameters"]["data_dir"]
+        notebook = json.loads((results / f"{COMPARISON}.ipynb").read_text(encoding="utf-8"))
+        data_dir = notebook["metadata"]["papermill"]["parameters"]["data_dir"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return "" if Path(told or "data").resolve() == (PROJECT_ROOT / "data").resolve() else told
+    return "" if Path(data_dir or "data").resolve() == (PROJECT_ROOT / "data").resolve() else data_dir
 
 
 def _refreshed_pages(results: Path, data_dir: str | Path) -> Path:
-    """The folder of the pages, rendered again where the data they were made of are still there; `ResultError` where there are none."""
+    """The folder of the pages, rendered again where the data that they were made of exist; `ResultError` where there are no pages."""
     if not (results / "html" / "index.html").is_file():
         raise ResultError("there are no pages yet: run `make run` first")
     data_dir = str(data_dir) or _data_of_run(results)
@@ -47,10 +52,27 @@ def _refreshed_pages(results: Path, data_dir: str | Path) -> Path:
 
 
 def share_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Path:
-    """Gather the pages as ``results/share/workbook`` and the same as ``workbook.zip`` beside it, whose path is returned.
+    """Gather the pages as ``results/share/workbook``, and as ``workbook.zip`` beside it.
 
-    They are rendered again first, so that they say which results are older than the data; ``data_dir`` is by default the folder
-    of the last run. Results that came without their data are shared as they are.
+    They are rendered again first, so that they say which results are older than the data. Results that came without their data are
+    shared as they are.
+
+    Parameters
+    ----------
+    results_dir : str or Path
+        Empty: that of the project.
+    data_dir : str or Path
+        Empty: that of the last run.
+
+    Returns
+    -------
+    Path
+        That of the zip.
+
+    Raises
+    ------
+    ResultError
+        Where there are no pages.
     """
     results = _results_root(results_dir)
     pages = _refreshed_pages(results, data_dir)
@@ -61,7 +83,13 @@ def share_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Path
 
 
 def find_chromium() -> str | None:
-    """The Chromium or Chrome that prints pages: the one that CHROMIUM names, else the first on PATH; None where there is none."""
+    """The Chromium or Chrome that prints pages: the one that CHROMIUM names, else the first on PATH.
+
+    Returns
+    -------
+    str or None
+        Its path; None where there is none.
+    """
     named = os.environ.get("CHROMIUM", "")
     candidates = [named] if named else ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
     return next((found for found in map(shutil.which, candidates) if found), None)
@@ -71,14 +99,30 @@ _PAGE_NUMBERS = (
     '<div style="width: 100%; margin: 0 16mm; font: 8px sans-serif; color: #555; display: flex; justify-content: space-between">'
     '<span>{}</span><span><span class="pageNumber"></span> of <span class="totalPages"></span></span></div>'
 )
-#: A PDF writes a link to another page with the path of this machine
+#: Chromium writes a link to another page with the path of this machine
 _UNLINKED = "document.querySelectorAll('a:not([href^=http])').forEach((a) => a.removeAttribute('href'))"
 
 
 def print_comparison(results_dir: str | Path = "", data_dir: str | Path = "") -> Path:
     """The comparison as ``results/share/comparison.pdf`` (A4, tagged, with bookmarks), printed by Chromium without a network.
 
-    `WorkbookError` where no Chromium is installed, `ResultError` where there are no pages.
+    Parameters
+    ----------
+    results_dir : str or Path
+        Empty: that of the project.
+    data_dir : str or Path
+        Empty: that of the last run.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    WorkbookError
+        Where no Chromium is installed, or it does not print.
+    ResultError
+        Where there are no pages.
     """
     from playwright.sync_api import Error, sync_playwright
 
@@ -106,10 +150,23 @@ def print_comparison(results_dir: str | Path = "", data_dir: str | Path = "") ->
     return write_atomically(target, printed)
 
 
-def tell(work: Callable[..., Path], *given: Any) -> int:
-    """Do what makes a file, print its path and size, or why there is none in one line; returns the exit status, 0 or 1."""
+def report(make: Callable[..., Path], *arguments: Any) -> int:
+    """Make a file and print its path and size, or in one line why there is none.
+
+    Parameters
+    ----------
+    make : callable
+        `share_pages` or `print_comparison`.
+    *arguments
+        Of ``make``.
+
+    Returns
+    -------
+    int
+        The exit status, 0 or 1.
+    """
     try:
-        made = work(*given)
+        made = make(*arguments)
     except EmphaseError as error:
         print(error)
         return 1
@@ -118,7 +175,18 @@ def tell(work: Callable[..., Path], *given: Any) -> int:
 
 
 def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:
-    """Render the pages of a run, tell every failure in one message, and return the exit status, 0 or 1."""
+    """Render the pages of a run, and print all its failures in one message.
+
+    Parameters
+    ----------
+    data_dir, results_dir : str or Path
+        Empty: those of the project.
+
+    Returns
+    -------
+    int
+        The exit status, 0 or 1.
+    """
     results, faults = _results_root(results_dir), []
     try:
         pages = f"pages: {os.path.relpath(render_pages(results, data_dir))}"

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A page before it is rendered, and texts as pages show them: titles of steps, and no path of this machine."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from helpers import PROJECT_ROOT, Sample, samples_folder
 
 @dataclass(frozen=True)
 class _Page:
-    """One page to be: the executed notebook, where the page goes below html/, and what stands around it.
+    """A page to be rendered: the executed notebook, where the page goes below html/, and what stands around it.
 
-    ``depends`` holds what it is made of besides: where that has not changed, the page is up to date. ``maps`` is the
-    sample of a map page, which shows no notebook.
+    ``depends`` holds what else it is made of: where that has not changed, the page is up to date. ``maps`` is the sample of a map page,
+    which shows no notebook; ``explore`` is the address of the map page that stands for the explorers of a notebook.
     """
 
     notebook: Path
@@ -35,7 +35,7 @@ class _Page:
 
 
 def _step_title(step: str) -> str:
-    """A step's name as a reader wants it.
+    """The title of a step, with its abbreviations in capitals.
 
     >>> _step_title("05_ped_calibration")
     '05 PED calibration'
@@ -48,7 +48,7 @@ _MAP_STEP = "06_ped_matching"
 
 
 def _hidden_paths(results: Path, data_dir: str | Path) -> list[tuple[str, str]]:
-    """Paths of this machine and what stands for them on a page, the longest first."""
+    """Paths of this machine and the word that replaces each on a page, the longest first."""
     known = {PROJECT_ROOT: ".", results: "results", Path.home(): "~", Path(tempfile.gettempdir()): "tmp"}
     known |= {samples_folder(data_dir): "samples", samples_folder(data_dir).parent: "data"}
     absolute = {os.path.abspath(path): word for path, word in known.items()}
@@ -57,7 +57,7 @@ def _hidden_paths(results: Path, data_dir: str | Path) -> list[tuple[str, str]]:
 
 
 def _without_paths(text: str, hidden: list[tuple[str, str]]) -> str:
-    """A text without absolute paths: known folders by their word, other files by their name.
+    """A text without absolute paths: known folders are replaced by their word, other paths by the name of the file.
 
     >>> _without_paths("in /home/ada/work/x/a.tif and /usr/lib/python3/zlib.py", [("/home/ada/work", "data")])
     'in data/x/a.tif and zlib.py'

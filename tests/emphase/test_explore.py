@@ -26,7 +26,7 @@ def mouse(axes, y: float, x: float, button: int = 1) -> SimpleNamespace:
 
 
 class Kept:
-    """Where choices by hand go: what a user's own callbacks would store."""
+    """Where choices by hand go: what a user's callbacks would store."""
 
     def __init__(self):
         self.parameters, self.reason = {}, ""

@@ -1,6 +1,6 @@
 """JupyterLab in a real browser, for tests: open a notebook, run all, use what its cells show, say what changed.
 
-`LabServer` runs ``jupyter lab`` on a free port of this machine with a configuration of its own, `open_browser` a Chromium that reaches
+`LabServer` runs ``jupyter lab`` on a free port of this machine with a separate configuration, `open_browser` a Chromium that reaches
 nothing else, and `Lab` is the page in it. A `Cell` is one cell of the open notebook with the controls that it shows, a `Plot` one ipympl
 canvas in it. Nothing here waits for a fixed time: every wait is for a condition, and says what it waited for where that never came.
 """
@@ -71,16 +71,16 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = WAIT_S, p
 def lab_environment(folder: Path) -> dict[str, str]:
     """The environment of a server that reads and writes no setting of the user, and whose kernels import this project's helpers."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "JPY_", "MPLBACKEND", "PYTEST_"))}
-    own = {
+    folders = {
         "JUPYTER_CONFIG_DIR": "config",
         "JUPYTER_DATA_DIR": "data",
         "JUPYTER_RUNTIME_DIR": "runtime",
         "IPYTHONDIR": "ipython",
         "MPLCONFIGDIR": "matplotlib",
     }
-    own = {name: str(folder / sub) for name, sub in own.items()}
+    folders = {name: str(folder / sub) for name, sub in folders.items()}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return kept | own | {"PYTHONPATH": path}
+    return kept | folders | {"PYTHONPATH": path}
 
 
 def write_configuration(folder: Path) -> None:
@@ -216,7 +216,7 @@ def prepare_notebook(step: str, folder: Path, parameters: dict[str, Any]) -> Pat
 # The page
 # --------------------------------------------------------------------------------------
 
-#: The open notebook as JupyterLab's own model has it: one entry a cell, without the images.
+#: The open notebook as JupyterLab's model has it: one entry a cell, without the images.
 STATE = """() => {
   const panel = window.jupyterapp?.shell?.currentWidget;
   const model = panel?.content?.model;
@@ -271,7 +271,7 @@ def plain_text(text: str) -> str:
 
 
 class Lab:
-    """JupyterLab's page. ``console`` holds the errors that it wrote, ``foreign`` the addresses outside the server that it asked for."""
+    """JupyterLab's page. ``console`` holds the errors that it wrote, ``foreign`` the addresses outside the server that it requested."""
 
     def __init__(self, browser: "Browser", server: LabServer, scale: float = 1):
         self.server = server
@@ -282,13 +282,13 @@ class Lab:
         self.foreign: list[str] = []
         self.page.on("console", lambda message: message.type == "error" and self._heard(f"{message.text} ({message.location['url']})"))
         self.page.on("pageerror", lambda error: self._heard(f"{error.name}: {error.message}"))
-        self.page.on("request", lambda request: self._asked(request.url))
+        self.page.on("request", lambda request: self._requested(request.url))
 
     def _heard(self, text: str) -> None:
         if not any(re.search(pattern, text) for pattern in CONSOLE_NOISE):
             self.console.append(text)
 
-    def _asked(self, url: str) -> None:
+    def _requested(self, url: str) -> None:
         if not url.startswith((self.server.url, "data:", "blob:")):
             self.foreign.append(url)
 

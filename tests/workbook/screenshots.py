@@ -51,15 +51,15 @@ PICTURES = {
 
 
 def take(steps: list[str]) -> None:
-    """Pictures of the explorers of these steps, for the sample that the notebooks name; their results go to a folder of their own."""
+    """Pictures of the explorers of these steps, for the sample that the notebooks name; their results go to a temporary folder."""
     with tempfile.TemporaryDirectory() as folder, LabServer(Path(folder) / "server") as server, open_browser() as browser:
         for step in steps:
             name, show = PICTURES[step]
-            own = {} if step == helpers.COMPARISON else {"results_dir": str(Path(folder) / "results")}
-            if step == "06_ped_matching":
-                own = {}
+            reads_results = step in (helpers.COMPARISON, "06_ped_matching")  # those of the project
+            folders = {"figures_dir": str(Path(folder) / "figures")}
+            folders |= {} if reads_results else {"results_dir": str(Path(folder) / "results")}
             lab = Lab(browser, server)
-            lab.open_notebook(prepare_notebook(step, server.root / "notebooks", own | {"figures_dir": str(Path(folder) / "figures")}))
+            lab.open_notebook(prepare_notebook(step, server.root / "notebooks", folders))
             lab.run_all(timeout=300)
             cell = lab.tagged("explore")[-1]
             show(cell)

@@ -366,7 +366,7 @@ class Page(HTMLParser):
 
 def check_policy(page: Page) -> None:
     """Nothing may be loaded, and only the project's own scripts may run, each named by its hash."""
-    own = {path.read_text(encoding="utf-8") for path in (ROOT / "notebooks" / "templates" / "page").glob("*.js")}
+    own = {path.read_text(encoding="utf-8") for path in (ROOT / "pages" / "templates").glob("*.js")}
     run = [text for kind, text in page.scripts if kind != "application/json"]
     assert run and set(run) <= own
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in run)

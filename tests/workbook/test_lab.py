@@ -32,14 +32,14 @@ canvas.header_visible = canvas.footer_visible = canvas.toolbar_visible = canvas.
 axes = figure.add_subplot()
 axes.set(xlim=(0, 10), ylim=(0, 5))
 (mark,) = axes.plot([5], [2], "o", markersize=12)
-said, hovered = widgets.HTML("nothing yet"), widgets.HTML("no hover")
+status, hovered = widgets.HTML("nothing yet"), widgets.HTML("no hover")
 size = widgets.IntSlider(12, 1, 30, description="size")
 colour = widgets.Dropdown(options=["black", "red"], description="colour")
 again = widgets.Button(description="start again")
 
 
 def say(text):
-    said.value = text
+    status.value = text
 
 
 def clicked(event):
@@ -77,7 +77,7 @@ colour.observe(coloured, "value")
 again.on_click(lambda _: say("started again"))
 canvas.mpl_connect("key_press_event", lambda event: again.focus() if event.key in ("tab", "escape") else None)
 display(Javascript(emphase.explore.base.CONTROLS_KEEP_KEYS))
-box = widgets.VBox([canvas, widgets.HBox([size, colour, again]), said, hovered])
+box = widgets.VBox([canvas, widgets.HBox([size, colour, again]), status, hovered])
 box.add_class("explorer")
 box
 """
@@ -129,9 +129,9 @@ def test_keys_go_to_the_canvas_after_a_click_and_not_to_the_notebook(cell):
     cell.wait_for_text("clicked at")
     assert plot.focused()
     cells, top = len(cell.lab.state()["cells"]), page.locator(".jp-WindowedPanel-outer").evaluate("e => e.scrollTop")
-    for key, said in {"ArrowLeft": "left", "ArrowRight": "right", "ArrowUp": "up", "ArrowDown": "down", "a": "a", "b": "b"}.items():
+    for key, name in {"ArrowLeft": "left", "ArrowRight": "right", "ArrowUp": "up", "ArrowDown": "down", "a": "a", "b": "b"}.items():
         page.keyboard.press(key)
-        cell.wait_for_text(f"key {said}")
+        cell.wait_for_text(f"key {name}")
     assert plot.focused()
     assert len(cell.lab.state()["cells"]) == cells  # "a" and "b" are JupyterLab's keys for a new cell
     assert page.locator(".jp-WindowedPanel-outer").evaluate("e => e.scrollTop") == top
@@ -208,7 +208,7 @@ def test_the_page_is_quiet_and_stays_here(explorer):
     assert explorer.stderr() == []
 
 
-def test_an_error_in_a_cell_is_told(server, browser):
+def test_an_error_in_a_cell_is_reported(server, browser):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in ("1 + 1", "raise ValueError('too thick')")])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(notebook, server.root / "fault.ipynb")
@@ -221,7 +221,7 @@ def test_an_error_in_a_cell_is_told(server, browser):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, server) -> dict:
-    """A tiny sample, and folders of its own for what the notebooks write."""
+    """A tiny sample, and the folders that the notebooks write to."""
     folder = tmp_path_factory.mktemp("lab_sample")
     shutil.copytree(helpers.PROJECT_ROOT / "figures" / "readme", server.root / "figures" / "readme")
     tiny_sample(folder / "data" / "tiny")

@@ -8,6 +8,7 @@ import socket
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import hyperspy.api as hs
@@ -21,9 +22,12 @@ from test_house import Page, check_pages
 import emphase
 import helpers
 import pages.cards
+import pages.columns
 import pages.map
+import pages.provenance
 import pages.render
 import pages.share
+import pages.sprites
 import pages.text
 
 PHASES = ["layered", "rocksalt"]
@@ -89,7 +93,7 @@ class Results:
         numbers |= self.matched if step == "06_ped_matching" and name == "A" else {}
         inputs = {"sample.yaml": emphase.files.file_sha256(self.data / name / "sample.yaml")}
         inputs |= {"ped.hspy": emphase.files.file_sha256(self.recording)} if step == "06_ped_matching" and name == "A" else {}
-        more = {"inputs": inputs, "parameters": {"sample_id": name, "step_deg": 6.0}, "versions": helpers.software_versions()}
+        more = {"inputs": inputs, "parameters": {"sample_id": name, "step_deg": 6.0}, "versions": helpers.software_versions(step)}
         emphase.files.write_atomically(self.results / name / f"{step}.json", json.dumps(numbers | more))
         emphase.files.write_atomically(self.results / name / ".done" / step, "done")
         self._notebook(self.results / name / "notebooks" / f"{step}.ipynb", pages.text._step_title(step))
@@ -105,8 +109,8 @@ class Results:
             code("widget()", metadata={"tags": ["explore"]}, outputs=[nbformat.v4.new_output("stream", text="a widget\n")]),
             nbformat.v4.new_markdown_cell("## The end"),
         ]
-        told = {"end_time": "2026-11-24T12:33:41.622343+00:00", "parameters": {"data_dir": str(self.data)}}
-        emphase.files.write_atomically(path, nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata={"papermill": told})))
+        papermill = {"end_time": "2026-11-24T12:33:41.622343+00:00", "parameters": {"data_dir": str(self.data)}}
+        emphase.files.write_atomically(path, nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata={"papermill": papermill})))
 
     def render(self) -> None:
         pages.render.render_pages(self.results, self.data)
@@ -191,14 +195,14 @@ def test_explore_cells_become_a_link_where_there_is_a_map(made):
     assert "map.html" not in made.text("B/06_ped_matching.html")
 
 
-def test_results_older_than_the_data_are_told(changed):
+def test_results_older_than_the_data_say_so(changed):
     with open(changed.data / "A" / "sample.yaml", "a") as file:
         file.write("# changed\n")
     os.remove(changed.recording)
     shutil.copy(changed.data / "A" / "sample.yaml", changed.recording)
     changed.render()
-    told = "Results are older than the data:</strong> sample.yaml and ped.hspy have changed since this step was run."
-    assert told in changed.text("A/06_ped_matching.html") and told in changed.text("A/map.html")
+    stale = "Results are older than the data:</strong> sample.yaml and ped.hspy have changed since this step was run."
+    assert stale in changed.text("A/06_ped_matching.html") and stale in changed.text("A/map.html")
     assert "</strong> sample.yaml has changed since" in changed.text("A/03_haadf_surface.html")
     assert "older than the data" not in changed.text("B/03_haadf_surface.html")
     (changed.data / "B" / "sample.yaml").write_text("id: [")
@@ -210,7 +214,7 @@ def test_results_older_than_the_data_are_told(changed):
     assert changed.map_data()["patterns"] is None
 
 
-def test_a_choice_made_by_hand_since_is_told(changed):
+def test_a_choice_made_by_hand_since_is_shown(changed):
     choice = helpers.HandChoice(parameters={"seed": 3}, reason="a try", date="2026-11-24")
     helpers.save_hand_choice(changed.results / "A", "06_ped_matching", choice)
     changed.render()
@@ -221,7 +225,7 @@ def test_a_choice_made_by_hand_since_is_told(changed):
     assert "by hand" not in changed.text("A/06_ped_matching.html")
 
 
-def test_a_large_input_is_told_by_its_time(changed, monkeypatch):
+def test_a_large_input_is_compared_by_its_time(changed, monkeypatch):
     monkeypatch.setattr(pages.provenance, "_HASHED_UP_TO", 10)
     changed.render()
     assert "older than the data" not in changed.text("A/06_ped_matching.html")
@@ -230,11 +234,29 @@ def test_a_large_input_is_told_by_its_time(changed, monkeypatch):
     assert "</strong> ped.hspy has changed since" in changed.text("A/06_ped_matching.html")
 
 
-def test_another_version_of_the_workbook_is_told_at_the_foot(changed):
+def test_another_version_of_the_workbook_is_named_at_the_foot(changed):
     path = changed.results / "A" / "03_haadf_surface.json"
-    path.write_text(path.read_text().replace(helpers.software_versions()["helpers_sha256"], "0" * 16))
+    path.write_text(path.read_text().replace(helpers.software_versions("03_haadf_surface")["code_sha256"], "0" * 16))
     changed.render()
-    assert "helpers.py 0000000000000000; this page was made with another version" in changed.text("A/03_haadf_surface.html")
+    assert "code 0000000000000000; this page was made with another version" in changed.text("A/03_haadf_surface.html")
+
+
+def test_results_of_the_first_release_name_no_code(changed):
+    path = changed.results / "A" / "03_haadf_surface.json"
+    path.write_text(path.read_text().replace("code_sha256", "helpers_sha256"))
+    changed.render()
+    text = changed.text("A/03_haadf_surface.html")
+    assert "<dt>Workbook" not in text and "sha256 " not in text and "orix 0.15.0" in text and "made with another version" not in text
+
+
+def test_prints_are_joined_and_progress_is_left_out(changed):
+    path = changed.results / "A" / "notebooks" / "03_haadf_surface.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    texts = ("first\n", "A 03_haadf: columns 1 of 9, 2 s\n", "second\n")
+    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in texts]
+    nbformat.write(notebook, path)
+    changed.render()
+    assert '<pre class="output">first\nsecond\n</pre>' in changed.text("A/03_haadf_surface.html")
 
 
 def test_only_what_changed_is_rendered_again(changed):
@@ -278,7 +300,7 @@ def lazy_scan(shape: tuple[int, ...], chunk: int = 8) -> object:
 )
 def test_patterns_keep_to_their_budget(shape, most):
     calibration = emphase.ped.Calibration(0.02, np.eye(2), np.zeros((*shape[:2], 2)), np.zeros(shape[2:], bool), 1.3)
-    packed, every, _ = pages.map._packed_patterns(lazy_scan(shape), calibration, most)
+    packed, every, _ = pages.sprites._packed_patterns(lazy_scan(shape), calibration, most)
     assert sum(map(len, packed["sprites"])) <= most
     kept = -(-shape[0] // every) * -(-shape[1] // every)
     assert len(packed["sprites"]) == -(-kept // 64)
@@ -287,7 +309,7 @@ def test_patterns_keep_to_their_budget(shape, most):
 
 
 def test_sprites_hold_the_patterns_in_order():
-    """Each pattern has one bright pixel, at its own place."""
+    """Each pattern has one bright pixel, at its place."""
     import base64
     import io
 
@@ -302,7 +324,7 @@ def test_sprites_hold_the_patterns_in_order():
             8 + 4 * (numbers[y, x] // 12) : 11 + 4 * (numbers[y, x] // 12),
             8 + 4 * (numbers[y, x] % 12) : 11 + 4 * (numbers[y, x] % 12),
         ] = 100
-    sprites = pages.map._sprites(patterns, 1, lambda block: pages.map._shown_patterns(block, 1, np.zeros((64, 64), bool), 0), 1e9)
+    sprites = pages.sprites._sprites(patterns, 1, lambda block: pages.sprites._shown_patterns(block, 1, np.zeros((64, 64), bool), 0), 1e9)
     for n in (0, 63, 64, 149):
         sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(sprites[n // 64]))).convert("L"))
         row, column = n % 64 // 8, n % 8
@@ -311,8 +333,7 @@ def test_sprites_hold_the_patterns_in_order():
 
 
 def test_large_scans_make_small_pages(tmp_path, monkeypatch):
-    monkeypatch.setattr(pages.map, "_MAP_BYTES", 2_600_000)
-    monkeypatch.setattr(pages.map, "_MOST_PATTERNS_DRAWN", 3_000)
+    monkeypatch.setattr(pages.map, "OPTIONS", replace(pages.map.OPTIONS, most_bytes=2_600_000, most_patterns=3_000))
     large = Results(tmp_path, (70, 90), 48)
     large.render()
     data = large.map_data()
@@ -326,7 +347,7 @@ def test_columns_come_back_as_they_went_in():
     import zlib
 
     values = np.array([0.0, 1.25, 7000.5, np.nan, -3.0])
-    packed = pages.map._pack({"a": pages.map._whole(np.array([1, -1, 3]), np.uint8), "b": pages.map._column(values)})
+    packed = pages.columns._pack({"a": pages.columns._whole(np.array([1, -1, 3]), np.uint8), "b": pages.columns._column(values)})
     stream = zlib.decompress(base64.b64decode(packed["packed"]))
     a, b = packed["columns"]
     assert np.frombuffer(stream, np.uint8, 3, a["start"]).tolist() == [1, 255, 3]
@@ -347,22 +368,22 @@ def test_zone_axes_are_named_by_their_family():
         direction = np.array(along) @ crystal.lattice
         turned = np.zeros((1, 3, 3))
         turned[0, :, 2] = direction / np.linalg.norm(direction)
-        zone, off, names = pages.map._zone_columns(turned, np.array([0]), [crystal])
+        zone, off, names = pages.columns._zone_columns(turned, np.array([0]), [crystal])
         assert names[0][zone[0]] == name
         assert off[0] < 1e-4
         assert len(set(names[0])) == len(names[0]) < 60
 
 
-def test_corners_of_the_colour_key_have_names_of_their_own():
+def test_corners_of_the_colour_key_have_their_names():
     for phase, corners in (("rocksalt", {"[0 0 1]", "[1 0 1]", "[1 1 1]"}), ("layered", {"[0 0 1]", "[2 1 0]", "[1 −1 0]"})):
-        key = pages.map._colour_key(helpers.phase_crystal(phase))
+        key = pages.columns._colour_key(helpers.phase_crystal(phase))
         assert {corner["direction"] for corner in key} == corners
         assert len({corner["colour"] for corner in key}) == 3
 
 
-def test_edges_are_told_apart_by_what_changes():
+def test_edges_differ_by_what_changes():
     grains = np.array([[0, 0, 1], [0, 2, 1]])
-    bits = pages.map._edge_bits(grains, np.array([[0.0, 1.5], [0.5, 1.0]]))
+    bits = pages.columns._edge_bits(grains, np.array([[0.0, 1.5], [0.5, 1.0]]))
     assert bits.tolist() == [[0, 2 + 8, 0], [1, 1, 0]]
 
 
@@ -380,14 +401,14 @@ def browser() -> Iterator:
 
 
 class Visit:
-    """A page open in a browser without a network, with what it asked for and complained of."""
+    """A page open in a browser without a network, with the addresses that it requested and its complaints."""
 
     def __init__(self, chromium, path: Path, **options):
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.complaints: list[str] = []
         context = chromium.new_context(offline=True, **options)
         context.route(
-            lambda url: not url.startswith(("file:", "data:")), lambda route: (self.asked.append(route.request.url), route.abort())
+            lambda url: not url.startswith(("file:", "data:")), lambda route: (self.requested.append(route.request.url), route.abort())
         )
         self.page = context.new_page()
         self.page.on("console", lambda message: self.complaints.append(message.text) if message.type in ("error", "warning") else None)
@@ -395,7 +416,7 @@ class Visit:
         self.page.goto(path.as_uri())
 
     def quiet(self) -> bool:
-        return not self.asked and not self.complaints
+        return not self.requested and not self.complaints
 
     def shown(self, canvas: str) -> str:
         """The pixels of a canvas."""
@@ -435,10 +456,10 @@ def check_map_page(chromium, path: Path) -> None:
         pictures.add(visit.shown("map"))
         assert page.locator("#legend").inner_text().strip()
     assert len(pictures) == 8
-    told = reading.inner_text()
-    assert "Phase" in told and "Correlation" in told
+    shown = reading.inner_text()
+    assert "Phase" in shown and "Correlation" in shown
     assert text.inner_text()
-    assert visit.quiet(), (visit.asked, visit.complaints)
+    assert visit.quiet(), (visit.requested, visit.complaints)
 
 
 def check_every_page(chromium, html: Path, which: str = "**/*.html") -> None:
@@ -454,7 +475,7 @@ def check_every_page(chromium, html: Path, which: str = "**/*.html") -> None:
             visit.page.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
             found = [(v["id"], [node["html"][:200] for node in v["nodes"]]) for v in axe.run(visit.page).response["violations"]]
             assert not found, (path.name, width, scheme)
-            assert visit.quiet(), (path.name, visit.asked, visit.complaints)
+            assert visit.quiet(), (path.name, visit.requested, visit.complaints)
             visit.page.context.close()
 
 
@@ -472,7 +493,7 @@ def test_the_map_is_explored_without_a_kernel(made):
 
 
 @needs_chromium
-def test_code_is_folded_until_it_is_asked_for(made):
+def test_code_is_folded_until_a_button_shows_it(made):
     with browser() as chromium:
         page = Visit(chromium, made.html / "A" / "03_haadf_surface.html").page
         code = page.locator("details.code pre").first
@@ -518,7 +539,7 @@ def test_a_scan_of_one_line_and_a_map_without_patterns(tmp_path):
 def test_share_says_what_is_older_than_the_data(changed, capsys):
     with open(changed.data / "B" / "sample.yaml", "a") as file:
         file.write("# changed\n")
-    assert pages.share.tell(pages.share.share_pages, changed.results, changed.data) == 0
+    assert pages.share.report(pages.share.share_pages, changed.results, changed.data) == 0
     assert re.fullmatch(r"\S*share/workbook\.zip \(\d+\.\d MB\)\n", capsys.readouterr().out)
     with zipfile.ZipFile(changed.results / "share" / "workbook.zip") as zipped:
         assert len(zipped.namelist()) >= 16 and not any(".hashes" in name for name in zipped.namelist())
@@ -546,7 +567,7 @@ def test_the_comparison_as_pdf(changed):
 def test_without_chromium_there_is_one_line(changed, monkeypatch, capsys):
     monkeypatch.setenv("CHROMIUM", "/nowhere/chromium")
     assert pages.share.find_chromium() is None
-    assert pages.share.tell(pages.share.print_comparison, changed.results) == 1
+    assert pages.share.report(pages.share.print_comparison, changed.results) == 1
     assert capsys.readouterr().out == "a PDF needs Chromium or Chrome: install one, or name its program in CHROMIUM\n"
     with pytest.raises(helpers.ResultError, match="run `make run` first"):
         pages.share.share_pages(changed.data)

@@ -1,6 +1,6 @@
 """What all explorers share: a figure that answers mouse and keys, its controls, and a box that keeps a choice made by hand.
 
-An explorer is a view of results of the library in JupyterLab. It computes nothing of its own: where a choice needs another computation, it
+An explorer is a view of results of the library in JupyterLab. It computes nothing: where a choice needs another computation, it
 calls the function that made the result, in a thread (`BackgroundWork`). It opens no pyplot figure, so that a notebook's figures and an
 explorer do not share state: the ipympl canvas is made directly. What becomes of a choice is up to the caller (`HandChoices`).
 """
@@ -57,7 +57,7 @@ class HandChoices:
     kept: str = ""
 
 
-#: JupyterLab handles arrows and letters as commands of its own before a control that has the focus, unless that very element carries an
+#: JupyterLab handles arrows and letters as its commands before a control that has the focus, unless that very element carries an
 #: attribute; sliders have no name for a screen reader.
 CONTROLS_KEEP_KEYS = """window.explorersKeepKeys ||= (document.addEventListener("focusin", event => {
   const control = event.target.closest(".explorer .jupyter-widgets");
