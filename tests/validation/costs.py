@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ def cost_of_a_pattern(costs: pd.DataFrame) -> PatternCost:
 def on_paper(cost: PatternCost, side: int = 4096, nodes: int = 10, cores_a_node: int = 16) -> dict[str, Any]:
     """What ``side`` × ``side`` patterns of 144 × 144 would take on a cluster where every core is as fast as here and none waits."""
     patterns = side**2
-    paper = {"shape": [side, side], "nodes": nodes, "cores_a_node": cores_a_node, "patterns": patterns}
+    paper: dict[str, Any] = {"shape": [side, side], "nodes": nodes, "cores_a_node": cores_a_node, "patterns": patterns}
     paper |= {
         "core_seconds_a_pattern": cost.seconds * cost.cores,
         "hours": cost.seconds * cost.cores * patterns / (nodes * cores_a_node) / 3600,
@@ -227,7 +228,7 @@ def _print_scaling(plan: dict[str, list]) -> None:
         _print_line("orientations", *matching.cost(_SIDE, step_deg=step_deg))
     emphase.drift.register_stack(frames[:8])
     for n in plan["frames"]:
-        _print_line("frames", n, *_measured(lambda n=n: emphase.drift.register_stack(frames[:n])), 0, 0)
+        _print_line("frames", n, *_measured(partial(emphase.drift.register_stack, frames[:n])), 0, 0)
 
 
 def _print_large_scan() -> None:
@@ -272,10 +273,13 @@ def _print_line(*values: Any) -> None:
 
 def main(part: str, *arguments: str) -> None:
     """Run one of the parts that the module's docstring names."""
-    if part == "scaling":
-        _print_scaling(json.loads(arguments[0]))
-    else:
-        {"large-scan": _print_large_scan, "large-stack": _save_large_stack, "large-drift": _print_large_drift}[part](*arguments)
+    programs: dict[str, Callable[..., None]] = {
+        "scaling": lambda plan: _print_scaling(json.loads(plan)),
+        "large-scan": _print_large_scan,
+        "large-stack": _save_large_stack,
+        "large-drift": _print_large_drift,
+    }
+    programs[part](*arguments)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pandas as pd
 
 import emphase
 import helpers
+from emphase.simulate import InterfaceScene
 
 LAYERS = ("rocksalt", "spinel", "la2zr2o7", "lanio3", "li2co3", "amorphous", "none")
 LLZO_ZONES = ((1, 1, 1), (1, 0, 0), (1, 1, 0), (2, 1, 1))
@@ -25,21 +26,19 @@ def _crystals() -> list[Any]:
     return [helpers.phase_crystal(name) for name in helpers.INTERFACE_PHASES]
 
 
-def _simulate(
-    rng: np.random.Generator, side_px: int, scene: emphase.simulate.InterfaceScene, **options: Any
-) -> tuple[np.ndarray, dict[str, Any]]:
+def _simulate(rng: np.random.Generator, side_px: int, scene: InterfaceScene, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """A simulated image of side × side pixels, and its truth."""
     crystals = {crystal.name: crystal for crystal in _crystals()}
     return emphase.simulate.interface_image(rng, crystals, scene, (side_px, side_px), PIXEL_NM, **options)
 
 
-def _draw_conditions(rng: np.random.Generator, phase: str) -> tuple[emphase.simulate.InterfaceScene, dict[str, float]]:
+def _draw_conditions(rng: np.random.Generator, phase: str) -> tuple[InterfaceScene, dict[str, float]]:
     """Scene with a layer of this phase, and electrons, pixel size and amorphous film of an image, at random."""
     layer_nm = float(rng.uniform(2, 6))
     zones = ((1, 0, 0), (1, 1, 0), LLZO_ZONES[int(rng.integers(4))])
     options = {"counts": float(np.exp(rng.uniform(np.log(40), np.log(300)))), "pixel_size_error": float(rng.uniform(-0.03, 0.03))}
     roughness_nm = float(rng.uniform(0.1, 0.5))
-    scene = emphase.simulate.InterfaceScene(helpers.INTERFACE_SIDES, phase, layer_nm, zones, roughness_nm)
+    scene = InterfaceScene(helpers.INTERFACE_SIDES, phase, layer_nm, zones, roughness_nm)
     return scene, options | {"amorphous": float(rng.uniform(0.5, 1.5))}
 
 
@@ -103,7 +102,7 @@ def by_layer(rows: pd.DataFrame) -> pd.DataFrame:
 
 def seconds_of_large_image(seed: int) -> float:
     """Seconds that the phases of an image of 2048 × 2048 take."""
-    image, _ = _simulate(np.random.default_rng(seed), 2048, emphase.simulate.InterfaceScene(helpers.INTERFACE_SIDES))
+    image, _ = _simulate(np.random.default_rng(seed), 2048, InterfaceScene(helpers.INTERFACE_SIDES))
     started = time.monotonic()
     find_phases(np.random.default_rng(seed), image)
     return time.monotonic() - started

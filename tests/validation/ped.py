@@ -18,11 +18,12 @@ import pandas as pd
 
 import emphase
 import helpers
+from emphase.ped import Optics
 
 PHASES = ("layered", "spinel", "rocksalt", "llzo")
 NCM = (0, 1, 2)  # numbers of the phases of the cathode
 GIVEN_SCALE_INVA_PER_PX = 0.02178  # what the chain is given; the truth is off by `scale_off`
-OPTICS = emphase.ped.Optics(GIVEN_SCALE_INVA_PER_PX, beam_energy_keV=200.0, precession_deg=0.5, max_g_invA=1.5)
+OPTICS = Optics(GIVEN_SCALE_INVA_PER_PX, beam_energy_keV=200.0, precession_deg=0.5, max_g_invA=1.5)
 HARD = {"antisite": 0.08, "overlap": 0.6}  # of all the scans below: metal on lithium sites, share of a neighbour in a pattern
 
 #: Conditions of the scans: electrons of a pattern, the direct beam included; how far the true scale lies from the given one.
@@ -86,7 +87,7 @@ def calibrate(patterns: np.ndarray, crystals: Sequence[Any], seed: int) -> tuple
     return scan.calibration, scan.banks
 
 
-def template_bank(crystal: Any, optics: emphase.ped.Optics = OPTICS, step_deg: float = 2.0) -> Any:
+def template_bank(crystal: Any, optics: Optics = OPTICS, step_deg: float = 2.0) -> Any:
     """Template bank of a crystal for some optics, zone axes ``step_deg`` apart."""
     return emphase.ped.template_bank(
         crystal,
