@@ -371,6 +371,37 @@ def test_probabilities_follow_from_support_and_from_the_errors_of_shares():
     assert maps["second_phase_id"].item() == 1 and maps["second_share"].item() == 0.4
 
 
+def test_the_first_crystal_of_a_set_is_cheap_and_the_largest_bonus_counts():
+    from emphase.ped import overlap
+
+    candidates = overlap._no_candidates(1)
+    candidates.cost[:3] = overlap.OPTIONS.near_nats, overlap.OPTIONS.far_nats, overlap.OPTIONS.far_nats + 4  # the last one chosen freely
+    candidates.bonus[:3] = 3.0, 0.0, 1.5
+    for members, price in (
+        ([0], 1.5 - 3),
+        ([1], 2),
+        ([2], 2 - 1.5),
+        ([0, 1], 1.5 + 8 - 3),
+        ([1, 2], 2 + 12 - 1.5),
+        ([0, 1, 2], 1.5 + 8 + 12 - 3),
+    ):
+        assert overlap._price(np.array(members), candidates) == price
+
+
+def test_tiles_cover_a_scan_once_and_overlap_by_their_margin(monkeypatch):
+    from emphase.ped import tiles
+
+    monkeypatch.setattr(tiles, "OPTIONS", tiles.TileOptions(side=7, margin=2))
+    covered, number = np.zeros((20, 9), int), np.zeros((20, 9, 1), int)
+    found = tiles._tiles(20, 9).values()
+    for tile in found:
+        covered[tile.core] += 1
+        assert covered[tile.outer][tile.inner].shape == covered[tile.core].shape
+        assert all(o.start == max(0, c.start - 2) for o, c in zip(tile.outer, tile.core, strict=True))
+    assert len(found) > 2 and (covered == 1).all()
+    assert set(tiles._numbered_on(number, [tile.core for tile in found]).ravel()) == set(range(len(found)))
+
+
 def test_same_input_same_result(scan, calibration, banks):
     part = scan[0][:2, :3]
     local = replace(calibration, centre_px=calibration.centre_px[:2, :3])
