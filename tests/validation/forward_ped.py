@@ -186,7 +186,7 @@ def turned_about_beam(found: np.ndarray, true: np.ndarray, operators: np.ndarray
 def find_phases(scan: DynamicalScan, crystals: Sequence[Any], seed: int) -> FoundPhases:
     """What the chain makes of a scan: calibrated, mapped, and mapped again without what neighbours say."""
     calibration, banks = ped.calibrate(scan.patterns, crystals, seed)
-    options = {"seed": seed, "families": helpers.FAMILIES}
+    options: dict[str, Any] = {"seed": seed, "families": helpers.FAMILIES}
     maps, _, _ = emphase.ped.map_scan(scan.patterns, calibration, banks, **options)
     alone, _, _ = emphase.ped.map_scan(scan.patterns, calibration, banks, neighbours=False, **options)
     return FoundPhases(calibration, maps, _rows_of_patterns(scan, maps, alone["phase_id"], banks))

@@ -89,15 +89,9 @@ def calibrate(patterns: np.ndarray, crystals: Sequence[Any], seed: int) -> tuple
 
 def template_bank(crystal: Any, optics: Optics = OPTICS, step_deg: float = 2.0) -> Any:
     """Template bank of a crystal for some optics, zone axes ``step_deg`` apart."""
-    return emphase.ped.template_bank(
-        crystal,
-        max_g_invA=optics.max_g_invA,
-        beam_energy_keV=optics.beam_energy_keV,
-        precession_deg=optics.precession_deg,
-        excitation_width_invA=optics.excitation_width_invA,
-        step_deg=step_deg,
-        cache=helpers.BANK_CACHE,
-    )
+    options: dict[str, Any] = optics._asdict()
+    del options["scale_invA_per_px"]
+    return emphase.ped.template_bank(crystal, step_deg=step_deg, cache=helpers.BANK_CACHE, **options)
 
 
 def map_phases(patterns: np.ndarray, calibration: Any, banks: list[Any], seed: int) -> tuple[dict[str, np.ndarray], float]:
