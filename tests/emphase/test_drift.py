@@ -144,7 +144,7 @@ def test_noise_is_refused_whatever_its_seed(counts, seed):
 @pytest.mark.parametrize("moves", [False, True])
 def test_motion_within_frames_is_told_from_none(moves):
     rng = np.random.default_rng(21 + moves)
-    frames, _ = study.cryo_stack(rng, 24, counts_per_px=4.0, drift_px=0.8, moves_within_frame=moves)
+    frames, _ = study.cryo_stack(rng, 24, counts_per_px=4.0, drift_px=0.8, within_frame=moves)
     motion = emphase.drift.motion_within_frames(frames, emphase.drift.register_stack(frames))
     assert abs(motion["share_of_drift"] - moves) < 4 * motion["share_of_drift_sigma"]
     assert motion["line_jitter_px"] == [None, None]

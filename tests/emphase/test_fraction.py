@@ -252,7 +252,7 @@ def test_fraction_of_a_simulated_scan_against_truth(rocksalt, seed):
     """The whole chain of 07 on 28 x 28 patterns: near the truth, covered; and what is not there is not detected."""
     crystals = [helpers.phase_crystal(p) for p in PHASES]
     patterns, truth = emphase.simulate.ped_scan(
-        np.random.default_rng(seed), crystals, (28, 28), rocksalt_fraction=rocksalt, spinel_fraction=0.06, electrons=5000, n_grains=7
+        np.random.default_rng(seed), crystals, (28, 28), emphase.simulate.PedScene(rocksalt, 0.06, n_grains=7), electrons=5000
     )
     optics = {"beam_energy_keV": 200.0, "precession_deg": 0.5, "excitation_width_invA": 0.001}
     banks = [emphase.ped.template_bank(c, max_g_invA=1.5, **optics) for c in crystals]

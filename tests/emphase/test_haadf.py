@@ -99,7 +99,9 @@ CASES = [
 @pytest.mark.parametrize(("kind", "layer_nm", "rotation_deg", "counts"), CASES)
 def test_thickness_kind_and_pixel_size_of_simulated_layers(kind, layer_nm, rotation_deg, counts):
     rng = np.random.default_rng(int(abs(rotation_deg) * 7 + counts))
-    image, truth = emphase.simulate.haadf_image(rng, (448, 448), 0.0125, layer_nm, kind, rotation_deg, counts, antisite=0.06)
+    image, truth = emphase.simulate.haadf_image(
+        rng, (448, 448), 0.0125, layer_nm, kind, rotation_deg, counts, conditions=emphase.simulate.HaadfConditions(antisite=0.06)
+    )
     image = np.rot90(image, int(rng.integers(4)))
     lattice, layer = measured(image, 0.0125)
     assert layer.kind == truth["kind"]
@@ -306,7 +308,9 @@ def test_recorded_cryo_image_has_its_columns_found():
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    return emphase.simulate.haadf_image(np.random.default_rng(2), (320, 320), layer_nm=1.0, pixel_size_error=0.0)[0]
+    return emphase.simulate.haadf_image(
+        np.random.default_rng(2), (320, 320), layer_nm=1.0, conditions=emphase.simulate.HaadfConditions(pixel_size_error=0.0)
+    )[0]
 
 
 def test_noise_is_no_lattice():
@@ -342,19 +346,25 @@ def test_flat_small_stacked_and_nan_images_are_refused(bad):
 
 
 def test_no_vacuum_means_no_thickness():
-    image, _ = emphase.simulate.haadf_image(np.random.default_rng(4), (320, 420), layer_nm=1.0, vacuum_share=0.1)
+    image, _ = emphase.simulate.haadf_image(
+        np.random.default_rng(4), (320, 420), layer_nm=1.0, conditions=emphase.simulate.HaadfConditions(vacuum_share=0.1)
+    )
     with pytest.raises(emphase.EmphaseError, match="no vacuum"):
         measured(image[:, 170:], 0.0125)
 
 
 def test_a_layer_that_fills_the_image_leaves_no_bulk_to_measure_from():
-    image, _ = emphase.simulate.haadf_image(np.random.default_rng(4), (320, 320), layer_nm=2.5, kind="spinel", vacuum_share=0.2)
+    image, _ = emphase.simulate.haadf_image(
+        np.random.default_rng(4), (320, 320), layer_nm=2.5, kind="spinel", conditions=emphase.simulate.HaadfConditions(vacuum_share=0.2)
+    )
     with pytest.raises(emphase.EmphaseError, match=r"no layered bulk|does not show layered"):
         measured(image[:, :200], 0.0125)
 
 
 def test_a_bright_contamination_is_not_taken_for_a_grain():
-    image, truth = emphase.simulate.haadf_image(np.random.default_rng(14), (512, 512), layer_nm=1.4, kind="rocksalt", vacuum_share=0.4)
+    image, truth = emphase.simulate.haadf_image(
+        np.random.default_rng(14), (512, 512), layer_nm=1.4, kind="rocksalt", conditions=emphase.simulate.HaadfConditions(vacuum_share=0.4)
+    )
     rng = np.random.default_rng(0)
     edge = np.argmax(image[:, :400].cumsum(axis=1) > 0.02 * image.sum(axis=1, keepdims=True), axis=1).mean()
     x = np.arange(image.shape[1])
@@ -364,8 +374,12 @@ def test_a_bright_contamination_is_not_taken_for_a_grain():
 
 
 def test_another_grain_is_not_taken_for_vacuum():
-    one, _ = emphase.simulate.haadf_image(np.random.default_rng(4), (320, 320), kind="none", rotation_deg=10, vacuum_share=-0.5)
-    other, _ = emphase.simulate.haadf_image(np.random.default_rng(5), (320, 320), kind="none", rotation_deg=47, vacuum_share=-0.5)
+    one, _ = emphase.simulate.haadf_image(
+        np.random.default_rng(4), (320, 320), kind="none", rotation_deg=10, conditions=emphase.simulate.HaadfConditions(vacuum_share=-0.5)
+    )
+    other, _ = emphase.simulate.haadf_image(
+        np.random.default_rng(5), (320, 320), kind="none", rotation_deg=47, conditions=emphase.simulate.HaadfConditions(vacuum_share=-0.5)
+    )
     with pytest.raises(emphase.EmphaseError, match="several grains"):
         measured(np.hstack([other[:, :110], one[:, 110:]]), 0.0125)
     out_of_zone = np.random.default_rng(6).poisson(one.mean(), (320, 110))
@@ -375,10 +389,16 @@ def test_another_grain_is_not_taken_for_vacuum():
 
 @pytest.mark.parametrize("side", ["beside", "behind"])
 def test_several_grains_are_said(side):
-    one, _ = emphase.simulate.haadf_image(np.random.default_rng(4), layer_nm=2, kind="rocksalt", rotation_deg=10, pixel_size_error=0.0)
+    one, _ = emphase.simulate.haadf_image(
+        np.random.default_rng(4),
+        layer_nm=2,
+        kind="rocksalt",
+        rotation_deg=10,
+        conditions=emphase.simulate.HaadfConditions(pixel_size_error=0.0),
+    )
     vacuum = 0.22 if side == "beside" else -0.5
     other, _ = emphase.simulate.haadf_image(
-        np.random.default_rng(5), kind="none", rotation_deg=57, vacuum_share=vacuum, pixel_size_error=0.0
+        np.random.default_rng(5), kind="none", rotation_deg=57, conditions=emphase.simulate.HaadfConditions(0.0, vacuum)
     )
     rows, columns = np.indices(one.shape)
     image = np.where(rows > 300 if side == "beside" else columns > 330, other, one)

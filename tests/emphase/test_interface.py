@@ -58,7 +58,7 @@ def test_peaks_are_found_at_sub_pixel_precision():
 def test_the_layer_its_phase_its_width_and_the_pixel(phase, zone, seed):
     rng = np.random.default_rng(seed)
     image, truth = study.interface_image(
-        rng, (680, 680), PIXEL_NM, 3.5, phase, layer_zone=zone, counts=60, pixel_size_error=-0.02, roughness_nm=0.2
+        rng, (680, 680), PIXEL_NM, 3.5, phase, zones=((1, 0, 0), zone, (1, 1, 1)), counts=60, pixel_size_error=-0.02, roughness_nm=0.2
     )
     result = analyse(image)
     right, ambiguous = compare(result, truth)
@@ -71,7 +71,7 @@ def test_the_layer_its_phase_its_width_and_the_pixel(phase, zone, seed):
 
 
 def test_no_layer_is_invented_and_each_side_keeps_to_its_own_phase():
-    image, truth = study.interface_image(np.random.default_rng(23), (600, 600), PIXEL_NM, interface_phase="none", counts=60)
+    image, truth = study.interface_image(np.random.default_rng(23), (600, 600), PIXEL_NM, phase="none", counts=60)
     result = analyse(image)
     assert result.interface_phase == "none"
     assert "no layer" in " ".join(result.statements)
@@ -100,7 +100,7 @@ def test_a_thin_layer_on_the_lattice_of_the_cathode_is_named():
 
 
 def test_posteriors_of_windows_and_zone_axes():
-    image, truth = study.interface_image(np.random.default_rng(32), (500, 700), PIXEL_NM, interface_phase="none", counts=100)
+    image, truth = study.interface_image(np.random.default_rng(32), (500, 700), PIXEL_NM, phase="none", counts=100)
     result = analyse(image)
     assert len(result.window_posteriors) == len(result.owner)
     for posterior in result.window_posteriors:
@@ -113,7 +113,7 @@ def test_posteriors_of_windows_and_zone_axes():
 
 
 def test_one_phase_alone_has_no_interface():
-    image, _ = study.interface_image(np.random.default_rng(24), (340, 1200), PIXEL_NM, interface_phase="none", counts=60)
+    image, _ = study.interface_image(np.random.default_rng(24), (340, 1200), PIXEL_NM, phase="none", counts=60)
     result = analyse(image[:, :400])
     assert result.map.area_fractions()["layered"] > 0.75
     assert result.map.area_fractions()["llzo"] == 0
@@ -147,7 +147,7 @@ def test_noise_alone_holds_no_lattice():
 
 
 def test_another_scale_is_not_explained_by_force():
-    image, _ = study.interface_image(np.random.default_rng(27), (500, 500), PIXEL_NM, interface_phase="none", counts=100)
+    image, _ = study.interface_image(np.random.default_rng(27), (500, 500), PIXEL_NM, phase="none", counts=100)
     result = analyse(image, 0.026)
     assert result.map.area_fractions()["layered"] < 0.1
     assert result.map.area_fractions()["llzo"] < 0.1

@@ -38,7 +38,7 @@ def tiny_sample(folder: Path) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(5)
     crystals = [helpers.phase_crystal(p) for p in ("layered", "spinel", "rocksalt", "llzo")]
-    patterns, _ = emphase.simulate.ped_scan(rng, crystals, (8, 8), rocksalt_fraction=0.2, n_grains=4)
+    patterns, _ = emphase.simulate.ped_scan(rng, crystals, (8, 8), emphase.simulate.PedScene(0.2, n_grains=4))
     write(folder / "ped.hspy", patterns, 0.02178, "1/angstrom")
     write(folder / "stack.hspy", study.cryo_stack(rng, 8, (128, 128), 4.0)[0], 0.045, "nm")
     write(folder / "haadf.tif", emphase.simulate.haadf_image(rng, (384, 384), layer_nm=1.5)[0], 0.0125, "nm")

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Smooth random fields: white Gaussian noise through a Gaussian filter, standardised. What is uneven in a specimen follows them."""
 
 from __future__ import annotations
 

@@ -1,15 +1,91 @@
-"""TODO."""
+"""Precession electron diffraction scans of a composite of a layered oxide, its spinel and rocksalt, and another solid.
+
+A map of phases and grains is drawn: the other solid on one side, pores, grains by nearest seed, rocksalt and spinel growing inwards from
+the surfaces of the oxide on its lattice. A pattern holds the crystals of its place, with intensities of two-beam dynamical theory
+(Hirsch et al., *Electron Microscopy of Thin Crystals*, 1965) averaged over the precession cone (Vincent & Midgley, Ultramicroscopy 53
+(1994) 271) and a spread of thickness, so they are not those of a kinematical template bank. Discs lie on an inelastic background; the
+direct beam wanders over the camera with the scan; counts are Poisson.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..crystals import Crystal, Reflections, electron_wavelength_A, reflections
 from ..ped.families import orientation_relations
 from ..ped.templates import excitation_error
+
+
+@dataclass(frozen=True)
+class PedScene:
+    """The composite that is scanned."""
+
+    #: Shares of the area of the oxide (layered, spinel, rocksalt) that have transformed.
+    rocksalt_fraction: float = 0.15
+    spinel_fraction: float = 0.05
+    #: Grains of the oxide, and as many of the other solid.
+    n_grains: int = 10
+    #: Mean thickness; it varies by 15 % from pattern to pattern.
+    thickness_nm: float = 60.0
+    #: Share of metal in the lithium layers of the layered oxide.
+    antisite: float = 0.05
+    #: Share up to which a pattern next to another grain or phase holds it.
+    overlap: float = 0.5
+    #: Bend of the lattice within a grain (standard deviation).
+    bend_deg: float = 0.3
+
+
+@dataclass(frozen=True)
+class PedRecording:
+    """The microscope and the camera."""
+
+    beam_energy_keV: float = 200.0
+    precession_deg: float = 0.5
+    #: Pixels along each side of the camera.
+    detector: int = 144
+    #: Pixels that read 30 to 120 counts in every pattern.
+    hot_pixels: int = 4
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is the same in every scan."""
+
+    other_above: float = 0.75  # quantile of the scan's area: the rest is the other solid
+    pore_above: float = 0.93  # the rest is pores
+    free_share: float = 0.15  # of the grains have rocksalt that is not on the lattice of the oxide
+    spot_radius_px: float = 1.8  # of a disc
+    cone_steps: int = 16  # azimuths of the precession
+    thickness_spread: tuple[float, ...] = (0.9, 1.0, 1.1)  # within a pattern, of its thickness
+    thickness_scatter: float = 0.15  # from pattern to pattern
+    excitation_margin_invA: float = 0.012  # beyond the cone, where a thin crystal still diffracts
+    least_intensity: float = 5e-5  # of a spot, of the beam
+    inelastic_share: tuple[float, float] = (0.4, 0.25)  # of the beam, in a crystal and in a pore
+    least_direct: float = 0.2  # of the beam, where theory without multiple scattering diffracts more than there is
+
+
+_MODEL = _Model()
+
+
+class _Diffracting(NamedTuple):
+    """The crystals as they diffract: reflections and amplitudes of each, half-angle of the cone in degrees, wavelength in Å."""
+
+    reflected: list[Reflections]
+    amplitudes: list[np.ndarray]
+    precession_deg: float
+    wavelength_A: float
+
+
+def _diffracting(crystals: list[Crystal], max_g_invA: float, antisite: float, recording: PedRecording) -> _Diffracting:
+    """Amplitudes of all crystals up to a length of g; antisite disorder weakens the reflections of odd l of the first, the layered one."""
+    reflected = [reflections(c, max_g_invA, 1e-3) for c in crystals]
+    amplitudes = [np.sqrt(r.intensity) for r in reflected]
+    amplitudes[0] = amplitudes[0] * np.where(reflected[0].hkl[:, 2] % 2 != 0, 1 - 2 * antisite, 1.0)
+    return _Diffracting(reflected, amplitudes, recording.precession_deg, electron_wavelength_A(recording.beam_energy_keV))
 
 
 def _two_beam_intensity(structure_factor_invA2: np.ndarray, s: np.ndarray, thickness_A: float, wavelength_A: float) -> np.ndarray:
@@ -20,60 +96,60 @@ def _two_beam_intensity(structure_factor_invA2: np.ndarray, s: np.ndarray, thick
 
 
 def _precessed_spots(
-    reflected: Reflections,
-    amplitude: np.ndarray,
-    rotation: np.ndarray,
-    thicknesses_A: np.ndarray,
-    precession_deg: float,
-    wavelength_A: float,
+    diffracting: _Diffracting, phase: int, rotation: np.ndarray, thicknesses_A: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions g (n, 2) (x, y) and intensities (n,) of a precessed pattern, averaged over the cone and a spread of thickness."""
-    g = reflected.g @ rotation
+    g, wavelength = diffracting.reflected[phase].g @ rotation, diffracting.wavelength_A
     length = np.linalg.norm(g, axis=1)
-    cone = math.radians(precession_deg)
-    s = excitation_error(g, wavelength_A)
-    near = np.abs(s) < length * cone + 0.012
-    g, s, amplitude = g[near], s[near], amplitude[near]
-    turn = np.arange(16) * 2 * np.pi / 16
+    cone = math.radians(diffracting.precession_deg)
+    s = excitation_error(g, wavelength)
+    near = np.abs(s) < length * cone + _MODEL.excitation_margin_invA
+    g, s, amplitude = g[near], s[near], diffracting.amplitudes[phase][near]
+    turn = np.arange(_MODEL.cone_steps) * 2 * np.pi / _MODEL.cone_steps
     tilted = s[:, None] - cone * (g[:, :1] * np.cos(turn) + g[:, 1:2] * np.sin(turn))
-    intensity = np.mean([_two_beam_intensity(amplitude[:, None], tilted, t, wavelength_A).mean(axis=1) for t in thicknesses_A], axis=0)
-    bright = intensity > 5e-5
+    intensity = np.mean([_two_beam_intensity(amplitude[:, None], tilted, t, wavelength).mean(axis=1) for t in thicknesses_A], axis=0)
+    bright = intensity > _MODEL.least_intensity
     return g[bright, :2], intensity[bright]
 
 
-def _simulate_phase_map(
-    rng: np.random.Generator, shape: tuple[int, int], rocksalt_fraction: float, spinel_fraction: float, n_grains: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], width: float) -> np.ndarray:
+    """Gaussian noise of unit variance, smooth over a share of the shorter side."""
+    from scipy import ndimage
+
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape), width * min(shape), mode="reflect")
+    return noise / noise.std()
+
+
+def _growth_order(rng: np.random.Generator, oxide: np.ndarray, grain: np.ndarray) -> np.ndarray:
+    """Flat indices of patterns in the order in which they transform: from surfaces, later from grain boundaries, with an uneven front."""
+    from scipy import ndimage
+
+    boundary = np.zeros(oxide.shape, bool)
+    boundary[:-1] |= grain[:-1] != grain[1:]
+    boundary[:, :-1] |= grain[:, :-1] != grain[:, 1:]
+    depth = np.minimum(ndimage.distance_transform_edt(oxide), 2 + 1.5 * ndimage.distance_transform_edt(~boundary))
+    depth = np.where(oxide, depth * np.exp(0.4 * _smooth_field(rng, oxide.shape, 0.08)), np.inf)
+    return np.argsort(depth, axis=None, kind="stable")
+
+
+def _simulate_phase_map(rng: np.random.Generator, shape: tuple[int, int], scene: PedScene) -> tuple[np.ndarray, np.ndarray]:
     """Phase (0 layered, 1 spinel, 2 rocksalt, 3 another solid, -1 pore) and grain of every pattern of a composite.
 
     Rocksalt, and under it spinel, grow inwards from the oxide's surfaces (the other solid, pores) and less from its
     grain boundaries, with an uneven front, until they take their share of the oxide's area.
     """
-    from scipy import ndimage
-
-    nx = shape[1]
-
-    def smooth(width: float) -> np.ndarray:
-        noise = ndimage.gaussian_filter(rng.standard_normal(shape), width * min(shape), mode="reflect")
-        return noise / noise.std()
-
-    field = smooth(0.15) + np.linspace(-1.2, 1.2, nx)
-    other = field > np.quantile(field, 0.75)
-    holes = smooth(0.06)
-    pore = holes > np.quantile(holes, 0.93)
-    seeds = rng.uniform(0, 1, (n_grains, 2)) * shape
+    field = _smooth_field(rng, shape, 0.15) + np.linspace(-1.2, 1.2, shape[1])
+    other = field > np.quantile(field, _MODEL.other_above)
+    holes = _smooth_field(rng, shape, 0.06)
+    pore = holes > np.quantile(holes, _MODEL.pore_above)
+    seeds = rng.uniform(0, 1, (scene.n_grains, 2)) * shape
     yy, xx = np.indices(shape)
     grain = np.argmin((yy[..., None] - seeds[:, 0]) ** 2 + (xx[..., None] - seeds[:, 1]) ** 2, axis=-1)
-    grain[other] += n_grains
-    boundary = np.zeros(shape, bool)
-    boundary[:-1] |= grain[:-1] != grain[1:]
-    boundary[:, :-1] |= grain[:, :-1] != grain[:, 1:]
+    grain[other] += scene.n_grains
     oxide = ~(other | pore)
-    depth = np.minimum(ndimage.distance_transform_edt(oxide), 2 + 1.5 * ndimage.distance_transform_edt(~boundary))
-    depth = np.where(oxide, depth * np.exp(0.4 * smooth(0.08)), np.inf)
     phase = np.where(pore, -1, np.where(other, 3, 0))
-    order = np.argsort(depth, axis=None, kind="stable")
-    n_rocksalt, n_spinel = round(rocksalt_fraction * oxide.sum()), round(spinel_fraction * oxide.sum())
+    order = _growth_order(rng, oxide, grain)
+    n_rocksalt, n_spinel = round(scene.rocksalt_fraction * oxide.sum()), round(scene.spinel_fraction * oxide.sum())
     phase.flat[order[:n_rocksalt]] = 2
     phase.flat[order[n_rocksalt : n_rocksalt + n_spinel]] = 1
     return phase, grain
@@ -88,7 +164,7 @@ def _simulate_rotations(
     n = int(grain.max()) + 1
     of_grain = Rotation.random(n, rng=rng).as_matrix()
     free = Rotation.random(n, rng=rng).as_matrix()
-    is_free = rng.random(n) < 0.15
+    is_free = rng.random(n) < _MODEL.free_share
     to_cubic = orientation_relations(crystals[0], crystals[2])[0]
     bend = Rotation.from_rotvec(rng.normal(0, math.radians(bend_deg) / math.sqrt(3), (phase.size, 3))).as_matrix()
     rotation = np.empty((*phase.shape, 3, 3))
@@ -131,7 +207,7 @@ def _diffracted_image(
     """Shares of the beam (ky, kx) in the spots of a pattern: of every crystal its share, places g (n, 2) and intensities (n,)."""
     image = np.zeros((detector, detector))
     for share, g, intensity in crystals:
-        _add_spots(image, g / scale_invA_per_px + centre[::-1], share * intensity, 1.8)
+        _add_spots(image, g / scale_invA_per_px + centre[::-1], share * intensity, _MODEL.spot_radius_px)
     return image
 
 
@@ -149,66 +225,69 @@ def _counted_pattern(
     r = np.hypot(yy - centre[0], xx - centre[1])
     inelastic = 0.6 * np.exp(-r / 14) / (2 * np.pi * 14**2) + 0.4 * np.exp(-r / 30) / (2 * np.pi * 30**2)
     direct = np.exp(-0.5 * (r / 1.5) ** 2) / (2 * np.pi * 1.5**2)
-    scattered = 0.4 if crystalline else 0.25
-    return rng.poisson(electrons * (diffracted + scattered * inelastic + max(0.2, 1 - scattered - total) * direct))
+    scattered = _MODEL.inelastic_share[0 if crystalline else 1]
+    return rng.poisson(electrons * (diffracted + scattered * inelastic + max(_MODEL.least_direct, 1 - scattered - total) * direct))
 
 
 def ped_scan(
     rng: np.random.Generator,
     crystals: list[Crystal],
     shape: tuple[int, int] = (32, 32),
+    scene: PedScene = PedScene(),
     *,
-    rocksalt_fraction: float = 0.15,
-    spinel_fraction: float = 0.05,
     electrons: float = 8000,
-    detector: int = 144,
     scale_invA_per_px: float = 0.02178,
-    precession_deg: float = 0.5,
-    beam_energy_keV: float = 200,
-    thickness_nm: float = 60,
-    antisite: float = 0.05,
-    overlap: float = 0.5,
-    bend_deg: float = 0.3,
-    hot_pixels: int = 4,
-    n_grains: int = 10,
+    recording: PedRecording = PedRecording(),
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """A PED scan of a composite of a layered oxide and another solid, with its truth.
+    """PED scan of a composite of a layered oxide and another solid, and its truth.
 
-    ``crystals`` are the layered oxide, spinel, rocksalt and the other solid in this order. The intensities are those
-    of two-beam dynamical theory averaged over the precession cone and a spread of thickness,
-    not those of a template bank; antisite disorder weakens the layered reflections of odd l;
-    a pattern next to another grain or phase holds up to ``overlap`` of it; the beam wanders
-    over the camera with the scan (descan); ``electrons`` a pattern are counted (Poisson) with
-    an inelastic background, saturating at 255.
+    Parameters
+    ----------
+    rng
+        All that is random is drawn from it.
+    crystals
+        The layered oxide, spinel, rocksalt and the other solid in this order.
+    shape
+        Patterns (ny, nx) of the scan.
+    scene
+        The composite.
+    electrons
+        Of a pattern, the direct beam included.
+    scale_invA_per_px
+        1/Å of a pixel of the camera.
+    recording
+        The microscope and the camera.
 
     Returns
     -------
-    Patterns (ny, nx, ky, kx) uint8 and a dict with ``phase`` (ny, nx; -1 pore), ``grain``,
-    ``rotation`` (ny, nx, 3, 3; sample to crystal), ``centre_px`` (ny, nx, 2), and the true
-    ``rocksalt_fraction`` and ``spinel_fraction`` of the oxide's area.
+    patterns : ndarray of uint8
+        (ny, nx, ky, kx); counts saturate at 255.
+    truth : dict
+        ``phase`` (ny, nx; -1 pore), ``grain``, ``rotation`` (ny, nx, 3, 3; sample to crystal), ``centre_px`` (ny, nx, 2), and the true
+        ``rocksalt_fraction`` and ``spinel_fraction`` of the oxide's area.
+
+    Notes
+    -----
+    The intensities are those of two-beam dynamical theory averaged over the precession cone and a spread of thickness, not those of a
+    template bank; antisite disorder weakens the layered reflections of odd l; a pattern next to another grain or phase holds up to
+    ``scene.overlap`` of it; the beam wanders over the camera with the scan (descan); the electrons of a pattern are counted (Poisson) with
+    an inelastic background.
     """
-    wavelength = electron_wavelength_A(beam_energy_keV)
-    corner = detector / math.sqrt(2) * scale_invA_per_px
-    reflected = [reflections(c, corner, 1e-3) for c in crystals]
-    amplitudes = [np.sqrt(r.intensity) for r in reflected]
-    amplitudes[0] = amplitudes[0] * np.where(reflected[0].hkl[:, 2] % 2 != 0, 1 - 2 * antisite, 1.0)
-    phase, grain = _simulate_phase_map(rng, shape, rocksalt_fraction, spinel_fraction, n_grains)
-    rotation = _simulate_rotations(rng, phase, grain, crystals, bend_deg)
+    detector = recording.detector
+    diffracting = _diffracting(crystals, detector / math.sqrt(2) * scale_invA_per_px, scene.antisite, recording)
+    phase, grain = _simulate_phase_map(rng, shape, scene)
+    rotation = _simulate_rotations(rng, phase, grain, crystals, scene.bend_deg)
     centre = _descan(shape, detector)
-    hot = rng.integers(0, detector, (hot_pixels, 2))
+    hot = rng.integers(0, detector, (recording.hot_pixels, 2))
     patterns = np.zeros((*shape, detector, detector), np.uint8)
     for place in np.ndindex(shape):
-        parts = _crystals_of_pattern(rng, phase, grain, place, overlap)
-        thickness = 10 * thickness_nm * (1 + 0.15 * rng.standard_normal()) * np.array([0.9, 1, 1.1])
-        spots = []
-        for where, share in parts:
-            p = phase[where]
-            found = _precessed_spots(reflected[p], amplitudes[p], rotation[where], thickness, precession_deg, wavelength)
-            spots.append((share, *found))
+        parts = _crystals_of_pattern(rng, phase, grain, place, scene.overlap)
+        thickness = 10 * scene.thickness_nm * (1 + _MODEL.thickness_scatter * rng.standard_normal()) * np.array(_MODEL.thickness_spread)
+        spots = [(share, *_precessed_spots(diffracting, phase[at], rotation[at], thickness)) for at, share in parts]
         total = sum(share * float(intensity.sum()) for share, _, intensity in spots)
         image = _diffracted_image(detector, spots, centre[place], scale_invA_per_px)
         counts = _counted_pattern(rng, image, total, centre[place], electrons, bool(parts))
-        counts[hot[:, 0], hot[:, 1]] = rng.integers(30, 120, hot_pixels)
+        counts[hot[:, 0], hot[:, 1]] = rng.integers(30, 120, recording.hot_pixels)
         patterns[place] = np.minimum(counts, 255)
     oxide = np.isin(phase, (0, 1, 2))
     truth = {"phase": phase, "grain": grain, "rotation": rotation, "centre_px": centre}
