@@ -34,7 +34,7 @@ class LatticeOptions(NamedTuple):
 
     least_support: float = 3.0  # nats above chance: a pattern with less founds no lattice and joins none
     reach: int = 2  # patterns: the lattices this far about a pattern are offered to it; a thin layer may skip one
-    most_about: int = 12  # different lattices that are counted about a pattern; 25 patterns hardly hold more
+    most_about: int = 12  # different lattices that are counted about a pattern, of 25 patterns at most
     most_lattices: int = 4  # of these are offered: more take the room of other orientations
     most_components: int = 16  # a pattern: four lattices of three phases with a variant, and its own solutions
     least_size: int = 3  # patterns: a smaller lattice is offered to its own patterns only ...
@@ -44,11 +44,11 @@ class LatticeOptions(NamedTuple):
     clear_nats: float = 8.0  # a spot this far above the background must be explained
     least_unexplained: int = 4  # clear spots, which also hold ...
     least_left: float = 0.1  # ... this share of the net counts of all clear spots, call for a second crystal
-    tilt: float = math.radians(0.3)  # first step of the refinement: neighbours on a bent lattice differ by about that
-    levels: int = 3  # of halved steps
+    tilt: float = math.radians(0.3)  # radians, the first step of the refinement about the orientation of a neighbour, ...
+    levels: int = 3  # ... halved in each further level
     same_orientation: float = 0.03  # radians; components of a phase that come nearer than this are one
     above_chance: float = 2.0  # nats that a neighbour's crystal must have above chance to count as agreeing
-    turns: int = 6  # rounds in which the leading components are settled; two or three do in most scans
+    turns: int = 6  # rounds at most in which the leading components are settled
 
 
 OPTIONS = LatticeOptions()

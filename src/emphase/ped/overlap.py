@@ -2,7 +2,7 @@
 
 Where two crystals overlap in the thickness of the lamella, the pattern is their sum, and whichever phase has the most spots would win. So
 sets compete: the evidence of a set (`emphase.ped.evidence`, with the predicted strengths of its members added up in given shares) less
-its price. The price is the prior of an Occam kind: a crystal that a neighbour holds costs 1.5 nats, any other 8 nats, and more where its
+its price. The price is the prior against a further crystal, in nats: one that a neighbour holds costs 1.5, any other 8, and more where its
 orientation was chosen freely for this pattern. All single crystals and all pairs of the likeliest ten are tried, at five shares of the
 second crystal; a third one is tried beside the best pair where that is the best set so far. How large the shares of a chosen set are is
 measured afterwards (`emphase.ped.shares`).
@@ -24,7 +24,7 @@ class OverlapOptions(NamedTuple):
     """Tuning numbers of the choice of sets; a named tuple, which kernels read."""
 
     near_nats: float = 1.5  # price of a crystal that one of the eight neighbours holds
-    far_nats: float = 8.0  # of any other: about what one clear spot earns, so that one spot alone adds no crystal
+    far_nats: float = 8.0  # of any other: about what one clear spot adds to the evidence, so that one spot alone makes no crystal
     first_nats: float = 2.0  # what the cheapest of one or two crystals pays at most: every pattern has a first crystal
     near_share: float = 0.3  # least share with which a neighbour holds a crystal
     likeliest: int = 10  # components of a pattern that are tried: 45 pairs

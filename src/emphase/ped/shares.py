@@ -36,7 +36,7 @@ class ShareOptions(NamedTuple):
     place_px: float = 0.1  # error of a predicted place, px, besides ...
     place_strain: float = 0.002  # ... this share of its distance from the direct beam
     sum_spread: float = 0.3  # the lamella is about as thick here as next to here: shares add up to one within this
-    reweightings: int = 4  # of the least squares; the variances change little after two
+    reweightings: int = 4  # of the least squares, whose variances depend on the weights
     descent_steps: int = 200  # of the coordinate descent, at most
     descent_tolerance: float = 1e-6  # of a weight
     learning_weight: float = 0.2  # from a pattern with less of a crystal its reflections are not learned
