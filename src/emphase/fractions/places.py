@@ -1,4 +1,8 @@
-"""TODO."""
+"""Where a phase lies in a map: its share with the distance from something, layers on boundaries, and lattices in common.
+
+Shares in bins, of distance for instance, have intervals that resample grains and hold the errors of the map (`drawn_counts`); a layer is
+measured as area over the length that it covers.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,33 @@ from .draws import Spread, drawn_counts
 
 
 def share_by_bin(
-    maps: dict[str, np.ndarray], units: np.ndarray, bins: np.ndarray, spread: Spread, among: list[int], *, draws: int = 400, seed: int = 1,
-) -> list[dict[str, Any]]:  # fmt: skip
+    maps: dict[str, np.ndarray],
+    units: np.ndarray,
+    bins: np.ndarray,
+    spread: Spread,
+    among: list[int],
+    *,
+    draws: int = 400,
+    seed: int = 1,
+) -> list[dict[str, Any]]:
     """The share of each of several phases in their common area, bin by bin, with 95 % intervals over resampled units and drawn errors.
 
-    ``units`` (ny, nx) of `resampling_units`, ``bins`` (ny, nx) numbers of bins; -1 is outside of either. Returns for every phase of
-    ``among`` and every bin ``phase``, ``bin``, ``share``, ``ci95`` and ``n_patterns``; bins without a pattern are left out.
+    Parameters
+    ----------
+    maps
+        Maps (ny, nx) of a scan, as for `drawn_counts`.
+    units
+        (ny, nx) numbers of `resampling_units`, -1 outside.
+    bins
+        (ny, nx) numbers of the bins, -1 outside.
+    spread, draws, seed
+        As for `drawn_counts`.
+    among
+        Numbers of the phases.
+
+    Returns
+    -------
+    For every bin and every phase ``phase``, ``bin``, ``share``, ``ci95`` and ``n_patterns``; bins without a pattern are left out.
     """
     n_bins, n_units = int(bins.max(initial=-1)) + 1, int(units.max(initial=-1)) + 1
     counts = drawn_counts(maps, np.where((units >= 0) & (bins >= 0), units * n_bins + bins, -1), spread, draws=draws, seed=seed)
@@ -47,7 +72,19 @@ def unit_boundaries(units: np.ndarray) -> np.ndarray:
 
 
 def topotactic_patterns(maps: dict[str, np.ndarray], wanted: int, others: list[int]) -> tuple[int, int]:
-    """How many patterns of a phase that touch one of ``others`` share its lattice, and how many touch one at all."""
+    """Count the patterns of a phase that lie on the lattice of a neighbour of another phase.
+
+    Parameters
+    ----------
+    maps
+        ``phase_id`` and ``lattice_id`` (ny, nx) are used.
+    wanted, others
+        Numbers of the phase, and of the phases of the neighbours.
+
+    Returns
+    -------
+    How many patterns of the phase share the lattice of one of their eight neighbours of ``others``, and how many have such a neighbour.
+    """
     beside = (maps["phase_id"] == wanted) & np.isin(_eight_neighbours(maps["phase_id"]), others)
     lattice = _eight_neighbours(maps["lattice_id"])
     joined = beside & (lattice >= 0) & (lattice == maps["lattice_id"])
@@ -55,18 +92,20 @@ def topotactic_patterns(maps: dict[str, np.ndarray], wanted: int, others: list[i
 
 
 def layer_at(wanted: np.ndarray, facing: np.ndarray, body: np.ndarray, step_nm: float) -> dict[str, Any]:
-    """The layer that a phase forms where a body faces something else.
+    """The cover and thickness of the layer that a phase forms where a body faces something else, from masks of the three.
 
     Parameters
     ----------
-    wanted, body, facing
-        Masks (ny, nx) of the phase, of the body it is part of, and of what the body faces.
+    wanted, facing, body
+        Masks (ny, nx) of the phase, of what the body faces, and of the body that the phase is part of.
+    step_nm
+        Of the scan.
 
     Returns
     -------
     ``covered``, the share of the body's patterns along that boundary that are of the phase; ``thickness_nm``, the area of
     the phase that hangs together with it over the length covered; ``resolved``: that is at least two steps of the scan,
-    else the layer is thinner than the map can tell. Empty where the body does not face it.
+    else the layer is thinner than the map resolves. Empty where the body does not face it.
     """
     from scipy import ndimage
 
