@@ -98,7 +98,7 @@ def _result_or_nothing(results: Path, sample_id: str, step: str) -> dict:
         return {}
 
 
-_LONGER_SIDE_PX = 240  # of a thumbnail at most: what a card shows, in pixels of a dense screen
+_LONGER_SIDE_PX = 240  # of a thumbnail at most, about the width of a card
 _LEAST_SIDE_PX = 24  # of a scan of one line, which would not show
 
 

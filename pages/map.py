@@ -47,7 +47,7 @@ from .text import _MAP_STEP, _Page, _without_paths
 class MapPageOptions:
     """Tuning numbers of the map page."""
 
-    most_bytes: int = 9_000_000  # of a page, of the 10 MB that mail and browsers take without complaint
+    most_bytes: int = 9_000_000  # of a page, of the 10 MB that it may have
     around_bytes: int = 1_200_000  # of these for the page itself and the column of the spots
     most_patterns: int = 150_000  # of a map; of a larger scan every 2nd, 3rd, … is drawn
     most_spots: int = 24  # of a pattern, the strongest

@@ -18,7 +18,7 @@ from helpers import PROJECT_ROOT, ResultError, _phase_folders, code_sha256, hand
 
 from .text import _step_title, _without_paths
 
-_HASHED_UP_TO = 256_000_000  # bytes of a file; a larger one takes seconds to hash, and is compared by the time of its last change
+_HASHED_UP_TO = 256_000_000  # bytes of a file; a larger one is compared by the time of its last change
 
 
 #: Keys of a result's versions that are no version of a library; results of the first release hold the hash of one file only, which says

@@ -47,7 +47,7 @@ def _shown_card(card: dict, results: Path, hidden: list[tuple[str, str]]) -> dic
     return card | {"image": image, "alt": alt, "rows": rows, "fault": _without_paths(card["fault"], hidden)}
 
 
-_SIDE_BY_SIDE = 12  # samples whose cards are all shown: three screens; more are folded by condition, with a box to find one
+_SIDE_BY_SIDE = 12  # samples whose cards are all shown; of more they are folded by condition, with a box to find one
 
 
 def _card_groups(cards: list[dict]) -> list[dict]:

@@ -25,12 +25,12 @@ from helpers import RecordingError
 class SpriteOptions:
     """Tuning numbers of the sprites."""
 
-    across: int = 8  # patterns in a row of a sheet, and rows in it: a browser decodes one sheet of 64 in some milliseconds
-    most_side_px: int = 160  # of a pattern: as large as the page shows it
-    least_side_px: int = 48  # below, spots of neighbouring reflections merge
-    quality: int = 45  # of WebP: spots stay sharp, the noise between them goes
-    effort: int = 3  # of WebP's search; more takes minutes for some per cent
-    white_percentile: float = 99.8  # of a pattern: the direct beam saturates
+    across: int = 8  # patterns in a row of a sheet, and rows in it
+    most_side_px: int = 160  # of a pattern; larger ones are binned
+    least_side_px: int = 48  # of a pattern; it is binned no further
+    quality: int = 45  # of WebP, 0 to 100
+    effort: int = 3  # of WebP's search, 0 (fast) to 6
+    white_percentile: float = 99.8  # of a pattern, which is white: the direct beam saturates
     margin: float = 0.95  # of the budget that an estimate may take
 
 
@@ -54,12 +54,12 @@ def _kept_patterns(patterns: Any, every: int) -> Iterator[np.ndarray]:
 
 def _shown_patterns(block: np.ndarray, binning: int, mask: np.ndarray, offset: float) -> np.ndarray:
     """Patterns (m, ky, kx) as the page shows them, (m, ky // binning, kx // binning) of 8 bits: binned, square root, bright is 255."""
-    m, ky, kx = block.shape
+    from skimage.measure import block_reduce
+
     counts = np.where(mask, 0, np.maximum(block.astype(np.float32) - offset, 0))
-    tall, wide = ky // binning, kx // binning
-    binned = counts[:, : tall * binning, : wide * binning].reshape(m, tall, binning, wide, binning).mean(axis=(2, 4))
-    amplitude = np.sqrt(binned)
-    brightest = np.maximum(np.percentile(amplitude.reshape(m, -1), OPTIONS.white_percentile, axis=1), 1e-6)
+    tall, wide = (n // binning * binning for n in block.shape[1:])
+    amplitude = np.sqrt(block_reduce(counts[:, :tall, :wide], (1, binning, binning), np.mean))
+    brightest = np.maximum(np.percentile(amplitude.reshape(len(block), -1), OPTIONS.white_percentile, axis=1), 1e-6)
     return np.clip(255 * amplitude / brightest[:, None, None], 0, 255).astype(np.uint8)
 
 

@@ -1,5 +1,5 @@
 "use strict";
-// The map page: unpack the columns, draw the chosen layer, and tell what lies under the cross-hair.
+// The map page: unpack the columns, draw the chosen layer, and describe the place under the cross-hair.
 {
   const data = JSON.parse(document.getElementById("data")?.textContent ?? "null");
   if (data) unpacked(data).then(explore, (error) => {
@@ -236,7 +236,7 @@
       ];
     }
 
-    function tell() {
+    function describe() {
       const list = element("dl");
       for (const [name, value] of facts(at)) list.append(element("div", "", element("dt", name), element("dd", value)));
       reading.replaceChildren(list);
@@ -265,7 +265,7 @@
       return sprites.get(k);
     }
 
-    /** Number among the kept patterns of the one nearest to a place, and its own place. */
+    /** Number among the kept patterns of the one nearest to a place, and its place. */
     function kept(i) {
       const { every, across, down } = data.patterns;
       const x = Math.min(Math.round(((i % nx) * data.stride) / every), across - 1);
@@ -322,7 +322,7 @@
 
     function moveTo(i) {
       at = i;
-      tell();
+      describe();
       draw();
     }
 
@@ -375,7 +375,7 @@
     const chosen = document.querySelector("input[name=layer]:checked").value; // a browser may remember another one
     drawBase(chosen);
     drawLegend(chosen);
-    tell();
+    describe();
     draw();
     if (data.patterns) {
       document.getElementById("spots-choice").hidden = !data.patterns.spots;

@@ -23,7 +23,7 @@ class InterfaceExplorerOptions:
     """Tuning numbers of `InterfaceExplorer`."""
 
     least_amplitude: float = 0.2  # of a lattice's spots that are marked, relative to its strongest
-    reach_invA: float = 0.75  # of the spectrum that is shown: the strong lattice spacings lie within
+    reach_invA: float = 0.75  # of the spectrum that is shown: spacings down to 1.33 Å
     likely: int = 5  # candidates in the table
     least_share: float = 0.004  # of a phase in the title
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..drawing import colours_of
 from ..errors import EmphaseError
+from ..ped.decide import OPTIONS as DECISION
 from ..ped.maps import map_scan
 from ..ped.scan import Calibration, patterns_at
 from ..ped.templates import TemplateBank
@@ -39,8 +40,6 @@ class PedExplorerOptions:
     """Tuning numbers of `PedExplorer`."""
 
     most_in_mean: int = 4096  # patterns in the mean of a region, thinned evenly: reading a whole scan would take minutes
-    least_support_nats: float = 2.0  # where no map names its thresholds: the defaults of `decide_phases`
-    least_margin_nats: float = 3.0
     threshold_range_nats: float = 30.0  # of the sliders; at least twice the map's thresholds
 
 
@@ -120,8 +119,8 @@ class PedExplorer(Explorer):
         self.rows = ipywidgets.IntRangeSlider(value=(0, ny - 1), min=0, max=ny - 1, description="rows", **at_rest)
         self.columns = ipywidgets.IntRangeSlider(value=(0, nx - 1), min=0, max=nx - 1, description="columns", **at_rest)
         self.candidates = ipywidgets.SelectMultiple(options=self.names, value=chosen, rows=len(self.names), description="candidates")
-        support = thresholds.get("least_support", OPTIONS.least_support_nats)
-        margin = thresholds.get("least_margin", OPTIONS.least_margin_nats)
+        support = thresholds.get("least_support", DECISION.least_support)
+        margin = thresholds.get("least_margin", DECISION.least_margin)
         style: dict[str, Any] = {"min": 0, "max": max(OPTIONS.threshold_range_nats, 2 * support, 2 * margin), "step": 0.5}
         style |= {"style": {"description_width": "11em"}, "layout": {"width": "27em"}, **at_rest}
         slider = ipywidgets.FloatSlider

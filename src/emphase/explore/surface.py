@@ -30,7 +30,7 @@ class SurfaceExplorerOptions:
 
     point_spacing_nm: float = 0.8  # along the surface found: the points that can be moved, a few column spacings apart
     least_points: int = 4
-    key_step_nm: float = 0.05  # of a point along the normal, less than the standard error of an edge
+    key_step_nm: float = 0.05  # of a point along the normal: a fifth of a column spacing
     grab_share: float = 0.06  # of the image's longer side within which a click takes hold of a point
     straight_points: int = 6  # of the line where no surface was found
     drawn_spacing_nm: float = 0.24  # of the columns along a drawn surface, where none was found: that of a layered oxide
