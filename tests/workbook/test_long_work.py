@@ -29,22 +29,27 @@ OPTICS = {"beam_energy_keV": 200, "precession_deg": 0.5, "excitation_width_invA"
 def recording(tmp_path_factory):
     """A scan of 20 x 18 patterns in a file with chunks, and its direct beams."""
     crystals = [helpers.phase_crystal(p) for p in PHASES]
-    patterns, truth = emphase.simulate.ped_scan(np.random.default_rng(3), crystals, (20, 18), electrons=5000, n_grains=4)
+    patterns, truth = emphase.simulate.ped_scan(
+        np.random.default_rng(3), crystals, (20, 18), emphase.simulate.PedScene(n_grains=4), electrons=5000
+    )
     path = tmp_path_factory.mktemp("scan") / "ped.hspy"
     hs.signals.Signal2D(patterns).save(path, chunks=(4, 8, 144, 144))
     np.save(path.with_name("centre.npy"), truth["centre_px"])
     return path
 
 
+SIZES = ((emphase.ped.scan, "_BOX_BYTES"), (emphase.ped.tiles, "OPTIONS"))
+
+
 def small_chunks():
     """Chunks of a few patterns, so that a small scan has many; in this process."""
-    emphase.ped.scan._BOX_BYTES, emphase.ped.tiles._TILE, emphase.ped.tiles._TILE_MARGIN = 16 * 144 * 144, 7, 2
+    emphase.ped.scan._BOX_BYTES, emphase.ped.tiles.OPTIONS = 16 * 144 * 144, emphase.ped.tiles.TileOptions(side=7, margin=2)
 
 
 @pytest.fixture
 def chunks_of_few(monkeypatch):
-    for name in ("_BOX_BYTES", "_TILE", "_TILE_MARGIN"):
-        monkeypatch.setattr(helpers, name, getattr(helpers, name))
+    for module, name in SIZES:
+        monkeypatch.setattr(module, name, getattr(module, name))
     small_chunks()
 
 
@@ -65,8 +70,8 @@ def digest(result):
 @pytest.fixture(scope="module")
 def uninterrupted(recording):
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_BOX_BYTES", "_TILE", "_TILE_MARGIN"):
-            patch.setattr(helpers, name, getattr(helpers, name))
+        for module, name in SIZES:
+            patch.setattr(module, name, getattr(module, name))
         small_chunks()
         return digest(match(recording))
 
@@ -141,16 +146,16 @@ def test_two_processes_on_the_same_chunks_are_told(tmp_path):
 
 
 def test_other_content_has_another_folder_and_the_old_one_goes(tmp_path):
-    first = work_in(tmp_path).chunk_folder(np.arange(3), {"seed": 1})
+    first = work_in(tmp_path).chunk_folder(emphase.ped.map_scan, np.arange(3), {"seed": 1})
     store = store_in(first / "alone")
-    assert first == work_in(tmp_path).chunk_folder(np.arange(3), {"seed": 1})
-    second = work_in(tmp_path).chunk_folder(np.arange(3), {"seed": 2})
+    assert first == work_in(tmp_path).chunk_folder(emphase.ped.map_scan, np.arange(3), {"seed": 1})
+    second = work_in(tmp_path).chunk_folder(emphase.ped.map_scan, np.arange(3), {"seed": 2})
     assert second != first and first.is_dir()  # in use
     store.close()
     for other in (np.arange(3.0), np.arange(4), np.array([0, 2, 1])):
-        assert work_in(tmp_path).chunk_folder(other, {"seed": 1}) != first
+        assert work_in(tmp_path).chunk_folder(emphase.ped.map_scan, other, {"seed": 1}) != first
     assert not first.is_dir()
-    assert emphase.chunks.LongWork(tmp_path, {"ped.hspy": "1" * 64}).chunk_folder(np.arange(3), {"seed": 1}) != first
+    assert emphase.chunks.LongWork(tmp_path, {"ped.hspy": "1" * 64}).chunk_folder(emphase.ped.map_scan, np.arange(3), {"seed": 1}) != first
     with pytest.raises(TypeError, match="expected arrays, dataclasses"):
         emphase.chunks.content_key(object())
 
@@ -197,7 +202,7 @@ def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(tmp_path, re
     """
     script = (
         "import sys, os, signal, time, random; from pathlib import Path\n"
-        "sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']\n"
+        "sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests', sys.argv[1] + '/tests/workbook']\n"
         "import test_long_work as t, pyxem, orix.crystal_map\n"
         "recording, base = Path(sys.argv[2]), Path(sys.argv[3])\n"
         "rng, kills, finished, longest = random.Random(8), 0, 0, 2.0\n"
