@@ -289,10 +289,32 @@ def test_scale_is_found_from_the_scan(scan, calibration, banks):
     patterns, _ = scan
     wrong = replace(calibration, scale_invA_per_px=0.02178 * 1.021)
     chosen, images = emphase.ped.calibration.spread_patterns(patterns, wrong, 16)
-    refined, fit = emphase.ped.calibration.refine_calibration(images, calibration.centre_px.reshape(-1, 2)[chosen], wrong, banks)
+    refined, fit = emphase.ped.refinement.refine_calibration(images, calibration.centre_px.reshape(-1, 2)[chosen], wrong, banks)
     assert refined.scale_invA_per_px == pytest.approx(0.02178, rel=0.0015)
     assert refined.ellipticity < 0.005
     assert fit.residual_px < 0.6
+
+
+def test_one_call_calibrates_a_scan(scan, crystals):
+    """From a scale 1.2 % off, and what is kept where the same fit cannot be trusted."""
+    patterns, truth = scan
+    found = emphase.ped.calibrate(patterns, crystals, emphase.ped.Optics(0.02178 * 1.012, 200.0, 0.5), n_patterns=16, search=0.02)
+    assert found.trusted and found.calibration is found.refined
+    assert found.calibration.scale_invA_per_px == pytest.approx(0.02178, rel=0.0015)
+    assert np.abs(found.calibration.centre_px - truth["centre_px"]).max() < 0.1
+    assert found.images.shape == (16, *patterns.shape[2:]) and len(found.fit.sweep) == 9
+    assert [bank.crystal.name for bank in found.banks] == list(PHASES) and found.optics.max_g_invA == pytest.approx(1.6, abs=0.1)
+    edge = replace(found.fit, sweep=found.fit.sweep[4:], residual_px=0.9, n_patterns=4)
+    findings = emphase.ped.refinement.fit_findings(edge, found.refined, 0.022)
+    assert "0.90 px, more than 0.8 px" in findings[0] and "only 4 patterns" in findings[1]
+
+
+def test_a_scale_at_the_edge_of_the_search_is_not_used(scan, crystals):
+    given = 0.02178 * 1.015
+    found = emphase.ped.calibrate(scan[0], crystals[2:], emphase.ped.Optics(given, 200.0, 0.5, max_g_invA=1.0), n_patterns=8, search=0.005)
+    assert not found.trusted and any("edge of the search" in text for text in found.findings)
+    assert found.calibration.scale_invA_per_px == given and found.calibration.place_strain == 0.02
+    assert found.calibration.ellipticity == 0
 
 
 # --- matching ------------------------------------------------------------------------------

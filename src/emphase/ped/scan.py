@@ -1,4 +1,14 @@
-"""TODO."""
+"""A PED scan before any crystal is known: its averages, bad pixels, detector and direct beam, read box by box.
+
+- `scan_statistics`: mean and variance over the scan, in one pass.
+- `hot_and_dead_pixels`: a diffraction spot spreads over its neighbours in the average, a hot pixel does not.
+- `direct_beam_positions`: centroid of the direct beam in every pattern; `smooth_descan` fits the drift of the beam over the scan (descan)
+  by a polynomial surface and cuts outliers, as py4DSTEM does (Savitzky et al., Microsc. Microanal. 27 (2021) 712).
+- `detector_gain`: gain and offset from the noise itself, variance = gain x (mean - offset): the photon transfer curve (Janesick, Photon
+  Transfer, 2007), from second differences between neighbouring blocks.
+
+`Calibration` holds what these and `emphase.ped.calibration` find.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +25,55 @@ from ..kernels import kernel
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Geometry and noise of a PED scan, as notebook 05 finds it and 06 uses it.
+class ScanOptions:
+    """Tuning of what is read from a scan."""
 
-    ``centre_px`` (ny, nx, 2) is the direct beam (y, x) of every pattern; ``strain`` (2, 2) is the
-    symmetric matrix that takes g (x, y) in 1/Å times 1/scale to detector pixels; ``mask``
-    (ky, kx) is True where a pixel is hot, dead or otherwise unusable; counts are
-    (recorded - offset) / gain. ``place_strain`` is how far spots may lie off their places, as a
-    share of their distance from the direct beam: what the metric and the lattices are trusted to.
+    least_size: int = 32  # px of a pattern: below, spots are not resolved
+    nearest_edge_invA: float = 0.4  # of the camera: below it lie hardly any reflections ...
+    farthest_edge_invA: float = 6.0  # ... and beyond it none are recorded: the scale is in another unit
+    hot_sigmas: float = 8.0  # by which a hot pixel stands above its neighbours: none of a million pixels does by chance
+    hot_upper: float = 2.5  # times the third quartile of its neighbours; the flank of a spot is less steep
+    hot_typical: float = 2.0  # times the camera's median, besides: dark corners
+    hot_median: float = 4.0  # times the median of its neighbours
+    hot_in_beam: float = 12.0  # times the brightest neighbour, inside a direct beam that may be sharp
+    dead_counts: float = 20.0  # that a pixel's neighbours have over the scan, for its zero to mean something
+    dead_share: float = 0.2  # of its neighbours' mean
+    averaged_patterns: int = 64  # patterns, spread over the scan, whose mean shows where the direct beam is
+    middle_share: float = 0.3  # of the camera's width: the direct beam is this near to the middle
+    blanked: float = 0.1  # of the median intensity of the direct beam: patterns with less do not count
+    descan_rounds: int = 8  # of fit and cut; converged after three to five
+    descan_sigmas: float = 4.0  # robust standard deviations, beyond which a pattern is left out
+    gain_block: int = 4  # px: about the area of a spot, over which a camera's smeared noise is summed
+    gain_bins: int = 12  # levels of brightness
+    gain_darkest: float = 0.8  # share of the blocks that are used: the brightest hold spots
+    counting_gain: tuple[float, float] = (0.6, 1.6)  # a gain between these is that of a counting detector, 1
+
+
+OPTIONS = ScanOptions()
+_BOX_BYTES = 128_000_000  # of patterns that are read at once
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Geometry and noise of a PED scan; counts are (recorded - offset) / gain.
+
+    Attributes
+    ----------
+    scale_invA_per_px
+        Of the camera, 1/Å per pixel.
+    strain
+        (2, 2) symmetric matrix that takes g (x, y) in 1/Å times 1/scale to detector pixels: the ellipse of the camera.
+    centre_px
+        (ny, nx, 2) direct beam of every pattern, (y, x).
+    mask
+        (ky, kx) True where a pixel is hot, dead or otherwise unusable.
+    spot_sigma_px
+        Standard deviation of a spot.
+    gain, offset
+        Recorded units per electron, and recorded units without any.
+    place_strain
+        How far spots may lie off their places, as a share of their distance from the direct beam: what the metric and the lattices are
+        trusted to.
     """
 
     scale_invA_per_px: float
@@ -47,12 +98,27 @@ class Calibration:
 
 
 def check_patterns(patterns: Any, scale_invA_per_px: float, name: str = "PED scan") -> None:
-    """`EmphaseError` for patterns (ny, nx, ky, kx) under 32 px, `EmphaseError` for a scale at which their edge lies at no such angle."""
+    """Refuse patterns too small to index, and a scale in another unit, from the angle at which the edge of the camera lies.
+
+    Parameters
+    ----------
+    patterns
+        (ny, nx, ky, kx); only their shape is used.
+    scale_invA_per_px
+        As given.
+    name
+        Of the scan, for the message.
+
+    Raises
+    ------
+    EmphaseError
+        Where patterns are under 32 px, or the edge of the camera is not between 0.4 and 6 1/Å.
+    """
     size = min(patterns.shape[2:])
-    if size < 32:
+    if size < OPTIONS.least_size:
         raise EmphaseError(f"{name}: patterns of {patterns.shape[2]} x {patterns.shape[3]} pixels, expected at least 32 x 32")
     half_width = size / 2 * scale_invA_per_px
-    if not 0.4 < half_width < 6:
+    if not OPTIONS.nearest_edge_invA < half_width < OPTIONS.farthest_edge_invA:
         raise EmphaseError(
             f"{name}: a scale of {scale_invA_per_px:g} 1/Å per pixel puts the edge of the camera at {half_width:.3g} 1/Å, "
             "expected 0.4 to 6 1/Å; is the scale in 1/nm?"
@@ -68,9 +134,17 @@ class ScanStatistics(NamedTuple):
 
 
 def scan_statistics(patterns: Any) -> ScanStatistics:
-    """Mean and variance (ky, kx) over a scan (ny, nx, ky, kx), numpy or dask, and the sum (ny, nx) of every pattern; read box by box.
+    """Mean and variance of the patterns over a scan, and the sum of every pattern, in one pass.
 
-    `EmphaseError` where the scan holds NaN or nothing at all.
+    Parameters
+    ----------
+    patterns
+        (ny, nx, ky, kx): numpy, dask or anything that is sliced like them; read box by box.
+
+    Raises
+    ------
+    EmphaseError
+        Where the scan holds NaN or infinity, or nothing at all.
     """
     ny, nx = patterns.shape[:2]
     first = np.zeros(patterns.shape[2:])
@@ -91,7 +165,7 @@ def scan_statistics(patterns: Any) -> ScanStatistics:
 
 
 def patterns_at(patterns: Any, indices: np.ndarray) -> np.ndarray:
-    """Patterns (n, ky, kx) at indices (n,) of the flattened scan (ny, nx, ky, kx)."""
+    """Patterns (n, ky, kx) of a scan (ny, nx, ky, kx), from their indices (n,) in the flattened scan."""
     places = (divmod(int(i), patterns.shape[1]) for i in indices)
     return np.concatenate([_read_box(patterns, (slice(y, y + 1), slice(x, x + 1))) for y, x in places])
 
@@ -114,13 +188,19 @@ def _add_statistics(patterns, first, second, total):
         total[i] = counted
 
 
-_BOX_BYTES = 128_000_000  # of patterns that are read at once
-
-
 def scan_boxes(patterns: Any, most: int = 2048) -> list[tuple[slice, slice]]:
-    """The boxes, as slices of lines and columns, in which a scan (ny, nx, ky, kx) is read: up to ``most`` patterns and 128 MB.
+    """The boxes in which a scan is read, from its shape and its chunks, so that no chunk is read more often than it must be.
 
-    They follow the chunks of a lazy array, so that none is read more often than it must be.
+    Parameters
+    ----------
+    patterns
+        (ny, nx, ky, kx), with ``chunks`` where it is lazy.
+    most
+        Patterns in a box at most; 128 MB in any case.
+
+    Returns
+    -------
+    Slices of lines and columns of each box, which together cover the scan once.
     """
     ny, nx = patterns.shape[:2]
     most = max(1, min(most, _BOX_BYTES // (math.prod(patterns.shape[2:]) * patterns.dtype.itemsize)))
@@ -143,11 +223,21 @@ def _read_box(patterns: Any, box: tuple[slice, slice]) -> np.ndarray:
 
 
 def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patterns: int, direct_beam_radius_px: float) -> np.ndarray:
-    """Pixels (ky, kx) whose scan average stands far above or below their neighbours', True where bad.
+    """Bad pixels of a camera, from the mean and variance of its patterns over a scan.
 
-    A diffraction spot spreads over its neighbours in the scan average, a hot pixel does not.
-    Within the radius of the direct beam, which may be sharp, only a pixel that is twelve times as bright as any of its neighbours is hot.
-    ``variance`` (ky, kx) over the ``n_patterns`` tells a dead pixel and what noise can do.
+    Parameters
+    ----------
+    mean_pattern, variance
+        (ky, kx) over the scan.
+    n_patterns
+        Of the scan.
+    direct_beam_radius_px
+        Within it, a pixel is hot only where it is twelve times as bright as any of its neighbours, because the beam may be sharp.
+
+    Returns
+    -------
+    (ky, kx), True where a pixel stands far above or below its neighbours. A diffraction spot spreads over its neighbours in the scan
+    average, a hot pixel does not; the variance shows a dead pixel and what noise can do.
     """
     from scipy import ndimage
 
@@ -157,28 +247,46 @@ def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patter
     upper = ndimage.percentile_filter(mean_pattern, 75, footprint=ring, mode="reflect")
     typical = np.median(neighbours) + 1e-9
     always = variance < mean_pattern**2  # a spot of a few patterns varies more over the scan than this
-    sure = mean_pattern - 2.5 * upper > 8 * np.sqrt(variance / n_patterns)
-    hot = always & sure & (mean_pattern > 2.5 * upper + 2 * typical) & (mean_pattern > 4 * neighbours)
-    dead = (variance == 0) & (neighbours * n_patterns > 20) & (mean_pattern < 0.2 * neighbours)
+    sure = mean_pattern - OPTIONS.hot_upper * upper > OPTIONS.hot_sigmas * np.sqrt(variance / n_patterns)
+    bright = (mean_pattern > OPTIONS.hot_upper * upper + OPTIONS.hot_typical * typical) & (mean_pattern > OPTIONS.hot_median * neighbours)
+    hot = always & sure & bright
+    dead = (variance == 0) & (neighbours * n_patterns > OPTIONS.dead_counts) & (mean_pattern < OPTIONS.dead_share * neighbours)
     y, x = np.unravel_index(np.argmax(ndimage.gaussian_filter(neighbours, 2)), mean_pattern.shape)
     yy, xx = np.indices(mean_pattern.shape)
     outside = np.hypot(yy - y, xx - x) > direct_beam_radius_px
-    alone = mean_pattern > 12 * ndimage.maximum_filter(mean_pattern, footprint=ring, mode="reflect")
+    alone = mean_pattern > OPTIONS.hot_in_beam * ndimage.maximum_filter(mean_pattern, footprint=ring, mode="reflect")
     return (hot & (outside | alone)) | (dead & outside)
 
 
 def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
-    """Centroids (ny, nx, 2) of the direct beam in patterns (ny, nx, ky, kx), and its intensity (ny, nx).
+    """The direct beam of every pattern of a scan, from the centroid of its counts above their surroundings.
 
-    The search starts at the brightest blob of the scan average near its middle and follows
-    the centroid of a disc; a blanked pattern has an intensity of nearly nothing.
+    Parameters
+    ----------
+    patterns
+        (ny, nx, ky, kx); read box by box.
+    mask
+        (ky, kx) bad pixels.
+    radius_px
+        Of the disc whose centroid is taken at last; the search begins with twice as much.
+
+    Returns
+    -------
+    centre_px
+        (ny, nx, 2), (y, x).
+    intensity
+        (ny, nx) in recorded units; nearly nothing in a blanked pattern.
+
+    Notes
+    -----
+    The search starts at the brightest blob of the scan average near its middle and follows the centroid of the disc.
     """
     from scipy import ndimage
 
     ny, nx = patterns.shape[:2]
-    mean = patterns_at(patterns, np.linspace(0, ny * nx - 1, min(64, ny * nx)).astype(int)).mean(axis=0)
+    mean = patterns_at(patterns, np.linspace(0, ny * nx - 1, min(OPTIONS.averaged_patterns, ny * nx)).astype(int)).mean(axis=0)
     smooth = ndimage.gaussian_filter(np.where(mask, 0, mean), 2)
-    middle = np.hypot(*(np.indices(mean.shape) - (np.array(mean.shape)[:, None, None] - 1) / 2)) < 0.3 * min(mean.shape)
+    middle = np.hypot(*(np.indices(mean.shape) - (np.array(mean.shape)[:, None, None] - 1) / 2)) < OPTIONS.middle_share * min(mean.shape)
     start = np.array(np.unravel_index(np.argmax(np.where(middle, smooth, 0)), mean.shape), float)
     centre, total = np.zeros((ny, nx, 2)), np.zeros((ny, nx))
     for box in scan_boxes(patterns):
@@ -188,30 +296,40 @@ def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.
 
 
 @kernel
-def _centroid(image: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[float, float, float]:
-    """Centre (y, x) of a pattern's direct beam and its counts above the halo; a function, as numba's prange takes sums for its own."""
+def _halo(image, mask, cy, cx, reach):
+    """The counts of a pattern above which they belong to the direct beam: the rim of the disc, and 30 % of what the peak has more."""
+    ky, kx = image.shape
+    edge, n_edge = 0.0, 0
+    for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+        for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+            d2 = (y - cy) ** 2 + (x - cx) ** 2
+            if mask[y, x] or d2 > reach * reach:
+                continue
+            value = float(image[y, x])
+            if d2 > (0.8 * reach) ** 2:
+                edge += value
+                n_edge += 1
+    background = edge / max(n_edge, 1)
+    peak = background
+    for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
+        for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
+            if not mask[y, x] and (y - cy) ** 2 + (x - cx) ** 2 <= reach * reach:
+                peak = max(peak, float(image[y, x]))
+    return background + 0.3 * (peak - background)
+
+
+@kernel
+def _centroid(image, mask, start, radius):
+    """Centre (y, x) of a pattern's direct beam and its counts above the halo of inelastic scattering.
+
+    A function of its own, because numba's prange takes sums for reductions.
+    """
     ky, kx = image.shape
     cy, cx = start[0], start[1]
     reach = 2.0 * radius
     for _ in range(12):
         s = sy = sx = 0.0
-        edge, n_edge = 0.0, 0
-        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
-            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
-                d2 = (y - cy) ** 2 + (x - cx) ** 2
-                if mask[y, x] or d2 > reach * reach:
-                    continue
-                value = float(image[y, x])
-                if d2 > (0.8 * reach) ** 2:
-                    edge += value
-                    n_edge += 1
-        background = edge / max(n_edge, 1)
-        peak = background
-        for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
-            for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
-                if not mask[y, x] and (y - cy) ** 2 + (x - cx) ** 2 <= reach * reach:
-                    peak = max(peak, float(image[y, x]))
-        floor = background + 0.3 * (peak - background)  # the halo of inelastic scattering is not the beam
+        floor = _halo(image, mask, cy, cx, reach)
         for y in range(max(0, int(cy - reach)), min(ky, int(cy + reach) + 2)):
             for x in range(max(0, int(cx - reach)), min(kx, int(cx + reach) + 2)):
                 if mask[y, x] or (y - cy) ** 2 + (x - cx) ** 2 > reach * reach:
@@ -231,7 +349,8 @@ def _centroid(image: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: fl
 
 
 @kernel(parallel=True)
-def _centroids(patterns: np.ndarray, mask: np.ndarray, start: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def _centroids(patterns, mask, start, radius):
+    """Centre (ny, nx, 2) and intensity (ny, nx) of the direct beam in patterns (ny, nx, ky, kx)."""
     ny, nx = patterns.shape[:2]
     centre = np.zeros((ny, nx, 2))
     total = np.zeros((ny, nx))
@@ -243,7 +362,7 @@ def _centroids(patterns: np.ndarray, mask: np.ndarray, start: np.ndarray, radius
 
 
 def smooth_descan(centre_px: np.ndarray, weight: np.ndarray, order: int = 2) -> tuple[np.ndarray, float]:
-    """The descan as a polynomial surface over the scan, and the scatter about it.
+    """The descan, from the direct beam measured in every pattern: a polynomial surface over the scan, and the scatter about it.
 
     Parameters
     ----------
@@ -256,46 +375,71 @@ def smooth_descan(centre_px: np.ndarray, weight: np.ndarray, order: int = 2) -> 
 
     Returns
     -------
-    Centres (ny, nx, 2) on the surface and the robust standard deviation of one coordinate, px.
-    `EmphaseError` where no pattern has a direct beam.
+    smooth_px
+        (ny, nx, 2) on the surface.
+    scatter_px
+        Robust standard deviation of one coordinate about it.
+
+    Raises
+    ------
+    EmphaseError
+        Where no pattern has a direct beam.
     """
     ny, nx = centre_px.shape[:2]
     if not (weight > 0).any():
         raise EmphaseError("PED scan: no direct beam stands out in any pattern, expected one near the middle of the camera")
     v, u = np.meshgrid(np.linspace(-1, 1, ny) if ny > 1 else [0.0], np.linspace(-1, 1, nx) if nx > 1 else [0.0], indexing="ij")
+    # not polyvander2d: the total degree is limited, and each power by the lines of the scan
     powers = [(i, j) for i in range(order + 1) for j in range(order + 1 - i) if i < max(1, ny - 1) and j < max(1, nx - 1)]
     design = np.stack([v**i * u**j for i, j in powers], axis=-1).reshape(-1, len(powers))
     measured = centre_px.reshape(-1, 2)
-    use = weight.ravel() > 0.1 * np.median(weight)
+    use = weight.ravel() > OPTIONS.blanked * np.median(weight)
     if use.sum() < 3 * len(powers):
         use = np.ones(len(use), bool)
         powers, design = powers[:1], design[:, :1]
     spread = np.inf
-    for _ in range(8):
+    for _ in range(OPTIONS.descan_rounds):
         fit = np.linalg.lstsq(design[use], measured[use], rcond=None)[0]
         off = np.abs(measured - design @ fit).max(axis=1)
         spread = 1.4826 * float(np.median(off[use])) + 1e-3
-        use = (weight.ravel() > 0.1 * np.median(weight)) & (off < 4 * spread)
+        use = (weight.ravel() > OPTIONS.blanked * np.median(weight)) & (off < OPTIONS.descan_sigmas * spread)
     return (design @ fit).reshape(ny, nx, 2), spread
 
 
 def detector_gain(patterns: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Gain (recorded units per electron) and offset of a detector from the noise of the patterns themselves.
+    """Gain and offset of a detector, from the noise of the patterns themselves.
 
-    Neighbouring blocks of 4 x 4 pixels, about the area of a spot, share nearly the same
-    expectation, so a sixth of the mean square of their second difference is the variance; for
-    counted electrons variance = gain x (mean - offset). Blocks, not pixels, because a camera
-    smears its noise over neighbours. A counting detector gives 1 and 0. ``patterns`` is (n, ky, kx).
+    Parameters
+    ----------
+    patterns
+        (n, ky, kx).
+    mask
+        (ky, kx) bad pixels.
+
+    Returns
+    -------
+    gain
+        Recorded units per electron; 1 for a counting detector, and where the patterns are too dark to measure it.
+    offset
+        Recorded units of a pixel without any electron.
+
+    Notes
+    -----
+    Neighbouring blocks of 4 x 4 pixels, about the area of a spot, share nearly the same expectation, so a sixth of the mean square of their
+    second difference is the variance; for counted electrons variance = gain x (mean - offset). Blocks, not pixels, because a camera
+    smears its noise over neighbours.
     """
-    size = 4
-    ny, nx = (n // size for n in patterns.shape[1:])
-    blocks = patterns[:, : ny * size, : nx * size].astype(np.float64).reshape(-1, ny, size, nx, size).sum(axis=(2, 4))
-    bad: Any = mask[: ny * size, : nx * size].reshape(ny, size, nx, size).any(axis=(1, 3))
+    from skimage.measure import block_reduce
+
+    size = OPTIONS.gain_block
+    whole = np.s_[..., : mask.shape[0] // size * size, : mask.shape[1] // size * size]
+    blocks = block_reduce(patterns[whole].astype(np.float64), (1, size, size), np.sum)
+    bad = block_reduce(mask[whole], (size, size), np.any)
     good = ~(bad[:, 2:] | bad[:, 1:-1] | bad[:, :-2])
     level = ((blocks[:, :, 2:] + blocks[:, :, 1:-1] + blocks[:, :, :-2]) / 3)[:, good].ravel()
     square = ((blocks[:, :, 2:] - 2 * blocks[:, :, 1:-1] + blocks[:, :, :-2]) ** 2 / 6)[:, good].ravel()
-    order = np.argsort(level, kind="stable")[: int(0.8 * len(level))]
-    bins = [part for part in np.array_split(order, 12) if len(part) >= 20]
+    order = np.argsort(level, kind="stable")[: int(OPTIONS.gain_darkest * len(level))]
+    bins = [part for part in np.array_split(order, OPTIONS.gain_bins) if len(part) >= 20]
     if len(bins) < 3 or level[order].max(initial=0) <= 0:
         return 1.0, 0.0
     middle = np.array([level[part].mean() for part in bins])
@@ -306,7 +450,8 @@ def detector_gain(patterns: np.ndarray, mask: np.ndarray) -> tuple[float, float]
         gain, at_zero = np.polyfit(middle, variance, 1, w=1 / np.maximum(variance, 1e-9))
         lowest = float(np.percentile(level, 1))
         offset = float(np.clip(-at_zero / gain if gain > 0 else 0.0, 0.0, lowest)) / size**2
-    return (1.0 if 0.6 < gain < 1.6 else max(float(gain), 1e-3)), offset
+    low, high = OPTIONS.counting_gain
+    return (1.0 if low < gain < high else max(float(gain), 1e-3)), offset
 
 
 def _lower_mean(values: np.ndarray) -> float:
