@@ -39,13 +39,10 @@ def kernel(function: Callable | None = None, **options: Any) -> Any:
     -------
     The compiled function, or a decorator where ``function`` is not given.
 
-    Examples
-    --------
-    >>> @kernel(fastmath=True)
-    ... def double(x):
-    ...     return 2 * x
-    >>> double(4)
-    8
+    Raises
+    ------
+    RuntimeError
+        For a function that stands in no file, as one typed at a prompt: its code could not be recognised. `numba.njit` compiles these.
     """
     if function is None:
         return functools.partial(kernel, **options)
