@@ -19,6 +19,7 @@ _SUMMARIES = {"parameters": "Parameters: defaults", "injected-parameters": "Para
 
 
 def _tags(cell: Any) -> list[str]:
+    """The tags of a cell."""
     return cell.metadata.get("tags", [])
 
 

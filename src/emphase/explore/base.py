@@ -138,6 +138,7 @@ class Explorer:
             self._render()
 
     def _handle(self, name: str, event: Any) -> None:
+        """Pass an event of the canvas on; Tab and Escape give the focus to the first control."""
         if name == "on_key" and event.key in ("tab", "escape"):  # the canvas swallows every key: without this it would keep the focus
             self.first.focus()
             return
@@ -229,6 +230,7 @@ class Explorer:
         self.canvas.draw_idle()
 
     def _ipython_display_(self) -> None:
+        """Show the widget as the output of a cell."""
         from IPython.display import Javascript, display
 
         display(Javascript(CONTROLS_KEEP_KEYS), self.widget)

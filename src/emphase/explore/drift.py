@@ -190,6 +190,7 @@ class DriftExplorer(Explorer):
         self.work.start("registering", compute, self._measured, restore)
 
     def _measured(self, result: tuple[DriftSolution, dict]) -> None:
+        """Show what was registered again."""
         self.solution, self.half = result
         self.show_solution()
         self.show_frame()

@@ -125,6 +125,7 @@ class InterfaceExplorer(Explorer):
         ax.set_title("spectrum of the window", fontsize=9)
 
     def _nearest_window(self, centre_px: np.ndarray) -> int:
+        """Index of the window nearest to a place (y, x) px."""
         return int(np.argmin(np.linalg.norm(self.result.spectra.centres - centre_px, axis=1)))
 
     def go_to(self, centre_px: np.ndarray) -> None:

@@ -97,6 +97,7 @@ class PedExplorer(Explorer):
     # --- controls ---
 
     def _make_pattern_controls(self) -> None:
+        """Controls of the map, the pattern and the triangle."""
         import ipywidgets
 
         ny, nx = self.shape
@@ -110,6 +111,7 @@ class PedExplorer(Explorer):
         self.table.add_class("explorer-table")
 
     def _make_region_controls(self) -> None:
+        """Controls of a region, its candidates and thresholds."""
         import ipywidgets
 
         ny, nx = self.shape
@@ -128,6 +130,7 @@ class PedExplorer(Explorer):
         self.least_margin = slider(margin, description="least margin (nats)", tooltip="to the next phase, to be decided", **style)
 
     def _observe_controls(self) -> None:
+        """What happens when a control changes."""
         changes = {
             self._draw_map: (self.layer,),
             self._moved: (self.row, self.column),
@@ -191,6 +194,7 @@ class PedExplorer(Explorer):
     # --- one pattern ---
 
     def _draw_map(self) -> None:
+        """The chosen layer of the map."""
         self.map.draw(self.layer.value, (self.row.value, self.column.value), self.region, self.reread)
         self.draw()
 
@@ -201,6 +205,7 @@ class PedExplorer(Explorer):
         self._moved()
 
     def _moved(self) -> None:
+        """Another pattern was chosen."""
         self.mean = None
         self.show_pattern()
 
@@ -233,6 +238,7 @@ class PedExplorer(Explorer):
     # --- a region ---
 
     def _region_moved(self) -> None:
+        """Another region was chosen by the ranges."""
         self.set_region(*(slice(low, high + 1) for low, high in (self.rows.value, self.columns.value)))
 
     def set_region(self, rows: slice, cols: slice) -> None:
@@ -291,6 +297,7 @@ class PedExplorer(Explorer):
         self.work.start("matching", lambda progress: self._matched(*region, progress), done, restore)
 
     def _show_reading(self, reading: Reading | None) -> None:
+        """Show the region as it was read; None as in the map."""
         self.reread = reading
         self._draw_map()
         self.show_pattern()

@@ -99,6 +99,7 @@ class MapView:
         self.frame.set_data([left, right, right, left, left], [top, top, bottom, bottom, top])
 
     def _layer(self, name: str) -> _Layer:
+        """A layer by name."""
         if name in self.given:
             return _Layer(self.given[name], {"cmap": "viridis"}, name)
         assert self.whole is not None, "without a reading of the whole scan only given layers are shown"

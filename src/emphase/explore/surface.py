@@ -89,6 +89,7 @@ class SurfaceExplorer(Explorer):
         self.arrange(controls, self.hand_box())
 
     def _controls(self) -> Any:
+        """The controls in a row."""
         import ipywidgets
 
         self.column = ipywidgets.IntSlider(0, 0, len(self.columns.px) - 1, description="column", layout={"width": "26em"})
@@ -114,12 +115,15 @@ class SurfaceExplorer(Explorer):
             return None
 
     def _found_points(self) -> np.ndarray:
+        """The points of the surface that was found, or of a straight line where there is none."""
         return self._points_along(self.found) if self.found is not None else self._straight_points()
 
     def _to_nm(self, px: np.ndarray) -> np.ndarray:
+        """Places (k, 2) px in nm of the crystal."""
         return self.lattice.to_lattice(px) @ self.lattice.columns.basis_nm
 
     def _to_px(self, nm: np.ndarray) -> np.ndarray:
+        """Places (k, 2) nm of the crystal in px."""
         return self.lattice.to_px(nm @ np.linalg.inv(self.lattice.columns.basis_nm))
 
     def _points_along(self, layer: SurfaceLayer) -> np.ndarray:
@@ -136,6 +140,7 @@ class SurfaceExplorer(Explorer):
     # --- figures ---
 
     def _draw_image(self) -> None:
+        """The image with its columns, and empty lines for what is drawn over it."""
         ax, c = self.axes["image"], self.columns
         low, high = np.percentile(self.image, [1, 99.7])
         ax.imshow(self.image, cmap="gray", vmin=low, vmax=high * 1.3)
@@ -212,6 +217,7 @@ class SurfaceExplorer(Explorer):
         return text
 
     def _describe(self) -> None:
+        """The chosen column and the layer in words."""
         self.status.value = f"{html.escape(self._column_sentence())}<br><b>{html.escape(self._layer_sentence())}</b>"
         self.draw()
 
@@ -228,6 +234,7 @@ class SurfaceExplorer(Explorer):
         self.draw()
 
     def _show_all(self) -> None:
+        """The surface and the chosen column."""
         self.show_surface()
         self.show_column()
 
@@ -288,6 +295,7 @@ class SurfaceExplorer(Explorer):
                 self.column.value = int(np.argmin(apart))
 
     def _drag(self, event: Any, held: np.ndarray) -> None:
+        """Move the point that is held to the mouse; less than half a pixel is a click."""
         place = np.array([event.ydata, event.xdata]) - held
         if np.linalg.norm(place - self.points[self.point.value]) > 0.5:
             self.move(place)

@@ -71,6 +71,7 @@ class BackgroundWork:
                 self._end()
 
     def _end(self) -> None:
+        """Hide the bar, and let the thread know that its result is not awaited."""
         self._current += 1
         self.box.layout.visibility = "hidden"
 
@@ -126,6 +127,7 @@ class BackgroundWork:
         self._step(number, 1.0)
 
     def _step(self, number: int, fraction: float) -> None:
+        """Move the bar, and end the thread where its result is not awaited."""
         self.bar.value = fraction
         time.sleep(STEP_PAUSE_S)
         if number != self._current:
