@@ -460,8 +460,9 @@ def test_a_surface_can_be_drawn_where_none_was_found(surface_parts):
 def interface_parts():
     crystals = list(study.crystals("layered", "llzo", "rocksalt").values())
     image, _ = study.interface_image(np.random.default_rng(22), (600, 600), 0.02, 3.5, "rocksalt", counts=100)
+    search = emphase.interface.InterfaceSearch(stride_nm=1.3)
     analyse = lambda chosen, progress=iter: study.analyse_interface(
-        image, 0.02, [c for c in crystals if c.name in chosen], np.random.default_rng(0), stride_nm=1.3, progress=progress
+        image, 0.02, [c for c in crystals if c.name in chosen], np.random.default_rng(0), search=search, progress=progress
     )
     names = [c.name for c in crystals]
     return image, names, analyse, analyse(names)

@@ -9,10 +9,11 @@ import helpers
 
 CRYSTALS = [helpers.phase_crystal(name) for name in helpers.INTERFACE_PHASES]
 PIXEL_NM = 0.02
+SEARCH = emphase.interface.InterfaceSearch(stride_nm=1.3)
 
 
 def analyse(image, pixel_size_nm=PIXEL_NM, **options):
-    return study.analyse_interface(image, pixel_size_nm, CRYSTALS, np.random.default_rng(0), stride_nm=1.3, **options)
+    return study.analyse_interface(image, pixel_size_nm, CRYSTALS, np.random.default_rng(0), search=SEARCH, **options)
 
 
 def compare(result, truth):

@@ -1,4 +1,14 @@
-"""TODO."""
+"""Surface layers of layered oxides in HAADF images along [100]hex: phase and thickness from the brightness of atomic columns.
+
+A crystal is projected along its zone axis (`project_columns`); the projection is found in the image in any orientation by its spatial
+frequencies and followed from column to column (`find_image_lattice`), which gives the true pixel and the distortion of the scan.
+`measure_columns` fits the height of every cation column relative to full metal columns nearby; HAADF signal grows as Z^1.7 (Pennycook &
+Jesson, Ultramicroscopy 37 (1991) 14), so lithium columns are dark until metal moves in. `measure_surface_layer` finds the edge of the
+crystal and fits brightness against depth: spinel alternates full and half metal columns, rocksalt does not.
+
+`fingerprint_layer` does the same from local spatial frequencies without any column. `column_regions`, `layer_along` and
+`thickness_at_zero_dose` give structures column by column, the thickness along the surface and its extrapolation to zero dose.
+"""
 
 from .columns import Columns, cation_lattice, measure_columns
 from .fingerprints import fingerprint_layer

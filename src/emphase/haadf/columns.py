@@ -1,4 +1,9 @@
-"""TODO."""
+"""Heights of the cation columns of a layered oxide, relative to a full metal column nearby.
+
+The cation lattice is that which layered, spinel and rocksalt structures share along [100]hex ∥ ⟨110⟩cubic. A Gaussian of one width for
+every column, its neighbours and a sloping background are fitted together in a window around each column (linear least squares), so that
+neighbours do not add to it. The reference is the local plane through the brighter of the metal columns around.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +42,22 @@ class CationLattice:
 
 
 def cation_lattice(columns: ProjectedColumns) -> CationLattice:
-    """The shared cation lattice of a layered oxide; `EmphaseError` where its zone axis does not show it.
+    """Cation lattice that layered, spinel and rocksalt structures share, from the projected columns of a layered oxide.
 
-    It shows where metal and lithium columns are apart, two lithium steps making a lattice
-    step, as along [100]hex, which is <110> of the cubic phases.
+    Parameters
+    ----------
+    columns
+        From `project_columns`.
+
+    Returns
+    -------
+    CationLattice
+
+    Raises
+    ------
+    EmphaseError
+        Where the zone axis does not show it: metal and lithium columns have to be apart, two lithium steps making a lattice step, as along
+        [100]hex, which is <110> of the cubic phases.
     """
     axis = direction_name(columns.zone_axis)
     lithium = [k for k, e in enumerate(columns.elements) if e == "Li"]
@@ -71,11 +88,27 @@ def cation_lattice(columns: ProjectedColumns) -> CationLattice:
 def column_amplitudes(
     image: np.ndarray, positions: np.ndarray, sigma_px: float, spacing_px: float, wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Heights of the wanted columns and the background under them, their neighbours and a sloping background fitted along.
+    """Heights of columns and the background under them, neighbours and a sloping background fitted together with each.
 
-    Linear least squares of Gaussians of one width in a round window of 1.15 spacings a
-    column. ``positions`` (n, 2) may reach over the image's edge; ``wanted`` (n,) is true for m columns inside.
-    Returns two arrays (m,) in counts.
+    Parameters
+    ----------
+    image
+        (y, x), counts.
+    positions
+        (n, 2) px of all columns; they may reach over the edge of the image.
+    sigma_px, spacing_px
+        Width of a column (`column_width`), and the distance of neighbours.
+    wanted
+        (n,), true for the m columns inside that are measured.
+
+    Returns
+    -------
+    heights, backgrounds : ndarray
+        (m,) in counts.
+
+    Notes
+    -----
+    Linear least squares of Gaussians of one width in a round window of 1.15 spacings for every column.
     """
     from scipy.spatial import cKDTree
 
@@ -117,6 +150,7 @@ def column_width(image: np.ndarray, positions: np.ndarray, spacing_px: float) ->
     inside = np.hypot(*grid) <= half
 
     def misfit(sigma: float) -> float:
+        """Sum of squares left by a Gaussian of this width over a constant."""
         design = np.stack([np.exp(-(grid**2).sum(axis=0) / (2 * sigma**2))[inside], np.ones(inside.sum())], axis=1)
         return float(np.sum((mean[inside] - design @ np.linalg.lstsq(design, mean[inside], rcond=None)[0]) ** 2))
 
@@ -172,7 +206,21 @@ class Columns:
 def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLattice) -> Columns:
     """Heights of all cation columns of the lattice, relative to the full metal columns around them.
 
-    Raises `EmphaseError` where fewer than 30 columns stand in the image, or where it holds a second grain.
+    Parameters
+    ----------
+    image
+        (y, x), counts.
+    lattice, cations
+        From `find_image_lattice` and `cation_lattice`.
+
+    Returns
+    -------
+    Columns
+
+    Raises
+    ------
+    EmphaseError
+        Where fewer than 30 columns stand in the image, or where it holds a second grain.
     """
     from scipy.ndimage import gaussian_filter
 

@@ -1,4 +1,9 @@
-"""TODO."""
+"""The edge of a crystal from occupied and empty places of its lattice.
+
+A base line is the half-along contour of the blurred occupancy, smoothed over 2.5 nm; the edge is a height over it, a logistic boundary
+between occupied and empty places, linear between knots with a penalty on bends (`profiles`). An edge drawn by hand is a cubic spline.
+Positions on the surface are given as the distance along the base line and the depth below the edge along its normal.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +22,8 @@ class SurfaceContour:
     """The edge of the crystal: a smooth base line, as curved as the surface is, and the edge's height over it.
 
     ``base_nm`` (m, 2) are points of the base line in the crystal plane, ``inwards`` (m, 2) its unit normals into the crystal, ``length_nm``
-    (m,) the way along it, ``open`` (m,) whether it faces vacuum there rather than another grain. ``knots_nm`` and ``edge_nm`` (k,) give
-    the edge: it lies ``edge`` inside the base line where the way is ``knots``. ``error_nm`` is the standard error of its mean place.
+    (m,) the distance along it, ``open`` (m,) whether it faces vacuum there rather than another grain. ``knots_nm`` and ``edge_nm`` (k,)
+    give the edge: it lies ``edge`` inside the base line at the distances ``knots``. ``error_nm`` is the standard error of its mean place.
     """
 
     base_nm: np.ndarray
@@ -30,13 +35,13 @@ class SurfaceContour:
     error_nm: float
 
     def edge(self, s: np.ndarray) -> np.ndarray:
-        """How far (nm) the edge lies inside the base line at ways ``s`` (n,) along it."""
+        """How far (nm) the edge lies inside the base line at distances ``s`` (n,) along it."""
         from scipy.interpolate import PchipInterpolator
 
         return PchipInterpolator(self.knots_nm, self.edge_nm)(np.clip(s, self.knots_nm[0], self.knots_nm[-1]))
 
     def places(self, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of points (n, 2): way along the surface (nm), depth below the edge (nm), and whether their part of the edge is a surface seen."""
+        """Of points (n, 2): distance along the surface (nm), depth below the edge (nm), and whether a surface is seen there."""
         s, u = _beside(self.base_nm, self.inwards, self.length_nm, nm)
         seen = (s > self.knots_nm[0]) & (s < self.knots_nm[-1]) & (np.interp(s, self.length_nm, self.open.astype(float)) > 0.5)
         return s, u - self.edge(s), seen
@@ -46,21 +51,22 @@ class SurfaceContour:
         return self.places(nm)[1]
 
     def curve(self, depth_nm: float | np.ndarray = 0.0, step_nm: float = 0.05) -> np.ndarray:
-        """Points (k, 2) in the crystal plane, ``depth_nm`` below the edge (a number or one for each of k ways), from end to end."""
+        """Points (k, 2) in the crystal plane, ``depth_nm`` below the edge (a number or one for each of k points), from end to end."""
         s = np.arange(self.knots_nm[0], self.knots_nm[-1], step_nm)
         return self._between(self.base_nm, s) + (self.edge(s) + depth_nm)[:, None] * self._between(self.inwards, s)
 
     def _between(self, vectors: np.ndarray, s: np.ndarray) -> np.ndarray:
+        """Vectors (m, 2) of the base line, interpolated to distances ``s`` (n,)."""
         return np.stack([np.interp(s, self.length_nm, vectors[:, k]) for k in (0, 1)], axis=1)
 
     def normals(self, s: np.ndarray) -> np.ndarray:
-        """Unit normals (n, 2) into the crystal at ways ``s`` (n,)."""
+        """Unit normals (n, 2) into the crystal at distances ``s`` (n,) along the base line."""
         found = self._between(self.inwards, s)
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
 def _beside(base: np.ndarray, inwards: np.ndarray, length: np.ndarray, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Way along a line of densely set points, and distance inwards from it, of points (n, 2); beyond its ends the line goes on straight."""
+    """Distance along a line of densely set points, and distance inwards from it, of points (n, 2); the line goes on straight."""
     from scipy.spatial import cKDTree
 
     _, nearest = cKDTree(base).query(nm)
@@ -73,24 +79,24 @@ def _beside(base: np.ndarray, inwards: np.ndarray, length: np.ndarray, nm: np.nd
 _BASE_BLUR_NM = 2.5  # over which the surface's direction is taken; what is rougher is height over the base line
 
 
-def _locally_straight(way: np.ndarray, line: np.ndarray, reach: float) -> np.ndarray:
-    """A line (m, 2) smoothed by local straight fits with Gaussian weights over the way along it: its ends are not drawn in."""
-    apart = way[None, :] - way[:, None]
+def _locally_straight(along: np.ndarray, line: np.ndarray, reach: float) -> np.ndarray:
+    """A line (m, 2) smoothed by local straight fits with Gaussian weights over the distance along it: its ends are not drawn in."""
+    apart = along[None, :] - along[:, None]
     weight = np.exp(-0.5 * (apart / reach) ** 2)
     s0, s1, s2 = weight.sum(axis=1), (weight * apart).sum(axis=1), (weight * apart**2).sum(axis=1)
     return ((s2[:, None] * (weight @ line)) - s1[:, None] * ((weight * apart) @ line)) / (s0 * s2 - s1**2)[:, None]
 
 
-def _normals_and_way(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals (m, 2) of a line of densely set points (m, 2), all on one side, and the way (m,) along it."""
+def _normals_and_length(line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unit normals (m, 2) of a line of densely set points (m, 2), all on one side, and the distance (m,) along it."""
     tangent = np.gradient(line, axis=0)
     tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    way = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
-    return np.stack([tangent[:, 1], -tangent[:, 0]], axis=1), way
+    along = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    return np.stack([tangent[:, 1], -tangent[:, 0]], axis=1), along
 
 
 def _base_line(columns: Columns, present: np.ndarray, nm: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Points, inward normals and way of the longest line where the blurred share of occupied places is one half."""
+    """Points, inward normals and distances of the longest line where the blurred share of occupied places is one half."""
     from scipy.interpolate import CubicSpline
     from scipy.ndimage import gaussian_filter
     from skimage.measure import find_contours
@@ -108,13 +114,13 @@ def _base_line(columns: Columns, present: np.ndarray, nm: np.ndarray) -> tuple[n
     if not lines:
         return None
     line = max(lines, key=len) * step + low
-    way = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
-    if way[-1] < 1.0:
+    along = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
+    if along[-1] < 1.0:
         return None
-    coarse, fine = np.linspace(0.0, way[-1], max(30, int(way[-1] / 0.1))), np.arange(0.0, way[-1], 0.02)
-    line = _locally_straight(coarse, np.stack([np.interp(coarse, way, line[:, k]) for k in (0, 1)], axis=1), _BASE_BLUR_NM)
+    coarse, fine = np.linspace(0.0, along[-1], max(30, int(along[-1] / 0.1))), np.arange(0.0, along[-1], 0.02)
+    line = _locally_straight(coarse, np.stack([np.interp(coarse, along, line[:, k]) for k in (0, 1)], axis=1), _BASE_BLUR_NM)
     line = CubicSpline(coarse, line)(fine)
-    inwards, length = _normals_and_way(line)
+    inwards, length = _normals_and_length(line)
     probe = np.rint((line + 0.3 * inwards - low) / step).astype(int), np.rint((line - 0.3 * inwards - low) / step).astype(int)
     inner, outer = (share[tuple(np.clip(p, 0, np.array(shape) - 1).T)].mean() for p in probe)
     inwards = inwards if inner > outer else -inwards
@@ -124,8 +130,16 @@ def _base_line(columns: Columns, present: np.ndarray, nm: np.ndarray) -> tuple[n
 def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | None = None) -> SurfaceContour | None:
     """The curve that parts occupied from empty places of the lattice, or None where the image holds no vacuum.
 
-    It lies half a column spacing outside the outermost columns on average. ``visible`` (n,)
-    names the places where a column can be seen at all (default: those of metal layers).
+    It lies half a column spacing outside the outermost columns on average.
+
+    Parameters
+    ----------
+    columns
+        From `measure_columns`.
+    spacing_nm
+        Mean distance of neighbouring columns.
+    visible
+        (n,), the places where a column can be seen at all; default: those of metal layers.
     """
     use = columns.is_metal if visible is None else visible
     vacuum = _connected(columns.index, ~columns.present & columns.is_metal) | (~columns.present & ~columns.is_metal)
@@ -174,9 +188,9 @@ def drawn_contour(columns: Columns, points_nm: np.ndarray, spacing_nm: float) ->
         raise EmphaseError(f"surface drawn by hand: {chords.sum():.2f} nm long, expected 1 nm or more with no point twice")
     if (np.sum(steps[1:] * steps[:-1], axis=1) < -0.5 * chords[1:] * chords[:-1]).any():
         raise EmphaseError("surface drawn by hand: it turns back on itself, expected points one after the other along the edge")
-    way = np.append(0.0, np.cumsum(chords))
-    line = CubicSpline(way, points)(np.arange(0.0, way[-1], 0.02))
-    inwards, length = _normals_and_way(line)
+    along = np.append(0.0, np.cumsum(chords))
+    line = CubicSpline(along, points)(np.arange(0.0, along[-1], 0.02))
+    inwards, length = _normals_and_length(line)
     s, u = _beside(line, inwards, length, columns.nm[columns.is_metal])
     beside, occupied = (s > 0) & (s < length[-1]), columns.present[columns.is_metal]
     inner, outer = (float(occupied[side].mean()) if side.any() else 0.0 for side in (beside & (u > 0), beside & (u < 0)))

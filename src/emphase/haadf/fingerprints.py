@@ -1,4 +1,9 @@
-"""TODO."""
+"""Thickness and phase of a surface layer from spatial frequencies that differ between the phases.
+
+The image is demodulated on its fitted lattice (geometric phase analysis: Hÿtch, Snoeck & Kilaas, Ultramicroscopy 74 (1998) 131, amplitudes
+only) at the frequencies of layered 003, the second spinel 111 and the spinel 220 of M3O4. Their mean over the surface against depth is
+fitted with a blurred step. No column is located, so it is a check of `measure_surface_layer`.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +26,26 @@ FINGERPRINTS = {
 
 
 def fingerprint_maps(image: np.ndarray, lattice: ImageLattice, cations: CationLattice, blur_nm: float = 0.35) -> dict[str, np.ndarray]:
-    """Local amplitude of the frequencies that tell the phases apart, and of those that all of them share.
+    """Local amplitude of the frequencies that differ between the phases, and of those that all of them share.
 
-    The image is demodulated on the fitted lattice (so distortions of the scan do not blur it) and
-    smoothed with a Gaussian of ``blur_nm``, in steps of 0.04 nm. "003" is signed, positive where metal lies in the metal layers; "111" and
-    "220" are moduli; "shared" is the mean modulus of the two shortest cation frequencies. All (y, x), counts.
+    Parameters
+    ----------
+    image
+        (y, x), counts.
+    lattice, cations
+        From `find_image_lattice` and `cation_lattice`.
+    blur_nm
+        Standard deviation of the Gaussian over which a frequency is followed, in steps of 0.04 nm.
+
+    Returns
+    -------
+    dict
+        All (y, x), counts: "003", signed, positive where metal lies in the metal layers; "111" and "220", moduli; "shared", the mean
+        modulus of the two shortest cation frequencies.
+
+    Notes
+    -----
+    The image is demodulated on the fitted lattice, so distortions of the scan do not blur it.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -38,6 +58,7 @@ def fingerprint_maps(image: np.ndarray, lattice: ImageLattice, cations: CationLa
     ij = (lattice.to_lattice(np.stack([y.ravel(), x.ravel()], axis=1)) @ np.linalg.inv(cations.steps)).reshape(*coarse.shape, 2)
 
     def lock_in(q: tuple[float, float]) -> np.ndarray:
+        """Complex local amplitude of a frequency of the cation lattice."""
         phase = 2 * np.pi * (ij @ np.array(q))
         return gaussian_filter(flat * np.cos(phase), blur) - 1j * gaussian_filter(flat * np.sin(phase), blur)
 
@@ -53,7 +74,17 @@ def fingerprint_profile(
 ) -> dict[str, np.ndarray]:
     """Mean over the surface of every fingerprint, relative to the shared frequencies, against depth in steps of 0.05 nm.
 
-    Returns ``depth_nm`` (m,) and one array (m,) for each fingerprint, all in units of the 003 of the bulk.
+    Parameters
+    ----------
+    maps, lattice, contour
+        From `fingerprint_maps`, `find_image_lattice` and `surface_contour`.
+    blur_nm
+        That of the maps: a border as wide is left out.
+
+    Returns
+    -------
+    dict
+        ``depth_nm`` (m,) and one array (m,) for each fingerprint, all in units of the 003 of the bulk.
     """
     shape = maps["shared"].shape
     step = max(1, round(0.04 / lattice.scan()["pixel_size_nm"]))
@@ -73,7 +104,7 @@ def fingerprint_profile(
 
 @dataclass(frozen=True)
 class FingerprintLayer:
-    """What the fingerprint frequencies alone say of the layer: its thickness and phase, and their levels in it (003 of the bulk = 1).
+    """The layer by the fingerprint frequencies alone: its thickness and phase, and their levels in it (003 of the bulk = 1).
 
     ``phase`` is "LiM2O4", "M3O4", "rocksalt", "none" or "undecided"; ``fitted`` (m,) the 003 of the profile as fitted.
     """
@@ -92,6 +123,19 @@ class FingerprintLayer:
 def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = 0.35) -> FingerprintLayer:
     """Thickness and phase of the layer from the fingerprint frequencies, without any column.
 
+    Parameters
+    ----------
+    profile
+        From `fingerprint_profile`.
+    blur_nm
+        That of the maps.
+
+    Returns
+    -------
+    FingerprintLayer
+
+    Notes
+    -----
     The share falls by a step with a width of 0.12 nm; blur and edge of the crystal are part of the model. In a rocksalt
     the frequencies that all share grow by as much as the 003 shrinks, which moves the half value of their ratio; in a spinel they
     stay. Expected of the four columns (1, 1/2, 1/2, 0) and the metal of the 8a columns: LiM₂O₄ 003 and 111 of 1/2 and no 220; M₃O₄

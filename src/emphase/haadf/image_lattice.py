@@ -1,4 +1,9 @@
-"""TODO."""
+"""A projected lattice laid on an image by a polynomial map, and columns refined to sub-pixel places.
+
+The polynomial holds what drift and scan did to the image. It is fitted by least squares to the places of columns at known lattice
+coordinates; columns more than 3.5 times the median off are left out and the fit is repeated. `_refined_positions` is Gauss-Newton on a
+Gaussian of known width over a constant.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,10 @@ from .projection import ProjectedColumns
 
 
 def _terms(points: np.ndarray, degree: int) -> np.ndarray:
-    """Monomials up to a total degree of points (n, 2), as columns; the first three are 1, p0, p1."""
+    """Monomials up to a total degree of points (n, 2), as columns; the first three are 1, p0, p1.
+
+    `polyvander2d` also holds the products beyond the total degree, and orders them otherwise.
+    """
     powers = [(a, n - a) for n in range(degree + 1) for a in range(n, -1, -1)]
     return np.stack([points[:, 0] ** a * points[:, 1] ** b for a, b in powers], axis=1)
 

@@ -1,4 +1,10 @@
-"""TODO."""
+"""Find the lattice of a projected crystal in an HAADF image, index it and follow it over the image.
+
+Spectra of overlapping patches are matched with the frequencies of the projection (`spectrum`); phases of these frequencies give the
+origin; columns refined to sub-pixel places are followed outwards from a patch, and the degree of the polynomial map is chosen by Bayes'
+information criterion (Schwarz, Ann. Statist. 6 (1978) 461). The error where no lattice is found names the reason: no lattice, another pixel
+size, another zone axis, inverted contrast.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +121,7 @@ def _followed_columns(
 
 
 def _smoothest_fit(columns: ProjectedColumns, seen: np.ndarray, found: np.ndarray, everywhere: np.ndarray) -> ImageLattice:
-    """The polynomial of degree 1 to 6 that columns ``seen`` (n, 2) ``found`` (n, 2) px ask for, by Bayes' information criterion.
+    """The polynomial of degree 1 to 6 that columns ``seen`` (n, 2) ``found`` (n, 2) px support, by Bayes' information criterion.
 
     ``everywhere`` are the lattice points of the whole image: where no column is seen, a degree of 2 goes on with a small weight, so that a
     high one does not run off in the vacuum.
@@ -163,7 +169,7 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
 
     The spectrum of patches is compared with the frequencies of the projection, in any
     orientation, mirrored or not, at 0.85 to 1.15 of the stated pixel size; phases give
-    the place of the brightest column; the columns' own places, fitted with sub-pixel
+    the place of the brightest column; places of columns, fitted with sub-pixel
     precision, give the map, a polynomial of degree 6 at most (`_smoothest_fit`).
 
     Parameters
@@ -175,20 +181,22 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
     pixel_size_nm
         The stated pixel size.
     name
-        What errors call the image: its file.
+        Of the image in errors: its file.
+
+    Returns
+    -------
+    ImageLattice
 
     Raises
     ------
     EmphaseError
-        No lattice; not the lattice of this zone axis; inverted contrast.
-    EmphaseError
-        A pixel size that this lattice contradicts by more than 15 %.
+        No lattice; not the lattice of this zone axis; inverted contrast; a pixel size that this lattice contradicts by more than 15 %.
     """
     image = check_haadf_image(image, name)
     spacing = float(np.linalg.norm(columns.basis_nm, axis=1).min()) / pixel_size_nm
     if not 2.5 < spacing < min(image.shape) / 6:
         raise EmphaseError(
-            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm "
+            f"{name}: pixel_size_nm: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm "
             f"apart lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to "
             f"{spacing * pixel_size_nm / 4:.3f} nm"
         )
@@ -228,7 +236,7 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
 def _other_grain(columns: ProjectedColumns, matched: list, strength: dict) -> float | None:
     """Turn (degrees) against the first of the maps of patches that three others agree on, None where all lie alike.
 
-    A layer of spinel or rocksalt may pass for layered turned by 70.5°, the angle of its own {111}: that is no grain.
+    A layer of spinel or rocksalt may pass for layered turned by 70.5°, the angle of its {111}: that is no grain.
     """
     if not matched:
         return None
@@ -262,13 +270,14 @@ def _check_match(spectra: dict, score: float, columns: ProjectedColumns, pixel_s
     if other > _LEAST_AGREEMENT:
         true = float(math.sqrt(abs(np.linalg.det(trial)))) / factor
         raise EmphaseError(
-            f"acquisitions.haadf.pixel_size_nm: got {pixel_size_nm / factor:g}, but the lattice of {columns.name} fits at {true:.4g}; "
+            f"{name}: pixel_size_nm: got {pixel_size_nm / factor:g}, but the lattice of {columns.name} fits at {true:.4g}; "
             "expected within 15 %"
         )
     raise EmphaseError(f"{name}: " + _wrong_zone(spectrum, columns, pixel_size_nm, f"agreement {score:.2f}, expected {_LEAST_AGREEMENT}"))
 
 
 def _wrong_zone(spectrum: _Spectrum, columns: ProjectedColumns, pixel_size_nm: float, why: str) -> str:
+    """What the image shows against what the zone axis would show."""
     _, vectors, _ = columns.frequencies()
     seen = spectrum.peaks[spectrum.heights > 8 * spectrum.noise][:4]
     have = ", ".join(f"{pixel_size_nm / np.linalg.norm(k):.3f}" for k in seen)

@@ -1,16 +1,26 @@
-"""TODO."""
+"""Thickness and phase of the transformed layer of a layered oxide from brightness against depth.
+
+All cation columns share one transformed share 0.5 erfc((depth - thickness)/(sqrt(2) width)); each of four kinds of column, bright and dim
+metal and lithium columns of a spinel, has a level in the bulk and one in the layer. For a thickness and a width the levels are linear
+least squares, so both are searched on a grid. Edge, roles and reference heights depend on the layer and are iterated. The interval is a
+bootstrap of blocks along the surface (Künsch, Ann. Statist. 17 (1989) 1217) with the error of the edge added.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import EmphaseError
 from .columns import CationLattice, Columns, _connected, _metal_level
 from .contour import SurfaceContour, drawn_contour, surface_contour
+
+_WIDTHS_NM = (0.04, 0.08, 0.14, 0.22, 0.32, 0.45)  # of the transition, that are tried
+_DEPTH_STEP_NM = 0.02  # in which columns are gathered: far below the error of a depth
+_LEAST_LIMIT_NM = 0.24  # a column spacing: a thinner layer holds no column
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,7 @@ class SurfaceLayer:
     "spinel", "rocksalt", "none" or "undecided". ``levels`` (4, 2) is the relative brightness in the bulk and in the layer of bright and
     dim metal columns, bright and dim lithium-layer columns; ``width_nm`` the standard deviation of the transition. ``alternation`` is
     the contrast of full and half metal columns in the layer and ``lithium_layer`` the brightness of its lithium columns, each with its
-    standard error. ``way_nm``, ``depth_nm`` and ``role`` (0 to 3, the rows of ``levels``; −1 empty place), (n,), belong to the rows of
+    standard error. ``along_nm``, ``depth_nm`` and ``role`` (0 to 3, the rows of ``levels``; −1 empty place), (n,), belong to the rows of
     ``columns``.
     """
 
@@ -35,7 +45,7 @@ class SurfaceLayer:
     lithium_layer: tuple[float, float]
     contour: SurfaceContour
     columns: Columns
-    way_nm: np.ndarray
+    along_nm: np.ndarray
     depth_nm: np.ndarray
     role: np.ndarray
 
@@ -50,7 +60,7 @@ def transformed_share(depth: np.ndarray, thickness: Any, width: Any) -> np.ndarr
 def _roles(columns: Columns, layer_weight: np.ndarray) -> np.ndarray:
     """0 bright or 1 dim metal, 2 bright or 3 dim lithium column of a spinel, judged by the other columns of its row.
 
-    The column itself has no say, so that noise alone makes no alternation. Rows go on into the vacuum.
+    The column itself does not count, so that noise alone makes no alternation. Rows go on into the vacuum.
     """
     role = 2 * (~columns.is_metal)
     for row in np.unique(columns.index[:, 1]):
@@ -79,10 +89,6 @@ class _Profile:
         """Brightness (n,) expected of columns of these roles (n,) at depths (n,) in nm."""
         share = transformed_share(depth, self.thickness, self.width)
         return self.levels[role, 0] * (1 - share) + self.levels[role, 1] * share
-
-
-_WIDTHS_NM = (0.04, 0.08, 0.14, 0.22, 0.32, 0.45)
-_DEPTH_STEP_NM = 0.02
 
 
 def _profile_sums(
@@ -130,6 +136,7 @@ def _fit_profile(depth: np.ndarray, y: np.ndarray, role: np.ndarray, weights: np
 
 
 def _robust_weights(depth: np.ndarray, y: np.ndarray, role: np.ndarray, fit: _Profile) -> tuple[np.ndarray, float]:
+    """Huber's weights about a profile, and the scatter; the profile is searched on a grid, so a robust `least_squares` has no place."""
     off = np.abs(y - fit.brightness(depth, role))
     scale = max(1.4826 * float(np.median(off)), 0.01)
     return np.minimum(1.0, 2.5 * scale / np.maximum(off, 1e-9)), scale
@@ -140,14 +147,33 @@ def measure_surface_layer(
 ) -> SurfaceLayer:
     """Thickness and kind of the transformed layer of a layered oxide, from the brightness of its cation columns.
 
-    The edge of the crystal is the curve that parts occupied from empty places of the lattice, so
-    half a column spacing outside the outermost columns; the brightness of the four kinds of
-    columns against depth follows one share 0.5 erfc((depth − thickness)/(√2 width)). A layer is reported
-    where it explains the columns better than none does (F ≥ 12 a level) and fills lithium
-    columns by more than 0.08 of a metal column. The interval comes from resampling blocks along the surface, with the
-    edge's own error added. With ``drawn_nm`` the edge is the line by hand through these points (`drawn_contour`).
+    Parameters
+    ----------
+    rng
+        For the resampling.
+    columns, cations
+        From `measure_columns` and `cation_lattice`.
+    bootstraps
+        Resamplings of blocks along the surface.
+    drawn_nm
+        Points (k, 2) of the edge in the crystal plane, drawn by hand (`drawn_contour`); None finds the edge.
 
-    Raises `EmphaseError` where the image holds no vacuum, so that there is no surface to measure from.
+    Returns
+    -------
+    SurfaceLayer
+
+    Raises
+    ------
+    EmphaseError
+        Where the image holds no vacuum, so that there is no surface to measure from, or no layered bulk.
+
+    Notes
+    -----
+    The edge of the crystal is the curve that parts occupied from empty places of the lattice, so half a column spacing outside the
+    outermost columns; the brightness of the four kinds of columns against depth follows one share
+    0.5 erfc((depth − thickness)/(√2 width)). A layer is reported where it explains the columns better than none does (F ≥ 12 a level) and
+    fills lithium columns by more than 0.08 of a metal column. The interval comes from resampling blocks along the surface, with the error
+    of the edge added.
     """
     contour: SurfaceContour | None
     if drawn_nm is not None:
@@ -159,8 +185,8 @@ def measure_surface_layer(
         _check_vacuum(columns, contour)
     level_of, fit = columns, None
     old_level = columns.height / np.where(columns.brightness == 0, 1.0, columns.brightness)
-    for turn in range(4):
-        way, depth, faced = contour.places(columns.nm)
+    for iteration in range(4):
+        along, depth, faced = contour.places(columns.nm)
         inside = faced & (depth > 0) & (columns.present | ~columns.is_metal) & (np.abs(level_of.brightness) < 2)
         seen = depth.max() if fit is None else fit.thickness
         layer_weight = np.where(inside, 0.05 + transformed_share(depth, min(seen, 1.0) if fit is None else seen, 0.2), 0.0)
@@ -172,10 +198,10 @@ def measure_surface_layer(
         level_of = replace(columns, brightness=columns.height / level, noise=columns.noise * old_level / level)
         lithium_seen = (fit.levels[2:, 1] > 0.35)[np.maximum(role - 2, 0)] & (role >= 2)
         visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
-        if turn < 3 and drawn_nm is None:
+        if iteration < 3 and drawn_nm is None:
             contour = surface_contour(columns, cations.spacing_nm, visible) or contour
     assert fit is not None
-    return _layer_from(rng, fit, weights, scale, level_of, contour, way, depth, inside, role, bootstraps)
+    return _layer_from(rng, _Surface(level_of, contour, along, depth, inside, role), _Fit(fit, weights, scale), bootstraps)
 
 
 def _check_vacuum(columns: Columns, contour: SurfaceContour) -> None:
@@ -213,9 +239,6 @@ def _fitted(depth: np.ndarray, y: np.ndarray, role: np.ndarray) -> tuple[_Profil
     return fit, weights[0], scale
 
 
-_LEAST_LIMIT_NM = 0.24  # a column spacing: a thinner layer holds no column of its own
-
-
 def _stands_out(fit: _Profile, d: np.ndarray, y: np.ndarray, r: np.ndarray, weights: np.ndarray) -> bool:
     """Whether a layer explains brightness ``y`` of columns of roles ``r`` at depths ``d`` better than none, and fills lithium columns."""
     flat = sum(
@@ -231,9 +254,15 @@ def _stands_out(fit: _Profile, d: np.ndarray, y: np.ndarray, r: np.ndarray, weig
 
 
 def _resampled_profiles(
-    rng: np.random.Generator, fit: _Profile, weights: np.ndarray, along: np.ndarray, d: np.ndarray, y: np.ndarray, r: np.ndarray,
+    rng: np.random.Generator,
+    fit: _Profile,
+    weights: np.ndarray,
+    along: np.ndarray,
+    d: np.ndarray,
+    y: np.ndarray,
+    r: np.ndarray,
     draws: int,
-) -> tuple[list[_Profile], int]:  # fmt: skip
+) -> tuple[list[_Profile], int]:
     """Profiles about ``fit`` for blocks ``along`` (n,) the surface drawn with replacement, and the number of blocks."""
     blocks = np.floor((along - along.min()) / max(0.5, float(np.ptp(along)) / 40)).astype(int)
     count = int(blocks.max()) + 1
@@ -248,29 +277,38 @@ def _alternation(levels: np.ndarray) -> np.ndarray:
     return (levels[..., 0, 1] - levels[..., 1, 1]) / (levels[..., 0, 1] + levels[..., 1, 1])
 
 
-def _layer_from(
-    rng: np.random.Generator,
-    fit: _Profile,
-    weights: np.ndarray,
-    scale: float,
-    columns: Columns,
-    contour: SurfaceContour,
-    way: np.ndarray,
-    depth: np.ndarray,
-    inside: np.ndarray,
-    role: np.ndarray,
-    bootstraps: int,
-) -> SurfaceLayer:
+class _Fit(NamedTuple):
+    """A profile, the robust weights (n,) of the columns inside and their scatter about it."""
+
+    profile: _Profile
+    weights: np.ndarray
+    scale: float
+
+
+class _Surface(NamedTuple):
+    """Columns against a contour: position along it and depth below it in nm, whether they are used, and their roles; all (n,)."""
+
+    columns: Columns
+    contour: SurfaceContour
+    along: np.ndarray
+    depth: np.ndarray
+    inside: np.ndarray
+    role: np.ndarray
+
+
+def _layer_from(rng: np.random.Generator, surface: _Surface, fitted: _Fit, bootstraps: int) -> SurfaceLayer:
     """The fitted profile as a layer or as none, with intervals by resampling blocks along the surface."""
+    columns, contour, along, depth, inside, role = surface
+    fit, weights, scale = fitted
     d, y, r = depth[inside], columns.brightness[inside], role[inside]
-    seen = (contour, columns, way, depth, np.where(inside, role, -1))
+    seen = (contour, columns, along, depth, np.where(inside, role, -1))
     has_layer = _stands_out(fit, d, y, r, weights)
     _check_bulk(fit, d, r, has_layer)
     if not has_layer:
         limit = max(_upper_limit(d, y, r, weights, scale) + 2 * contour.error_nm, _LEAST_LIMIT_NM)
         nothing = np.column_stack([fit.levels[:, 0]] * 2)
         return SurfaceLayer(0.0, (0.0, limit), limit, "none", fit.width, nothing, (0.0, 0.0), (0.0, 0.0), *seen)
-    fits, count = _resampled_profiles(rng, fit, weights, way[inside], d, y, r, bootstraps)
+    fits, count = _resampled_profiles(rng, fit, weights, along[inside], d, y, r, bootstraps)
     found, levels = np.array([f.thickness for f in fits]), np.array([f.levels for f in fits])
     slope = np.gradient(contour.edge(contour.length_nm), contour.length_nm)
     direction = 0.5 * fit.thickness * float(np.mean(slope**2))  # along which normal: that of the base line or that of its waves

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Local planes through scattered values, and the boundary between occupied and empty places.
+
+The boundary is logistic regression on places about a curve that is linear between knots, with a quadratic penalty on its bends.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,7 @@ def _edge_curve(s: np.ndarray, u: np.ndarray, present: np.ndarray, spacing_nm: f
     width = 0.2 * spacing_nm
 
     def loss(edge: np.ndarray) -> tuple[float, np.ndarray]:
+        """Negative log likelihood with the penalty, and its gradient."""
         z = sign * (u - design @ edge) / width
         pull = sign / width / (1 + np.exp(np.clip(z, -50, 50)))
         bent = bends @ edge

@@ -1,4 +1,8 @@
-"""TODO."""
+"""Atomic columns of a crystal along a zone axis, with their primitive plane lattice and HAADF brightness.
+
+Atoms whose projections coincide within 0.03 nm are one column. Its brightness is the sum of occupancy times Z^1.7 (Pennycook & Jesson,
+Ultramicroscopy 37 (1991) 14). The basis is reduced to the two shortest translations, with the centring that the projection has.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,7 @@ class ProjectedColumns:
 
 
 def _atomic_number(element: str) -> int:
+    """Z of an element."""
     from ase.data import atomic_numbers
 
     return atomic_numbers[element]
@@ -74,9 +79,23 @@ def _merged(points: np.ndarray, basis: np.ndarray, tolerance: float = 0.03) -> l
 
 
 def project_columns(crystal: Crystal, zone_axis: tuple[int, int, int]) -> ProjectedColumns:
-    """Columns of a crystal along a zone axis [uvw] (direct lattice), with their primitive plane lattice.
+    """Atomic columns of a crystal along a zone axis, with their primitive plane lattice.
 
-    Raises `EmphaseError` for a zone axis of zeros.
+    Parameters
+    ----------
+    crystal
+        The structure.
+    zone_axis
+        [uvw] of the direct lattice.
+
+    Returns
+    -------
+    ProjectedColumns
+
+    Raises
+    ------
+    EmphaseError
+        For a zone axis of zeros.
     """
     uvw = np.asarray(zone_axis, dtype=int)
     if not uvw.any():

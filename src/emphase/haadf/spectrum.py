@@ -1,4 +1,9 @@
-"""TODO."""
+"""Amplitude spectra of image patches, their peaks, and their match with the frequencies of a projected crystal.
+
+Peaks of a Hann-windowed patch are located by parabolas through the logarithm. Pairs of strong peaks are tried as pairs of expected
+frequencies; the match is Bhattacharyya's coefficient of expected and measured amplitudes, so peaks that no frequency explains count
+against it.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +22,15 @@ def _binning(pixel_nm: float) -> int:
 
 def _binned(image: np.ndarray, factor: int) -> np.ndarray:
     """Means of squares of pixels as float64; a remainder at the far edges is left out."""
+    from skimage.measure import block_reduce
+
     image = np.asarray(image, dtype=float)
     rows, cols = (n // factor for n in image.shape)
-    return image[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor).mean(axis=(1, 3))
+    return block_reduce(image[: rows * factor, : cols * factor], factor, np.mean)
 
 
 def _band_passed(image: np.ndarray, small: float, large: float) -> np.ndarray:
+    """An image between two Gaussian widths in px."""
     from scipy.ndimage import gaussian_filter
 
     return gaussian_filter(image, small) - gaussian_filter(image, large)
@@ -49,6 +57,7 @@ class _Spectrum:
 def _spectrum(patch: np.ndarray, lowest: float) -> _Spectrum:
     """Spectrum of a square patch; peaks are looked for at and above ``lowest`` cycles a pixel."""
     from scipy.ndimage import maximum_filter
+    from skimage.feature import peak_local_max
 
     size = patch.shape[0]
     window = np.hanning(size)[:, None] * np.hanning(size)
@@ -59,10 +68,9 @@ def _spectrum(patch: np.ndarray, lowest: float) -> _Spectrum:
     amplitude[length < lowest] = 0
     noise = float(np.median(amplitude[(length > 0.3) & (length < 0.5)])) / 1.1774
     half = (axis[:, None] > 0) | ((axis[:, None] == 0) & (axis > 0))
-    is_peak = (amplitude == maximum_filter(amplitude, 5)) & half & (length < 0.48) & (amplitude > 0)
-    y, x = np.nonzero(is_peak)
-    order = np.argsort(-amplitude[y, x], kind="stable")[:40]
-    y, x = y[order], x[order]
+    y, x = peak_local_max(amplitude, min_distance=2, threshold_abs=0, exclude_border=False).T
+    used = (half & (length < 0.48))[y, x]
+    y, x = y[used][:40], x[used][:40]
     peaks = np.array([_vertex(amplitude, a, b) for a, b in zip(y.tolist(), x.tolist(), strict=True)]).reshape(-1, 2)
     return _Spectrum(maximum_filter(amplitude, 3), (peaks - size // 2) / size, amplitude[y, x], max(noise, 1e-12))
 
@@ -127,4 +135,5 @@ def _match_spectrum(
 
 
 def _angle(a: np.ndarray, b: np.ndarray) -> float:
+    """Angle (rad) from one vector of a plane to another."""
     return math.atan2(a[0] * b[1] - a[1] * b[0], a[0] * b[0] + a[1] * b[1])

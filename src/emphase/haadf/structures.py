@@ -1,4 +1,9 @@
-"""TODO."""
+"""Structures column by column, the thickness of a layer along the surface, and its extrapolation to zero dose.
+
+The brightness of the four kinds of column around each column is compared with that of layered, rocksalt and spinel structures in each of
+their origins; which spinel it is, LiM2O4 or M3O4, is read from the tetrahedral 8a columns. The thickness in blocks along the surface is
+fitted with the levels of the whole layer, and regressed on the angle to the lithium channels.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +19,9 @@ from .layer import SurfaceLayer, transformed_share
 
 
 def tetrahedral_brightness(image: np.ndarray, lattice: ImageLattice, cations: CationLattice, columns: Columns) -> np.ndarray:
-    """Brightness (n,) at the two 8a places beside every column, less that at two places as far off the other way, of a full metal column.
+    """Brightness (n,) at the two 8a places beside every column, in units of a full metal column.
 
-    Beside the empty column of an M₃O₄ the 8a columns hold half a metal column; beside that of LiM₂O₄ lithium, which is dark.
+    That at two places as far off in the other direction is subtracted. Beside the empty column of an M₃O₄ the 8a columns hold half a metal column; beside that of LiM₂O₄ lithium, which is dark.
     """
     from scipy.ndimage import gaussian_filter, map_coordinates
 
@@ -47,7 +52,7 @@ def spinel_variant(layer: SurfaceLayer, tetrahedral: np.ndarray) -> tuple[str, f
     return ("LiM2O4" if value + 1.96 * error < 0.20 else "undecided"), value, error
 
 
-#: Structures that columns are told apart into.
+#: Structures that a column may belong to.
 REGIONS = ("layered", "LiM2O4", "M3O4", "rocksalt", "undecided")
 # metal in the columns (i mod 2) + 2 (j mod 2) of each structure; a rocksalt-like one may lack some in the former lithium layer
 _STRUCTURES = [("layered", (1.0, 1.0, 0.0, 0.0))]
@@ -56,11 +61,28 @@ _STRUCTURES += [("spinel", (*metal, *lithium)) for metal in ((1.0, 0.5), (0.5, 1
 
 
 def column_regions(layer: SurfaceLayer, tetrahedral: np.ndarray, reach_nm: float = 0.45) -> tuple[np.ndarray, np.ndarray]:
-    """The structure about every column: posterior (n, 4) of the first four of `REGIONS`, and the index (n,) of what it is called.
+    """Structure around every column from the brightness of its neighbours.
 
-    The brightness of the four kinds of column, averaged with a Gaussian of ``reach_nm``, is compared with that of each structure in each of
-    its origins; levels may be off by 0.12 of a metal column. Which spinel it is says ``tetrahedral`` (n,), the brightness of the 8a columns
-    beside those that are empty in it. "Undecided" where no structure has 0.9, or none fits (χ² > 16 for four levels); −1 outside.
+    Parameters
+    ----------
+    layer
+        From `measure_surface_layer`.
+    tetrahedral
+        (n,), the brightness of the 8a columns beside every column (`tetrahedral_brightness`): it decides which spinel.
+    reach_nm
+        Standard deviation of the Gaussian over which brightness is averaged.
+
+    Returns
+    -------
+    posterior : ndarray
+        (n, 4) of the first four of `REGIONS`.
+    label : ndarray
+        (n,) index into `REGIONS`: "undecided" where no structure has 0.9, or none fits (χ² > 16 for four levels); −1 outside.
+
+    Notes
+    -----
+    The mean brightness of the four kinds of column is compared with that of each structure in each of its origins; levels may be off by
+    0.12 of a metal column.
     """
     from scipy.spatial import cKDTree
 
@@ -106,13 +128,13 @@ def column_regions(layer: SurfaceLayer, tetrahedral: np.ndarray, reach_nm: float
 class LayerAlong:
     """The layer's thickness along the surface, in blocks (b,).
 
-    ``way_nm``, ``thickness_nm`` with its standard error ``error_nm``, and ``channel_deg``, the angle between the surface's normal and the
+    ``along_nm``, ``thickness_nm`` with its standard error ``error_nm``, and ``channel_deg``, the angle between the surface's normal and the
     (003) planes that lithium moves in (0: channels end at the surface). ``spread_nm`` is the standard deviation of the thickness itself,
     the errors taken off. ``deeper_along_nm`` is how much thicker the layer is where channels end at the surface than where they run along
-    it, with its standard error; None with a ``reason`` where the surface does not turn enough to tell.
+    it, with its standard error; None with a ``reason`` where the surface does not turn enough.
     """
 
-    way_nm: np.ndarray
+    along_nm: np.ndarray
     thickness_nm: np.ndarray
     error_nm: np.ndarray
     channel_deg: np.ndarray
@@ -122,10 +144,22 @@ class LayerAlong:
 
 
 def layer_along(layer: SurfaceLayer, cations: CationLattice, block_nm: float = 0.8) -> LayerAlong:
-    """Thickness of a layer in blocks along the surface, with levels and width of the whole, and whether it is deeper along the channels."""
+    """Thickness of a layer in blocks along the surface, and whether it is deeper along the lithium channels.
+
+    Parameters
+    ----------
+    layer, cations
+        From `measure_surface_layer` and `cation_lattice`; levels and width are those of the whole layer.
+    block_nm
+        Length of a block.
+
+    Returns
+    -------
+    LayerAlong
+    """
     middles, thicknesses, errors = [], [], []
     rows = np.flatnonzero(layer.role >= 0)
-    s, d, y, r = layer.way_nm[rows], layer.depth_nm[rows], layer.columns.brightness[rows], layer.role[rows]
+    s, d, y, r = layer.along_nm[rows], layer.depth_nm[rows], layer.columns.brightness[rows], layer.role[rows]
     trials = np.arange(0.0, layer.thickness_nm + 2.0, 0.02)
     share = transformed_share(d[:, None], trials, layer.width_nm)
     off = y[:, None] - layer.levels[r, 0][:, None] * (1 - share) - layer.levels[r, 1][:, None] * share
@@ -143,14 +177,14 @@ def layer_along(layer: SurfaceLayer, cations: CationLattice, block_nm: float = 0
         middles.append(low + 0.5 * block_nm)
         thicknesses.append(float(trials[best]))
         errors.append(math.hypot(0.5 * float(np.ptp(allowed)) + 0.02, edge_error))
-    way, thickness, error = np.array(middles), np.array(thicknesses), np.array(errors)
+    along, thickness, error = np.array(middles), np.array(thicknesses), np.array(errors)
     channel = cations.steps_nm[0] / np.linalg.norm(cations.steps_nm[0])
-    normals = layer.contour.normals(way) if len(way) else np.zeros((0, 2))
+    normals = layer.contour.normals(along) if len(along) else np.zeros((0, 2))
     angle = np.degrees(np.arccos(np.clip(np.abs(normals @ channel), 0, 1)))
-    if len(way) < 4:
-        return LayerAlong(way, thickness, error, angle, None, None, "the layer is followed over fewer than four blocks of the surface")
+    if len(along) < 4:
+        return LayerAlong(along, thickness, error, angle, None, None, "the layer is followed over fewer than four blocks of the surface")
     spread = math.sqrt(max(0.0, float(thickness.var(ddof=1) - np.mean(error**2))))
-    return LayerAlong(way, thickness, error, angle, spread, *_deeper_along(thickness, np.hypot(error, spread), angle))
+    return LayerAlong(along, thickness, error, angle, spread, *_deeper_along(thickness, np.hypot(error, spread), angle))
 
 
 def _weighted_line(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -174,13 +208,17 @@ def _deeper_along(thickness: np.ndarray, error: np.ndarray, channel_deg: np.ndar
 
 
 def thickness_at_zero_dose(dose_e_per_A2: np.ndarray, thickness_nm: np.ndarray, error_nm: np.ndarray) -> dict[str, float]:
-    """A straight line through the thicknesses that images of one area show at growing doses, and where it meets dose zero.
+    """Thickness at dose zero from a straight line through the thicknesses that images of one area show at growing doses.
 
-    ``error_nm`` are standard errors; where the images scatter more than these allow, that scatter is used.
+    Parameters
+    ----------
+    dose_e_per_A2, thickness_nm, error_nm
+        (n,) of the images; errors are standard errors, and where the images scatter more than these allow, that scatter is used.
 
     Returns
     -------
-    ``thickness_nm``, ``error_nm`` at dose zero, ``growth_nm_per_1000_e_per_A2`` and ``growth_error``.
+    dict
+        ``thickness_nm``, ``error_nm`` at dose zero, ``growth_nm_per_1000_e_per_A2`` and ``growth_error``.
 
     Raises
     ------

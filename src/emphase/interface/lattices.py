@@ -1,4 +1,10 @@
-"""TODO."""
+"""Crystal lattices in a bright-field image: calibration, identification, and how much of each there is at every point.
+
+Every window is searched by itself; a lattice is accepted while it explains windows that those accepted before, and their pairs, do not, and
+is identified once more from the mean spectrum of the windows that show it best. The local amplitude of its spots (lock-in with a Gaussian
+kernel, less that of control frequencies) is then explained as a non-negative sum of the amplitudes that the lattices have where they are
+alone.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +21,21 @@ from .spectra import _MAX_Q, _MIN_Q, Lattice, WindowSpectra, _match, _missing, _
 def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, sides: Iterable[str] = (), n_windows: int = 60) -> dict:
     """True size of a pixel over its nominal one, from the windows whose phase is certain.
 
-    The phase is one of ``sides``, which are there by the making of the sample, the first before the next; only where none
-    of them is a candidate may it be another.
+    Parameters
+    ----------
+    spectra, bank
+        Spectra of windows, and the candidate patterns.
+    sides
+        Phases that are known to be in the image, the first before the next; only where none of them is a candidate may the calibration
+        rest on another.
+    n_windows
+        About as many windows are looked at.
 
-    Returns ``scale``, its standard error ``scale_error``, the phase ``anchor`` it rests on and
-    ``n_windows``; where no phase is certain in three windows ``scale`` is 1, the error and the
-    anchor None, and ``reason`` says why.
+    Returns
+    -------
+    dict
+        ``scale``, its standard error ``scale_error``, the phase ``anchor`` that it rests on and ``n_windows``; where no phase is certain in
+        three windows ``scale`` is 1, the error and the anchor None, and ``reason`` says why.
     """
     chosen = range(0, len(spectra.power), max(1, len(spectra.power) // n_windows))
     found: dict[str, list[float]] = {}
@@ -56,6 +71,7 @@ class _Window:
 
 
 def _searched_windows(spectra: WindowSpectra, bank: _PatternBank, scale: float, progress: Any) -> list[_Window]:
+    """Peaks of every window, at the true scale, and the scores of all patterns."""
     windows = []
     for i in progress(range(len(spectra.power))):
         q, strength = spectrum_peaks(*spectra.mean([i]), spectra.bin_invA)
@@ -246,7 +262,10 @@ def _common_spots(lattices: list[Lattice], reach: float) -> np.ndarray:
 
 
 def _non_negative_shares(amplitudes: np.ndarray, signatures: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Non-negative c (n, lattices) that minimise sum_s w_s (a_s - sum_v c_v r_sv)², by coordinate descent."""
+    """Non-negative c (n, lattices) that minimise sum_s w_s (a_s - sum_v c_v r_sv)², by coordinate descent.
+
+    All points share one Gram matrix, so this takes them together; `scipy.optimize.nnls` takes one at a time.
+    """
     gram = (signatures * weight[:, None]).T @ signatures
     right = amplitudes @ (signatures * weight[:, None])
     shares = np.clip(right / np.diag(gram), 0, None)
@@ -273,7 +292,7 @@ def lattice_shares(
     """How much of each lattice there is around every point of a grid.
 
     The amplitude of every spot is measured by lock-in with a Gaussian kernel, less that of frequencies of the same length
-    where no lattice has a spot, and explained as a sum of the lattices' own amplitudes, taken from the windows that each of them owns.
+    where no lattice has a spot, and explained as a sum of the amplitudes of the lattices, taken from the windows that each of them owns.
     Spots that two lattices share therefore count for both, and those of one only decide.
 
     Returns

@@ -1,4 +1,9 @@
-"""TODO."""
+"""Map of phases over a bright-field image, the two sides of the interface, and what lies between them.
+
+The share of each lattice with its error gives the probability that it is the largest at a point; the posterior of the lattice gives the
+phase. Points that no phase explains with 0.9 are ambiguous. The width of a layer is the median distance between the half-way contours of
+the shares on both sides, with a block bootstrap along the interface (Künsch, Ann. Statist. 17 (1989) 1217).
+"""
 
 from __future__ import annotations
 
@@ -53,7 +58,7 @@ def phase_map(
     A point belongs to the lattice with the largest share; the probability that it truly is the
     largest comes from the shares' errors, and the phase from the lattice's posterior. What the
     shares lack of 0.6 (a lattice may be as much fainter where it is thin), less a fifth, is amorphous, or
-    ambiguous where ``unexplained`` (y, x) tells of spots that no candidate has. Where no phase has 0.9, or the lattices found do not
+    ambiguous where ``unexplained`` (y, x) marks spots that no candidate has. Where no phase has 0.9, or the lattices found do not
     explain the spots (``misfit`` (y, x): some are missing that should be there), it is
     ambiguous.
     """
@@ -108,13 +113,24 @@ def _facing_distances(first: np.ndarray, second: np.ndarray, step_nm: float) -> 
 def layer_width(first: np.ndarray, second: np.ndarray, step_nm: float, rng: np.random.Generator) -> dict[str, Any]:
     """Width of what lies between two lattices, from where the share of each falls to half.
 
-    Median distance of the two contours, both ways; the interval is a bootstrap of 2 nm blocks
-    along them, with 0.13 nm for each half value, a quarter of the lock-in's kernel: a lattice that fades at its end is cut off early.
+    Parameters
+    ----------
+    first, second
+        Shares (y, x) of the two lattices on a grid.
+    step_nm
+        Of the grid.
+    rng
+        For the bootstrap.
 
     Returns
     -------
-    ``width_nm``, ``ci95_nm``, ``spread_nm`` (standard deviation along the interface); without
-    facing contours ``width_nm`` is None.
+    dict
+        ``width_nm``, ``ci95_nm``, ``spread_nm`` (standard deviation along the interface); without facing contours all are None.
+
+    Notes
+    -----
+    Median distance of the two contours, from either to the other; the interval is a bootstrap of 2 nm blocks along them, with 0.13 nm for
+    each half value, a quarter of the kernel of the lock-in: a lattice that fades at its end is cut off early.
     """
     blocks = _facing_distances(first, second, step_nm)
     if len(blocks) < 3:
@@ -186,7 +202,7 @@ class InterfaceResult:
     """All that `analyse_interface` finds.
 
     ``window_posteriors`` are those of every window by itself, of each phase in each zone axis; ``owner`` the lattice that it shows most
-    clearly. ``statements`` tell in words what could not be found.
+    clearly. ``statements`` say what could not be found.
     """
 
     calibration: dict[str, Any]
@@ -239,50 +255,86 @@ def _unexplained(spectra: WindowSpectra, owner: np.ndarray, shape: tuple[int, in
     return (owner == -2)[cKDTree(spectra.centres).query(points)[1]].reshape(shape)
 
 
+@dataclass(frozen=True)
+class InterfaceSearch:
+    """What `analyse_interface` searches."""
+
+    #: Side of the sliding window, nm; its Hann weight falls to half over half of that.
+    window_nm: float = 3.8
+    #: Distance of neighbouring windows, nm.
+    stride_nm: float = 1.0
+    #: Zone axes up to this index are tried.
+    max_index: int = 2
+
+    def __post_init__(self) -> None:
+        """`EmphaseError` for a window or a stride that holds or gives nothing."""
+        for name, value, least, most in (("window_nm", self.window_nm, 0.5, 100), ("stride_nm", self.stride_nm, 0.05, self.window_nm)):
+            if not least <= value <= most:
+                raise EmphaseError(f"{name}: got {value:g}, expected {least:g} to {most:g} nm")
+
+
+def _layer_between(
+    shares: np.ndarray, misfit: np.ndarray, found: InterfaceMap, sides: tuple[int, int], rng: np.random.Generator
+) -> tuple[str | None, dict[str, Any]]:
+    """Phase between two lattices, "none" or "ambiguous", None where they do not face each other; and its `layer_width`."""
+    missing = misfit > _MISFIT
+    width = _width_between(np.where(missing, np.minimum(shares, 0.3), shares), sides, found.step_nm, rng)
+    if width["width_nm"] is None:
+        return None, width
+    phase = _phase_between(found, sides, width["width_nm"]) if width["width_nm"] > 0.6 else "none"
+    if phase == "none" and _layer_in_hiding(shares, sides, missing, found.step_nm):
+        phase = "ambiguous"
+    return phase, width
+
+
 def analyse_interface(
     image: np.ndarray,
     pixel_size_nm: float,
     crystals: list[Crystal],
     rng: np.random.Generator,
     *,
-    window_nm: float = 3.8,
-    stride_nm: float = 1.0,
-    max_index: int = 2,
+    search: InterfaceSearch = InterfaceSearch(),
     sides: tuple[str, str] | None = None,
     where: str = "the image",
     progress: Any = iter,
 ) -> InterfaceResult:
     """Phases around every point of a bright-field lattice image, and the layer at its interface.
 
-    Spectra of sliding windows give peaks; lengths, angles and strengths of all peaks of a
-    window together score every candidate phase in every zone axis and rotation, and no phase is
-    taken for certain on spots of one direction. The pixel is calibrated on the phase that is
-    certain, one of ``sides`` where it is there. The lattices found are then followed over the image.
+    Spectra of sliding windows give peaks; lengths, angles and strengths of all peaks of a window together score every candidate phase in
+    every zone axis and rotation, and no phase is certain on spots of one direction. The pixel is calibrated on the phase that is certain,
+    one of ``sides`` where it is there. The lattices found are then followed over the image.
 
     Parameters
     ----------
     image
         (y, x), any real type.
+    pixel_size_nm
+        As stated.
     crystals
         Candidate phases.
     rng
         For the bootstrap of the width.
+    search
+        Windows and zone axes.
     sides
-        The phases known to lie on both sides of the interface; without, the two largest lattices are taken for its sides.
+        The phases known to lie on both sides of the interface; without, the two largest lattices are its sides.
     where
-        What the image is called in error messages.
+        Name of the image in error messages.
+    progress
+        Iterates over the windows.
+
+    Returns
+    -------
+    InterfaceResult
 
     Raises
     ------
-    EmphaseError, EmphaseError
+    EmphaseError
         Where the image cannot hold a lattice at this pixel size.
     """
-    for name, value, least, most in (("window_nm", window_nm, 0.5, 100), ("stride_nm", stride_nm, 0.05, window_nm)):
-        if not least <= value <= most:
-            raise EmphaseError(f"{name}: got {value:g}, expected {least:g} to {most:g} nm")
-    check_lattice_image(image, pixel_size_nm, window_nm, where)
-    bank = _PatternBank([p for crystal in crystals for p in zone_patterns(crystal, max_index)])
-    spectra = window_spectra(image, pixel_size_nm, window_nm, stride_nm)
+    check_lattice_image(image, pixel_size_nm, search.window_nm, where)
+    bank = _PatternBank([p for crystal in crystals for p in zone_patterns(crystal, search.max_index)])
+    spectra = window_spectra(image, pixel_size_nm, search.window_nm, search.stride_nm)
     scale = calibrate_on_lattice(spectra, bank, sides or ())
     true_nm = pixel_size_nm * scale["scale"]
     lattices, owner, posteriors = find_lattices(spectra, bank, scale["scale"], progress)
@@ -296,14 +348,7 @@ def analyse_interface(
     found = phase_map(shares, error, lattices, strange, misfit > _MISFIT, bank.phases, step_nm)
     beside = _sides(lattices, found.lattice, sides)
     width: dict[str, Any] = {"width_nm": None, "ci95_nm": None, "spread_nm": None}
-    phase = None
-    if beside:
-        sure = np.where(misfit > _MISFIT, np.minimum(shares, 0.3), shares)
-        width = _width_between(sure, beside, step_nm, rng)
-        if width["width_nm"] is not None:
-            phase = _phase_between(found, beside, width["width_nm"]) if width["width_nm"] > 0.6 else "none"
-            if phase == "none" and _layer_in_hiding(shares, beside, misfit > _MISFIT, step_nm):
-                phase = "ambiguous"
+    phase, width = _layer_between(shares, misfit, found, beside, rng) if beside else (None, width)
     result = InterfaceResult(scale, true_nm, spectra, lattices, owner, posteriors, found, shares, beside, phase, width, [])
     result.statements.extend(_interface_statements(result))
     return result
@@ -311,34 +356,41 @@ def analyse_interface(
 
 def _interface_statements(result: InterfaceResult) -> list[str]:
     """What the image does not show, in words."""
-    told = []
+    lines = []
     if result.calibration["anchor"] is None:
-        told.append(f"the pixel size is not corrected: {result.calibration['reason']}")
+        lines.append(f"the pixel size is not corrected: {result.calibration['reason']}")
     if not result.lattices:
         strange = float(np.mean(result.owner == -2))
-        told.append(
+        lines.append(
             f"no lattice of a candidate phase is found; {100 * strange:.0f} % of the windows have spots that none explains"
             + (": check the pixel size and the candidates" if strange > 0.1 else ": noise or amorphous matter only")
         )
     elif result.sides is None:
-        told.append(f"only one lattice fills the image ({result.lattices[0].phase}): there is no interface in it")
+        lines.append(f"only one lattice fills the image ({result.lattices[0].phase}): there is no interface in it")
     elif result.width["width_nm"] is None:
-        told.append("the two lattices do not face each other: no layer can be measured between them")
+        lines.append("the two lattices do not face each other: no layer can be measured between them")
     elif result.interface_phase == "none":
-        told.append(f"no layer between the lattices wider than {max(0.6, result.width['ci95_nm'][1]):.1f} nm")
+        lines.append(f"no layer between the lattices wider than {max(0.6, result.width['ci95_nm'][1]):.1f} nm")
     elif result.interface_phase == "ambiguous":
-        told.append("what lies between the two lattices shows too few spots, or those of several phases, to be named")
-    told += [f"a lattice is ambiguous: {_named_posterior(x)}" for x in result.lattices if not x.certain]
-    return told
+        lines.append("what lies between the two lattices shows too few spots, or those of several phases, to be named")
+    lines += [f"a lattice is ambiguous: {_named_posterior(x)}" for x in result.lattices if not x.certain]
+    return lines
 
 
 def _named_posterior(lattice: Lattice) -> str:
+    """The three most probable phases of a lattice, as text."""
     likely = sorted(lattice.posterior.items(), key=lambda item: -item[1])[:3]
     return ", ".join(f"{phase} {probability:.2f}" for phase, probability in likely)
 
 
 def spacing_table(lattice: Lattice) -> list[dict[str, Any]]:
-    """Measured against expected spacings (Å) of a lattice, the strongest peak of each reflection, longest first."""
+    """Measured against expected spacings of a lattice, the strongest peak of each reflection, longest first.
+
+    Returns
+    -------
+    list of dict
+        ``hkl``, ``expected_A``, ``measured_A``, ``deviation_percent`` and ``power_over_background`` of each reflection.
+    """
     rows: dict[int, dict[str, Any]] = {}
     for q, strength, k in sorted(zip(lattice.measured, lattice.strength, lattice.index, strict=True), key=lambda r: -r[1]):
         expected = 1 / abs(lattice.pattern.spots[k])

@@ -1,10 +1,16 @@
-"""TODO."""
+"""Spectra of windows, their peaks, and the likelihood of peaks given the spots of a phase in a zone axis.
+
+A spectrum is that of a Hann window over the background of noise and amorphous matter. A peak is at a spot of the pattern with a Gaussian
+error, or anywhere at random; predicted strong spots that are not seen count against a pattern. The score of a pattern is the log
+likelihood ratio to random peaks, at its best scale and rotation. Kernels are compiled, so their tuning numbers are module constants.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,9 +38,20 @@ class ZonePattern:
 def zone_patterns(crystal: Crystal, max_index: int = 2) -> list[ZonePattern]:
     """Spot patterns of a crystal in its low-index zone axes, one of each kind.
 
-    Zone axes whose reflections have the same lengths and intensities count once (equal by
-    symmetry or mirror images, and the search tries both hands). Left out are zones with spots
-    in one direction only.
+    Zone axes whose reflections have the same lengths and intensities count once (equal by symmetry or mirror images, and the search tries
+    both hands). Left out are zones with spots in one direction only.
+
+    Parameters
+    ----------
+    crystal
+        The phase.
+    max_index
+        Largest index of a zone axis.
+
+    Returns
+    -------
+    list of ZonePattern
+        Low indices first.
     """
     found = reflections(crystal, _MAX_Q, 1e-4)
     steps = range(-max_index, max_index + 1)
@@ -94,10 +111,19 @@ class WindowSpectra:
 
 
 def window_spectra(image: np.ndarray, pixel_size_nm: float, window_nm: float = 3.8, stride_nm: float = 1.0) -> WindowSpectra:
-    """Power spectra of Hann windows over the background of each.
+    """Power spectra of Hann windows of an image, and the background of each.
 
-    The background is that of noise and amorphous matter: in every ring of frequency the 30 %
-    quantile, which spots do not reach, over 0.357, its value for exponential statistics.
+    Parameters
+    ----------
+    image
+        (y, x).
+    pixel_size_nm, window_nm, stride_nm
+        The pixel, the side of a window and the distance of neighbouring windows.
+
+    Notes
+    -----
+    The background is that of noise and amorphous matter: in every ring of frequency the 30 % quantile, which spots do not reach, over
+    0.357, its value for exponential statistics.
     """
     from scipy.fft import fft2, fftshift
     from scipy.ndimage import gaussian_filter1d
@@ -128,19 +154,31 @@ def window_spectra(image: np.ndarray, pixel_size_nm: float, window_nm: float = 3
 def spectrum_peaks(
     power: np.ndarray, snr: np.ndarray, bin_invA: float, threshold: float = 13.0, limit: int = 24
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Peaks of one spectrum in a half plane: positions complex x + iy (1/Å), and their power over background.
+    """Peaks of one spectrum in a half plane: positions complex x + iy (1/Å), and their power over background, strongest first.
 
-    Sub-pixel from the ratio of neighbours, exact for a Hann window; strongest first.
+    Parameters
+    ----------
+    power, snr
+        (m, m), zero frequency in the middle: power, and power over background.
+    bin_invA
+        A bin of frequency, 1/Å.
+    threshold, limit
+        Least power over background, and the largest number of peaks.
+
+    Notes
+    -----
+    Sub-pixel from the ratio of neighbours, exact for a Hann window.
     """
-    from scipy.ndimage import maximum_filter
+    from skimage.feature import peak_local_max
 
     half = snr.shape[0] // 2
-    y, x = np.nonzero((snr == maximum_filter(snr, 3)) & (snr > threshold))
-    inside = (y > 0) & (x > 0) & (y < 2 * half - 1) & (x < 2 * half - 1) & ((y > half) | ((y == half) & (x > half)))
-    y, x = y[inside], x[inside]
+    y, x = peak_local_max(snr, min_distance=1, threshold_abs=threshold, exclude_border=1).T
+    upper = (y > half) | ((y == half) & (x > half))
+    y, x = y[upper], x[upper]
     height = np.sqrt(power)
 
     def shift(before: np.ndarray, at: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """Offset of the maximum from the ratio of its neighbours, for a Hann window."""
         ratio = np.maximum(before, after) / at
         return np.where(after > before, 1, -1) * np.clip((2 * ratio - 1) / (1 + ratio), 0, 0.6)
 
@@ -218,9 +256,39 @@ def _fit_turn(q, sigma, predicted, matched):
     return top / bottom if bottom > 0 else 1 + 0j
 
 
+class _Peaks(NamedTuple):
+    """Peaks of a spectrum: places (complex, 1/Å), their errors, power over background, and which need no explanation; all (n,)."""
+
+    q: np.ndarray
+    sigma: np.ndarray
+    strength: np.ndarray
+    excused: np.ndarray
+
+
+class _Spots(NamedTuple):
+    """Spots, weights and amplitudes of all patterns end to end, and the offset of each pattern."""
+
+    spots: np.ndarray
+    weight: np.ndarray
+    amplitude: np.ndarray
+    offsets: np.ndarray
+
+
+class _Limits(NamedTuple):
+    """Largest deviation of a scale, its prior (standard deviation), threshold of peaks, and area (1/Å²) of the half plane of peaks."""
+
+    tolerance: float
+    scale_sigma: float
+    threshold: float
+    area: float
+
+
 @kernel
-def _search(q, sigma, strength, excused, spots, weight, amplitude, offsets, tolerance, scale_sigma, threshold, area):
-    """Best score, complex factor and hand of every pattern for one window's peaks."""
+def _search(peaks, patterns, limits):
+    """Best score, complex factor and hand of every pattern for the peaks of one window: `_Peaks`, `_Spots`, `_Limits`."""
+    q, sigma, strength, excused = peaks.q, peaks.sigma, peaks.strength, peaks.excused
+    spots, weight, amplitude, offsets = patterns.spots, patterns.weight, patterns.amplitude, patterns.offsets
+    tolerance, scale_sigma, threshold, area = limits.tolerance, limits.scale_sigma, limits.threshold, limits.area
     n = len(offsets) - 1
     best = np.full(n, -1e9)
     turns = np.ones(n, dtype=np.complex128)
@@ -256,6 +324,7 @@ class _PatternBank:
     """All candidate patterns in the flat arrays that the search takes, with the prior of each."""
 
     def __init__(self, patterns: list[ZonePattern]):
+        """The patterns with equal prior for every phase, shared by its zone axes."""
         self.patterns = patterns
         self.phases = list(dict.fromkeys(p.phase for p in patterns))
         self.spots = np.concatenate([p.spots for p in patterns])
@@ -275,9 +344,10 @@ class _PatternBank:
             return np.full(n, -1e9), np.ones(n, dtype=complex), np.zeros(n, dtype=int)
         scale_sigma = 0.02 if tolerance > 0.02 else 0.004
         area = math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2
-        arrays = (self.spots, self.weight, self.amplitude, self.offsets)
+        patterns = _Spots(self.spots, self.weight, self.amplitude, self.offsets)
         excused = np.zeros(len(q), dtype=bool) if excused is None else excused
-        score, turn, hand = _search(q, sigma, strength, excused, *arrays, tolerance, scale_sigma, threshold, area)
+        limits = _Limits(float(tolerance), scale_sigma, float(threshold), area)
+        score, turn, hand = _search(_Peaks(q, sigma, strength, excused), patterns, limits)
         return score + self.log_prior, turn, hand
 
     def phase_posterior(self, score: np.ndarray) -> np.ndarray:
@@ -303,7 +373,7 @@ class _PatternBank:
 class Lattice:
     """A crystal lattice found in an image: its most probable pattern and where its spots are.
 
-    ``posterior`` holds each candidate phase's probability and "unknown", ``zones`` that of each phase in each zone axis ("llzo [1 1 1]")
+    ``posterior`` holds each candidate phase's probability and "unknown", ``zones`` that of each phase in each zone axis ("spinel [1 1 0]")
     above a thousandth; ``spots`` the placed pattern (complex x + iy, 1/Å), which is that of the bank times ``turn``, ``measured`` the
     peaks that it explains (complex; power over background in ``strength``), ``index`` the pattern's spot that each is.
     """
@@ -330,4 +400,5 @@ class Lattice:
 
 
 def _sigma(q: np.ndarray, bin_invA: float, bins: float = 0.15, strain: float = _STRAIN) -> np.ndarray:
+    """Error (1/Å) of peaks at q: a part of a bin, and strain."""
     return np.hypot(bins * bin_invA, strain * np.abs(q))

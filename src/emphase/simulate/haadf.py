@@ -137,6 +137,7 @@ def _wavy_edge(rng: np.random.Generator, field_nm: np.ndarray, conditions: Haadf
     offset = np.array([0.5, conditions.vacuum_share]) * field_nm
 
     def depth(nm: np.ndarray) -> np.ndarray:
+        """Depth (n,) in nm of places (n, 2)."""
         s = (nm - offset) @ along
         return (nm - offset) @ normal - height * sum(np.sin(2 * math.pi * s / length + phase) for length, phase in waves)
 

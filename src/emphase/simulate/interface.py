@@ -4,7 +4,7 @@ A phase object of three crystals, each in a zone axis with a small mistilt, stra
 of a corrected microscope at 200 keV (Kirkland, *Advanced Computing in Electron Microscopy*, 2010, chapters 3 and 5), so that spots differ
 from kinematical ones in strength and sums of reflections appear. The projected potential of a crystal is the sum of its reflections in the
 zone, each damped by its excitation error at the thickness. Cubic phases may grow on the left crystal with its lattice; another layer has
-its own zone axis and rotation.
+a zone axis and a rotation of its kind.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def _add_spots(image: np.ndarray, places: np.ndarray, weights: np.ndarray, radiu
 def _crystals_of_pattern(
     rng: np.random.Generator, phase: np.ndarray, grain: np.ndarray, place: tuple[int, int], overlap: float
 ) -> list[tuple[tuple[int, int], float]]:
-    """Where the crystals of a pattern come from and their shares: its own place and one next to it; none in a pore."""
+    """Where the crystals of a pattern come from and their shares: its place and one next to it; none in a pore."""
     other = tuple(np.clip([v + rng.integers(-1, 2) for v in place], 0, np.array(phase.shape) - 1))
     if phase[place] < 0:
         return []

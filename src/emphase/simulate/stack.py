@@ -42,7 +42,7 @@ class _Model:
     contrast: float = 0.3  # of the columns against the mean: a thick lamella at low dose
     column_sigma_nm: float = 0.075  # of a column in `lattice_scene`, with the probe
     plain_sigma_px: float = 1.6  # of a column in `plain_lattice`
-    weight_scatter: float = 0.2  # of columns in `lattice_scene`, so that cells can be told apart at all
+    weight_scatter: float = 0.2  # of columns in `lattice_scene`, so that cells differ at all
     boundary_deg: tuple[float, float] = (0.3, 0.9)  # of the low-angle boundary
     velocity_walk: float = 0.08  # step of the random walk of the velocity, in units of the drift
     unsteadiness: float = 0.3  # of a step about the velocity, in units of the drift
