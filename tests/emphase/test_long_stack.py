@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 import study
 
 import emphase
-import helpers
 
 SMALL = 1e6  # bytes, in which no more than the shortest segments fit
 
@@ -71,9 +71,9 @@ def test_segments_give_what_the_joint_solution_gives(stack, solution):
 def test_segments_cover_every_frame_once_and_share_some():
     for n in (17, 44, 97, 1000):
         segments = segments_of(n)
-        own = np.concatenate([np.arange(s.own.start, s.own.stop) for s in segments])
-        assert np.array_equal(own, np.arange(n))
-        assert all(np.isin(own[s.own], s.items).all() for s in segments)
+        cores = np.concatenate([np.arange(s.core.start, s.core.stop) for s in segments])
+        assert np.array_equal(cores, np.arange(n))
+        assert all(np.isin(cores[s.core], s.items).all() for s in segments)
         assert all(len(np.intersect1d(a.items, b.items)) >= 2 for a, b in itertools.pairwise(segments))
 
 
@@ -81,7 +81,7 @@ def test_segments_cover_every_frame_once_and_share_some():
 def test_a_jump_by_about_a_cell_at_the_border_of_segments_is_no_hop(place):
     rng = np.random.default_rng(12)
     second = segments_of(28)[1]
-    border = second.own.start if place == "border" else int(second.items[0])
+    border = second.core.start if place == "border" else int(second.items[0])
     scene = emphase.simulate.plain_lattice(rng, (150, 150))
     truth = np.cumsum(rng.normal(0, 0.3, (28, 2)), axis=0)
     truth[border:] += [7.2, 0.0]
@@ -99,15 +99,15 @@ def test_a_segment_in_a_wrong_cell_is_put_right_by_the_sums(monkeypatch):
     scene = emphase.simulate.plain_lattice(rng, (150, 150))
     whole = np.round(np.cumsum(rng.normal(0, 0.4, (44, 2)), axis=0)).astype(int)
     frames = rng.poisson([2.0 * scene[35 - y : 115 - y, 35 - x : 115 - x] for y, x in whole]).astype(np.uint16)
-    chained = emphase.drift.long._chained
+    chain = emphase.drift.trajectory._chain_segments
 
     def off_by_a_cell(found, segments, fields):
-        at, agrees = chained(found, segments, fields)
+        places, agrees = chain(found, segments, fields)
         if len(segments) == 4:
-            at[2:] += 7.2 * np.array([np.cos(angle), np.sin(angle)])
-        return at, agrees
+            places[2:] += 7.2 * np.array([np.cos(angle), np.sin(angle)])
+        return places, agrees
 
-    monkeypatch.setattr(emphase.drift.long, "_chained", off_by_a_cell)
+    monkeypatch.setattr(emphase.drift.trajectory, "_chain_segments", off_by_a_cell)
     solution = emphase.drift.register_stack(frames, budget_bytes=SMALL, max_shift_px=26)
     error, hops = errors(solution, whole)
     assert hops == 0 and solution.used.all()
@@ -116,24 +116,24 @@ def test_a_segment_in_a_wrong_cell_is_put_right_by_the_sums(monkeypatch):
 
 def test_a_foreign_segment_is_left_out_and_what_follows_is_not(stack):
     frames = stack[0].copy()
-    own = segments_of(44)[2].own
+    core = segments_of(44)[2].core
     other, _ = study.cryo_stack(np.random.default_rng(77), 44, (80, 80), 3.0, jumps=0, blank_frames=0)
-    frames[own] = other[own]
+    frames[core] = other[core]
     solution = emphase.drift.register_stack(frames, budget_bytes=SMALL, max_shift_px=26)
-    foreign = set(range(own.start, own.stop))
+    foreign = set(range(core.start, core.stop))
     assert foreign <= set(solution.left_out) and all("foreign" in solution.left_out[i] for i in foreign)
-    assert solution.used[own.stop :].all() and solution.used[:20].all()
+    assert solution.used[core.stop :].all() and solution.used[:20].all()
     error, hops = errors(solution, stack[1]["shift_px"])
     assert hops == 0 and np.sqrt(np.mean(error**2)) < 1.3 * stack[1]["crlb_px"]
 
 
 def test_what_is_broken_off_goes_on_to_the_same_bits(stack, solution, tmp_path):
     work = emphase.chunks.LongWork(tmp_path / "work", {"stack": "0"})
-    asked = []
+    jobs_begun = []
 
     def breaks_off(after):
         def progress(jobs):
-            asked.append(len(jobs))
+            jobs_begun.append(len(jobs))
             for k, job in enumerate(jobs):
                 if k == after:
                     raise KeyboardInterrupt
@@ -146,7 +146,7 @@ def test_what_is_broken_off_goes_on_to_the_same_bits(stack, solution, tmp_path):
             emphase.drift.register_stack(stack[0], budget_bytes=SMALL, work=work, progress=breaks_off(after))
     again = emphase.drift.register_stack(stack[0], budget_bytes=SMALL, work=work, progress=breaks_off(None))
     assert same(again, solution)
-    assert asked == [4, 2, 1, 4, 1]  # segments, the rest of them, the last; then what climbs, and its rest
+    assert jobs_begun == [4, 2, 1, 4, 1]  # segments, the rest of them, the last; then what climbs, and its rest
 
 
 def test_a_recorded_stack_gives_the_same_as_the_array(stack, solution, tmp_path):
@@ -165,7 +165,7 @@ def test_a_recorded_stack_gives_the_same_as_the_array(stack, solution, tmp_path)
 
 
 @pytest.mark.parametrize(("value", "says"), [(np.nan, "NaN or infinite values in 1 frames, the first is frame 41"), (-1.0, "negative")])
-def test_a_bad_value_late_in_a_recorded_stack_is_told(stack, tmp_path, value, says):
+def test_a_bad_value_late_in_a_recorded_stack_is_refused(stack, tmp_path, value, says):
     frames = stack[0].astype(np.float32)
     frames[41, 3, 4] = value
     with pytest.raises(emphase.EmphaseError, match=says):
@@ -179,7 +179,7 @@ def test_noise_is_refused_by_segments_too():
 
 
 def test_oversampled_large_frames_are_registered_in_larger_pixels(monkeypatch):
-    monkeypatch.setattr(emphase.drift.segments, "_FIELD_PX", 64)
+    monkeypatch.setattr(emphase.drift.segments, "OPTIONS", dataclasses.replace(emphase.drift.options.OPTIONS, field_px=64))
     counts = np.random.default_rng(2).poisson(2.0, (6, 256, 256))
     items = emphase.drift.segments._Items(counts, list(np.arange(6)[:, None]), np.ones(6, bool), 1.0, 2)
     (numbers, first), *_ = items.read(np.arange(2, 4))

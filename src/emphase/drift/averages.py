@@ -1,4 +1,4 @@
-"""TODO."""
+"""Sums and averages of frames moved back by their shifts, to the nearest pixel: every count is kept and none is invented."""
 
 from __future__ import annotations
 
@@ -14,9 +14,23 @@ def sum_frames(
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Sum of frames moved back by their shifts to the nearest pixel: every count is kept, none is spread.
 
-    Returns the sum (y, x), the coverage (frames a pixel), and the position (y, x) of the
-    first frame's pixel (0, 0) in them. No wrap-around: the images are as large as needed.
-    With ``weight`` (n,) both count every frame that often.
+    Parameters
+    ----------
+    frames
+        Stack (n, y, x), an array or recorded frames.
+    shift_px
+        Shifts (n, 2) in (y, x), content moved by +shift.
+    used
+        Which frames (n,) are summed.
+    weight
+        How often (n,) sum and coverage count each frame; once if not given.
+
+    Returns
+    -------
+    total, coverage
+        The sum (y, x) and the frames a pixel. There is no wrap-around: both are as large as needed.
+    origin
+        Position (y, x) of pixel (0, 0) of a frame at shift 0 in them.
     """
     chosen = np.flatnonzero(used)
     whole = -np.round(shift_px).astype(int)
@@ -34,7 +48,19 @@ def sum_frames(
 
 
 def placed_frame(image: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """An image (y, x) moved by whole pixels, its mean where nothing comes in."""
+    """An image (y, x) moved by whole pixels.
+
+    Parameters
+    ----------
+    image
+        The image (y, x).
+    by
+        Displacement (2,) of its content in (y, x), whole numbers.
+
+    Returns
+    -------
+    An image of the same shape, its mean where nothing comes in.
+    """
     out = np.full(image.shape, image.mean())
     to, source = (tuple(slice(max(0, s * b), n + min(0, s * b)) for b, n in zip(by, image.shape, strict=True)) for s in (1, -1))
     out[to] = image[source]
@@ -42,7 +68,22 @@ def placed_frame(image: np.ndarray, by: np.ndarray) -> np.ndarray:
 
 
 def covered_average(total: np.ndarray, coverage: np.ndarray, least_share: float = 0.5) -> tuple[np.ndarray, tuple[int, int]]:
-    """Mean counts a frame over the largest box where at least this share of the frames lies; and the box's corner (y, x)."""
+    """Mean counts a frame from a sum and its coverage, over a box that enough frames cover.
+
+    Parameters
+    ----------
+    total, coverage
+        From `sum_frames`.
+    least_share
+        Share of the largest coverage that every pixel of the box has at least; sides are taken off where most pixels have less.
+
+    Returns
+    -------
+    average
+        Mean counts a frame (y, x).
+    corner
+        Position (y, x) of its pixel (0, 0) in the sum.
+    """
     good = coverage >= least_share * coverage.max()
     top, bottom, left, right = 0, good.shape[0], 0, good.shape[1]
     while not good[top:bottom, left:right].all():

@@ -1,4 +1,9 @@
-"""TODO."""
+"""Which lattice cell each frame belongs to: scores of all pairs of frames in all cells, from what differs from cell to cell.
+
+Near-periodic lattices look nearly the same a translation away. What differs is spread thin: a slow modulation of the columns, edges,
+superlattice reflections. `_CellScores` gathers it for every pair of frames and every translation of the lattice; a template of frames
+that are half in one cell and half in another would defend itself, so whole runs of frames are moved by these scores (`joint`).
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from .likelihood import _Canvas, _Sum
-from .options import _MODULATION_RINGS
+from .options import OPTIONS
 
 
 class Registration(Protocol):
-    """What the cells of a lattice are told by: a joint registration as it stands (`joint._Joint`)."""
+    """What scores of lattice cells need of a joint registration as it stands (`joint._Joint`, whose docstrings hold here)."""
 
     canvas: _Canvas
     members: np.ndarray
@@ -26,7 +31,7 @@ class Registration(Protocol):
 
     def segments(self) -> list[np.ndarray]: ...
 
-    def way(self) -> np.ndarray: ...
+    def trajectory(self) -> np.ndarray: ...
 
     def power(self, segments: list[np.ndarray] | None = None) -> np.ndarray: ...
 
@@ -34,7 +39,10 @@ class Registration(Protocol):
 
 
 def _reflections(canvas: _Canvas, spectrum: np.ndarray, noise: float, most: int = 40, least: float = 25) -> tuple[np.ndarray, np.ndarray]:
-    """Strongest sharp peaks of a sum's half spectrum, ``least`` times its noise: indices (m, 2) and powers (m,), strongest first."""
+    """Strongest sharp peaks of a sum's half spectrum, ``least`` times its noise: indices (m, 2) and powers (m,), strongest first.
+
+    Rows of a half spectrum wrap around, which `skimage.feature.peak_local_max` does not know.
+    """
     from scipy.ndimage import maximum_filter
 
     power = np.abs(spectrum) ** 2
@@ -59,7 +67,10 @@ def _between_modes(canvas: _Canvas, spectrum: np.ndarray, at: np.ndarray) -> np.
 
 
 def _translations(q: np.ndarray, power: np.ndarray, window: int) -> np.ndarray:
-    """Translations (t, 2) in px up to ``window`` that bring reflections ``q`` (m, 2) in rad/px back into phase."""
+    """Translations (t, 2) in px up to ``window`` that bring reflections ``q`` (m, 2) in rad/px back into phase.
+
+    Maxima of equal height are all kept, in the order of the image; `skimage.feature.peak_local_max` keeps one of two that touch.
+    """
     from scipy.ndimage import maximum_filter
 
     near = np.arange(-window, window + 1)
@@ -91,7 +102,10 @@ def _near_modes(shape: tuple[int, ...], at: np.ndarray, radius: int) -> np.ndarr
 
 
 def _taper(shape: Iterable[int], share: float) -> np.ndarray:
-    """1 inside of a frame, falling to 0 over this share of its sides at either edge."""
+    """1 inside of a frame, falling to 0 over this share of its sides at either edge.
+
+    Between pixels where `scipy.signal.windows.tukey` is at them: no pixel of the edge is lost.
+    """
     sides = []
     for n in shape:
         edge = max(4, int(share * n))
@@ -111,7 +125,7 @@ class _Move:
 
 @dataclass
 class _CellScores:
-    """How well members of a stack agree in other lattice cells, a score (nats) for every pair and displacement.
+    """How well members of a stack agree in other lattice cells: a score (nats) for every pair and displacement.
 
     Columns of a crystal differ in brightness, by thickness, composition, bending or an edge, from one to the next
     or slowly. Such a modulation m(r) of the lattice c(r) has a copy about *every* reflection. The
@@ -125,7 +139,7 @@ class _CellScores:
     ``tables`` (n, n, y, x) hold the first for displacements on a grid of ``pitch`` (2,) px; ``amplitudes`` (n, m)
     and ``weights`` (m,) belong to the ``reflections`` (m, 2) in rad/px; ``offsets`` (n, 2) is how far members were moved since.
     ``rest`` is the stack without its lattice, of pixels ``binning`` times as large, and ``power`` its spectral density: the evidence
-    of what is left knows an edge or a step, and is not misled by how much lattice a larger area holds.
+    of what is left holds edges and steps, and is not misled by how much lattice a larger area holds.
     """
 
     tables: np.ndarray
@@ -203,7 +217,7 @@ class _CellScores:
     def moves(self, joint: Registration) -> list[_Move]:
         """Moves of runs of members, by pair scores and drift prior, the best first."""
         members, n = joint.members, len(joint.members)
-        gaps, step = np.diff(members), np.diff(joint.way(), axis=0)
+        gaps, step = np.diff(members), np.diff(joint.trajectory(), axis=0)
         link = joint.prior.log_density(step, gaps)
         first, last = np.triu_indices(n + 1, 1)
         allowed = (2 * (last - first) <= n) | ((first > 0) & (last < n))  # a run at an end and the rest are the same move
@@ -233,9 +247,10 @@ def _modulations(
 
     Last the frames (n, y, x) less their lattice, in pixels ``binning`` times as large.
 
-    ``reach`` (1/px) is the highest frequency of a modulation, half of the way to the first strong reflection and a bit.
+    ``reach`` (1/px) is the highest frequency of a modulation, a bit more than half the distance to the first strong reflection.
     """
     from scipy import fft
+    from skimage.measure import block_reduce
 
     canvas, members, shape = joint.canvas, joint.members, joint.canvas.frame_shape
     peaks = _near_modes(total.spectrum.shape, at, math.ceil(1.2 * max(np.array(canvas.shape) / shape)))
@@ -256,7 +271,7 @@ def _modulations(
         flat = np.float32(canvas.scale[i] * canvas.rate)
         rest = canvas.counts[i] - flat * (1 + there)
         trimmed = rest[: left.shape[1] * binning, : left.shape[2] * binning]
-        coarse[:] = trimmed.reshape(left.shape[1], binning, left.shape[2], binning).sum(axis=(1, 3)) + flat * binning**2
+        coarse[:] = block_reduce(trimmed, binning, np.sum) + flat * binning**2
         rest = (rest - smooth(rest) / inside) * columns
         rest = (rest - smooth(rest) / inside) * taper
         row[:] = (canvas.spectrum(rest) * canvas.phase(joint.shifts[i]))[rows, : row.shape[1]]
@@ -273,8 +288,9 @@ def _modulation_weight(fields: np.ndarray, frequency: np.ndarray, noise: float, 
     double = np.broadcast_to(np.where(np.arange(fields.shape[2]) == 0, 1.0, 2.0), fields.shape[1:])
     excess = sum(np.abs(fields[run].sum(axis=0)) ** 2 for run in runs) - noise * lengths.sum()
     used = (frequency < 1) & (np.abs(fields).max(axis=0) > 0)
-    ring = np.where(used, np.minimum(frequency * _MODULATION_RINGS, _MODULATION_RINGS - 1).astype(int), _MODULATION_RINGS)
-    modes, total = (np.bincount(ring.ravel(), v.ravel(), minlength=_MODULATION_RINGS + 1) for v in (double, excess * double))
+    rings = OPTIONS.modulation_rings
+    ring = np.where(used, np.minimum(frequency * rings, rings - 1).astype(int), rings)
+    modes, total = (np.bincount(ring.ravel(), v.ravel(), minlength=rings + 1) for v in (double, excess * double))
     modes[-1] = total[-1] = 0
     independent = np.maximum(modes / 2 * canvas.area / float(np.prod(canvas.shape)), 1)
     mean = total / np.maximum(modes, 1)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Checks of a registration: independent halves, rival lattice cells of a frame, and motion while a frame is scanned."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .averages import covered_average, sum_frames
 from .counts import DriftSolution
 from .joint import _DriftPrior, _Joint, _solve, _tight_canvas
 from .likelihood import _Match
-from .options import _JOINT_BYTES, _START_SPREAD_PX
+from .options import OPTIONS
 from .pairs import _overlapping
 from .register import register_stack
 from .segments import _middle
@@ -23,17 +23,32 @@ from .stack import PickedFrames
 
 
 def some_frames(frames: Any, solution: DriftSolution, *, also: Iterable[int] = (), in_a_row: bool = False) -> tuple:
-    """Frames that the checks below are made on: (array, solution of these, their numbers); of an array all of it.
+    """Frames of a stack that its checks are made on, as many as memory allows.
 
-    Of a recorded stack it is as many used frames as the checks have memory for, 60 at most, evenly spread or in a row in the
-    middle, with those in ``also``; of frames over 1 megapixel all lines of the middle columns. Shifts stay as they are.
+    Parameters
+    ----------
+    frames, solution
+        The stack (n, y, x), an array or recorded frames, and its registration.
+    also
+        Frames by number that are among them in any case.
+    in_a_row
+        Frames in a row in the middle of the stack; else they are evenly spread.
+
+    Returns
+    -------
+    array
+        Of an array all of it. Of a recorded stack 60 used frames at most; of frames over 1 megapixel all lines of the middle columns.
+    solution
+        The solution of these frames, shifts as they are.
+    chosen
+        Their numbers.
     """
     if isinstance(frames, np.ndarray):
         return frames, solution, np.arange(len(frames))
     used, (n_y, n_x) = np.flatnonzero(solution.used), frames.shape[1:]
     width = min(n_x, max(128, 2**20 // n_y))
     reach = np.ptp(solution.shift_px[used], axis=0) + 100
-    most = int(np.clip(_JOINT_BYTES / 2 / (12 * (n_y + reach[0]) * (width + reach[1])), 4, 60))
+    most = int(np.clip(OPTIONS.joint_bytes / 2 / (12 * (n_y + reach[0]) * (width + reach[1])), 4, 60))
     if in_a_row:
         first = max(0, (len(used) - most) // 2)
         chosen = used[first : first + most]
@@ -46,46 +61,21 @@ def some_frames(frames: Any, solution: DriftSolution, *, also: Iterable[int] = (
     return array, replace(solution, left_out={}, **part), chosen
 
 
-def solve_pair_shifts(pairs: np.ndarray, *, scale_px: float = 1.0, rounds: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """Shifts (n, 2), the first 0, from measured pair shifts (n, n, 2) of which many may be wrong.
-
-    ``pairs[i, j]`` is the shift of j less that of i, NaN where not measured. The frame that most
-    pairs agree with is the start, every frame then moves to where most of its pairs put it, and
-    least squares with redescending weights (Geman-McClure, its scale from the residuals) ends
-    it. Also returns which pairs agree (n, n). Raises `EmphaseError` where frames are not linked.
-    """
-    pairs = np.asarray(pairs, dtype=float)
-    n = len(pairs)
-    known = np.isfinite(pairs).all(axis=2) & ~np.eye(n, dtype=bool)
-    if n < 2 or not known.any(axis=1).all():
-        raise EmphaseError(f"pair shifts: frames {np.flatnonzero(~known.any(axis=1)).tolist()} have no pair, expected one at least")
-    filled = np.where(known[..., None], pairs, 0)
-    agree = lambda x: np.where(known, np.exp(-np.sum((filled - (x[None] - x[:, None])) ** 2, axis=2) / (2 * scale_px**2)), 0)
-    starts = [np.where(known[i][:, None], filled[i], 0) for i in range(n)]
-    x = max(starts, key=lambda start: float(agree(start).sum()))
-    for _ in range(rounds):
-        before = x.copy()
-        for j in range(n):
-            votes = np.concatenate([(x + filled[:, j])[known[:, j]], (x - filled[j])[known[j]]])
-            near = np.exp(-np.sum((votes[:, None] - votes[None]) ** 2, axis=2) / (2 * scale_px**2)).sum(axis=1)
-            x[j] = votes[np.argmax(near)]
-        if np.abs(x - before).max() < 1e-6:
-            break
-    for _ in range(rounds):
-        residual = np.linalg.norm(filled - (x[None] - x[:, None]), axis=2)
-        inner = residual[known & (residual < 3 * scale_px)]
-        width = max(1e-3, 3 * float(np.median(inner))) if inner.size else scale_px
-        weight = np.where(known, 1 / (1 + (residual / width) ** 2) ** 2, 0)
-        links = weight + weight.T
-        pull = (weight[..., None] * filled).sum(axis=0) - (weight[..., None] * filled).sum(axis=1)
-        x = np.linalg.lstsq(np.diag(links.sum(axis=0)) - links, pull, rcond=None)[0]
-    agreeing = known & (np.linalg.norm(filled - (x[None] - x[:, None]), axis=2) < 3 * scale_px)
-    return x - x[0], agreeing
-
-
 def fourier_ring_correlation(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fourier ring correlation of two images: frequency (cycles a pixel), correlation, half-bit threshold, a ring each.
+    """Fourier ring correlation of two images of the same shape.
 
+    Parameters
+    ----------
+    first, second
+        Images (y, x) with independent noise.
+
+    Returns
+    -------
+    frequency, correlation, half_bit
+        Of each ring its frequency (cycles a pixel), the correlation, and the threshold of half a bit.
+
+    Notes
+    -----
     Images are windowed (Hann). Half-bit curve of van Heel & Schatz, J. Struct. Biol. 151 (2005) 250.
     """
     n = min(first.shape)
@@ -111,12 +101,21 @@ def half_average_resolution(
     work: LongWork | None = None,
     progress: Any = None,
 ) -> dict:
-    """Fourier ring correlation of the averages of even and odd frames, each half registered by itself.
+    """Resolution from the Fourier ring correlation of the averages of even and odd frames, each half registered by itself.
 
-    Frames in ``take_in`` are used in their half although they look foreign; this and the further arguments as in `register_stack`.
+    Parameters
+    ----------
+    frames, solution
+        The stack (n, y, x) and its registration, whose used frames are halved.
+    take_in
+        Frames that are used in their half although they look foreign.
+    budget_bytes, work, progress
+        As in `register_stack`.
 
-    Returns ``frequency`` (cycles a pixel), ``correlation``, ``threshold`` and ``resolution_px``: the
-    period of the highest ring above the threshold (half a bit, and 4 standard errors), or None.
+    Returns
+    -------
+    ``frequency`` (cycles a pixel), ``correlation``, ``threshold`` and ``resolution_px``: the period of the highest ring above the
+    threshold (half a bit, and 4 standard errors), or None with a ``reason``.
     """
     used = np.flatnonzero(solution.used)
     halves = [frames[used[k::2]] if isinstance(frames, np.ndarray) else PickedFrames(frames, used[k::2]) for k in (0, 1)]
@@ -133,7 +132,7 @@ def half_average_resolution(
     averages = [covered_average(*sum_frames(h, s.shift_px, s.used)[:2], 0.8)[0] for h, s in zip(halves, solved, strict=True)]
     shape = np.min([a.shape for a in averages], axis=0)
     pair = np.stack([a[: shape[0], : shape[1]] * s.used.sum() * solution.counts_per_unit for a, s in zip(averages, solved, strict=True)])
-    field = pair[(slice(None), *_middle(shape, 2048))]  # of larger ones the middle tells
+    field = pair[(slice(None), *_middle(shape, 2048))]  # the middle of larger ones suffices
     joint, _ = _solve(field.astype(np.float32), np.arange(2), np.full(2, 0.33 * min(field.shape[1:])))
     first, second = _overlapping(pair, joint.shifts[1] - joint.shifts[0])
     frequency, correlation, half_bit = fourier_ring_correlation(first, second)
@@ -151,19 +150,30 @@ def _joint_of(frames: np.ndarray, solution: DriftSolution) -> _Joint:
     members = np.flatnonzero(solution.used)
     counts = frames if solution.counts_per_unit == 1 else frames.astype(np.float32) * np.float32(solution.counts_per_unit)
     canvas, shifts = _tight_canvas(counts, solution.shift_px, members)
-    return _Joint(canvas, members, shifts, np.zeros(len(frames)), _DriftPrior(np.zeros(2), _START_SPREAD_PX))
+    return _Joint(canvas, members, shifts, np.zeros(len(frames)), _DriftPrior(np.zeros(2), OPTIONS.start_spread_px))
 
 
 def cell_landscape(frames: np.ndarray, solution: DriftSolution, frame: int, reach_px: int = 24) -> np.ndarray:
-    """Log-likelihood (nats) of one frame against the scene of all others, for displacements up to ``reach_px`` from its place.
+    """Log-likelihood of one frame against the scene of all others, at displacements from its place.
 
-    An image (2 reach + 1, 2 reach + 1), in the middle no displacement. Its maxima are lattice cells; that they
-    differ by few nats is what makes single frames hop.
+    Parameters
+    ----------
+    frames, solution
+        The stack (n, y, x) and its registration.
+    frame
+        Number of the frame.
+    reach_px
+        Largest displacement.
+
+    Returns
+    -------
+    Log-likelihood (nats), an image (2 reach + 1, 2 reach + 1) with no displacement in the middle. Its maxima are lattice cells;
+    that they differ by few nats is what makes single frames hop.
     """
     joint = _joint_of(frames, solution)
     canvas, total = joint.canvas, joint.total(leave_out={frame})
     scene, place = total.scene(rounds=12), joint.shifts[frame]
-    spectra = canvas.spectra[frame], canvas.box, canvas.worth(frame, scene, place)
+    spectra = canvas.spectra[frame], canvas.box, canvas.pixel_likelihood(frame, scene, place)
     image = _Match(canvas, scene, total.seen()).images(*spectra)[0]
     at = [(round(float(s)) + np.arange(-reach_px, reach_px + 1)) % n for s, n in zip(place, canvas.shape, strict=True)]
     return image[np.ix_(*at)]
@@ -191,13 +201,30 @@ def _rows_of_frames(joint: _Joint) -> tuple[np.ndarray, np.ndarray]:
 def motion_within_frames(frames: np.ndarray, solution: DriftSolution, band_rows: int = 8) -> dict:
     """What of the motion within a frame the data resolve: drift while a frame is scanned, and jitter of scan lines.
 
-    A frame that drifts while it is scanned is sheared. A shear that all frames share looks like a
-    property of the sample; what varies between frames is compared with the drift between them:
+    Parameters
+    ----------
+    frames, solution
+        The stack (n, y, x) and its registration.
+    band_rows
+        Scan lines of a band that is compared with the others.
+
+    Returns
+    -------
     ``share_of_drift`` is the part of a frame's step that happens from its first row to its last (1 if it is scanned
-    without pause, 0 if it is taken at once), with ``share_of_drift_sigma``, or both None with a ``reason``.
-    ``line_jitter_px`` (y, x) is the rms of bands of ``band_rows`` scan lines about that shear beyond
-    their counting noise, as that of a single line if lines are independent, with ``line_jitter_limit_px`` (95 %).
-    Raises `EmphaseError` where frames are not registered one by one.
+    without pause, 0 if it is taken at once), with ``share_of_drift_sigma``, or both None with a ``reason``. ``line_jitter_px``
+    (y, x) is the rms of bands of scan lines about their frame's shear beyond their counting noise, as that of a single line if lines
+    are independent, None where it is not seen, with ``line_jitter_limit_px`` (95 %). ``shear_px`` and ``shear_sigma_px`` (n, 2) are
+    those of the frames.
+
+    Raises
+    ------
+    EmphaseError
+        Where frames are not registered one by one, or fewer than four are.
+
+    Notes
+    -----
+    A frame that drifts while it is scanned is sheared. A shear that all frames share looks like a property of the
+    sample; what varies between frames is compared with the drift between them.
     """
     if not solution.registered or solution.group > 1 or solution.used.sum() < 4:
         raise EmphaseError("motion within frames: expected four frames at least that are registered one by one")
@@ -217,8 +244,10 @@ def motion_within_frames(frames: np.ndarray, solution: DriftSolution, band_rows:
 
 def _line_jitter(rest: np.ndarray, information: np.ndarray, band_rows: int) -> tuple[list[float | None], list[float]]:
     """Jitter of scan lines (y, x) in what shift and shear leave of slopes (n, rows, 2), None below 3 standard errors; 95 % limits."""
+    from skimage.measure import block_reduce
+
     n_bands = rest.shape[1] // band_rows
-    bands = lambda values: values[:, : n_bands * band_rows].reshape(len(values), n_bands, band_rows, 2).sum(axis=2)
+    bands = lambda values: block_reduce(values[:, : n_bands * band_rows], (1, band_rows, 1), np.sum)
     known, pull = bands(information), bands(rest)
     freedom = 1 - 2 / n_bands  # a shift and a shear are fitted to every frame
     lever = np.sum(known**2, axis=(0, 1))

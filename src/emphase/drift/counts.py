@@ -1,4 +1,4 @@
-"""TODO."""
+"""The result of a registration, and the information on a shift that Poisson counts hold."""
 
 from __future__ import annotations
 
@@ -9,16 +9,36 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DriftSolution:
-    """Shifts of a stack: ``shift_px`` (n, 2) with NaN where a frame is left out, content moved by +shift.
+    """Shifts of the frames of a stack, with how sure each is.
 
-    ``sigma_px`` (n,) is the standard deviation of a frame's position along one axis, without
-    the error that all frames share. ``left_out`` maps frames to the reason. ``registered`` is
-    False where the counts do not suffice (``reason`` says why, the shifts are then 0);
-    ``group`` > 1 where so many neighbours share one shift. ``hop_probability`` (n,) is that of
-    another peak, a lattice cell away, given the frames around; ``jumps`` lists the first frame
-    after each jump and its margin (nats) over the next best cell. ``crlb_px`` is the Cramér-Rao
-    floor of one axis of one frame. ``contrast`` (n,) is relative to the average, 0 where unknown.
-    ``used`` (n,) are the frames that count, ``counts_per_unit`` the counts of a grey value (`counts_per_unit`), ``notes`` sentences.
+    Attributes
+    ----------
+    shift_px
+        Shifts (n, 2) in (y, x), content moved by +shift; the first frame used is the origin, 0 where a frame is left out.
+    sigma_px
+        Standard deviation (n,) of a frame's position along one axis, without the error that all frames share.
+    used
+        Which frames (n,) count.
+    left_out
+        The other frames, with the reason.
+    registered
+        False where the counts do not suffice: all shifts are then 0.
+    reason
+        Why the stack is not registered, or why neighbours share a shift; else empty.
+    group
+        How many neighbours share one shift, 1 where each frame has its own, 0 where the stack is not registered.
+    hop_probability
+        Probability (n,) of another peak, a lattice cell away, given the frames around.
+    jumps
+        The first ``frame`` after each jump, and its margin ``margin_nats`` over the next best cell.
+    crlb_px
+        Cramér-Rao floor of one axis of one frame with the scene known; None where not registered.
+    contrast
+        Contrast (n,) relative to that of the others, 0 where unknown.
+    counts_per_unit
+        Counts of a grey value (`stack.counts_per_unit`).
+    notes
+        Sentences on what was assumed.
     """
 
     shift_px: np.ndarray
@@ -39,7 +59,14 @@ class DriftSolution:
 def poisson_shift_information(rate: np.ndarray) -> np.ndarray:
     """Fisher information (2, 2) of a rigid shift (y, x) of an image of Poisson counts, 1/px².
 
-    J = Σ ∂λ ∂λᵀ/λ over the pixels; the variance of an unbiased estimate is at least inv(J).
+    Parameters
+    ----------
+    rate
+        Expected counts (y, x) a pixel.
+
+    Notes
+    -----
+    J = Σ ∂λ ∂λᵀ/λ over the pixels, with derivatives of sixth order; the variance of an unbiased estimate is at least inv(J).
     """
     from scipy.ndimage import correlate1d
 

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Decay of the lattice with dose, measured in the stack itself, and the number of frames that is best to keep.
+
+Every frame's lattice amplitude is taken in phase with the average of the *other* frames, so that noise adds nothing to it in the mean.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,19 @@ from .likelihood import _Canvas
 def frames_to_keep(dose: np.ndarray, rate: float, least_amplitude: float = 0.0) -> tuple[int, np.ndarray]:
     """How many first frames give the best signal-to-noise, and that of every number of frames (n,), relative to its best.
 
+    Parameters
+    ----------
+    dose
+        Dose (n,) before each frame, in any unit.
+    rate
+        Decay rate of the lattice amplitude, per that unit; with 0 or less all frames are kept.
+    least_amplitude
+        Share of the first frame's amplitude, below which no frame is kept.
+
+    Notes
+    -----
     A lattice amplitude that decays as exp(-rate dose) adds less with every frame while noise goes on: the
-    plain sum is best near 1.26/rate (Hayward & Glaeser, Ultramicroscopy 4 (1979) 201). Frames whose amplitude is
-    below ``least_amplitude`` of the first's are never kept. With ``rate`` 0 or less all frames are.
+    plain sum is best near 1.26/rate (Hayward & Glaeser, Ultramicroscopy 4 (1979) 201).
     """
     amplitude = np.exp(-max(rate, 0.0) * (np.asarray(dose, dtype=float) - dose[0]))
     snr = np.cumsum(amplitude) / np.sqrt(np.arange(1, len(amplitude) + 1))
@@ -32,10 +45,10 @@ def _amplitudes_of_frames(
     """Amplitudes (frames, peaks) at frequencies, in phase with the average of the other frames and relative to it, and their errors."""
     amplitude, error = np.zeros((len(members), len(summed))), np.zeros((len(members), len(summed)))
     for k, i in enumerate(members):
-        own = canvas.moved(int(i), shifts[i])[at]
-        rest = summed - own
+        frame = canvas.moved(int(i), shifts[i])[at]
+        rest = summed - frame
         level = np.abs(rest) / (len(members) - 1)
-        amplitude[k] = (own * rest.conj()).real / np.abs(rest) / level / canvas.scale[i]
+        amplitude[k] = (frame * rest.conj()).real / np.abs(rest) / level / canvas.scale[i]
         error[k] = math.sqrt(canvas.totals[i] / 2) / level / canvas.scale[i]
     return amplitude, error
 
@@ -55,11 +68,24 @@ def _common_field(frames: np.ndarray, solution: DriftSolution) -> tuple[np.ndarr
 def lattice_decay(frames: np.ndarray, solution: DriftSolution, dose: np.ndarray, peaks: int = 12) -> dict:
     """Decay of lattice frequencies with dose, from the stack itself.
 
-    Every frame's amplitude at the strongest lattice frequencies is measured in phase with the
-    average of the others, relative to it, in the field that all frames share (else an edge that drifts
-    into view looks like damage); ``dose`` (n,) is that before the middle of each frame (any unit). An
-    exponential is fitted to all together. Returns ``amplitude`` and ``error`` (frames), ``period_px``
-    (peaks), ``rate`` and ``rate_sigma`` (1/dose) of each, and the ``pooled_rate``, ``pooled_rate_sigma``.
+    Parameters
+    ----------
+    frames, solution
+        The stack (n, y, x) and its registration.
+    dose
+        Dose (n,) before the middle of each frame, in any unit.
+    peaks
+        How many of the strongest lattice frequencies are measured.
+
+    Returns
+    -------
+    ``frame``, ``amplitude`` and ``error`` of the used frames, all frequencies together; ``period_px``, ``rate`` and ``rate_sigma``
+    (1/dose) of each frequency; ``pooled_rate`` and ``pooled_rate_sigma``. Where nothing is measured, no ``period_px`` and a ``reason``.
+
+    Notes
+    -----
+    Every frame's amplitude is measured in phase with the average of the others, relative to it, in the field that all
+    frames share (else an edge that drifts into view looks like damage). An exponential is fitted to all together.
     """
     from scipy.optimize import curve_fit
 

@@ -1,4 +1,9 @@
-"""TODO."""
+"""Joint registration of frames: peaks chosen together, runs of frames moved by lattice cells, then each to its sub-pixel maximum.
+
+All frames choose among their best peaks of the likelihood under a drift prior with a heavy tail (Viterbi's algorithm; the spread of the
+drift by evidence). Runs of frames are then moved by translations of the lattice (`cells`), segments between jumps by the peaks of their
+own likelihood, until the evidence of the whole stack rises no more. Each frame is always compared with the scene of the *others*.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +16,7 @@ import numpy as np
 
 from .cells import _CellScores, _Move
 from .likelihood import _Canvas, _climb, _likelihood, _Match, _peaks, _signal_power, _smoothed, _Sum
-from .options import (
-    _CLEAR_NATS,
-    _COMPARED_MOVES,
-    _FRAME_NATS,
-    _JUMP_LENGTH_PX,
-    _JUMP_PROBABILITY,
-    _LEAST_GAIN,
-    _ROOM_PX,
-    _SPREADS_PX,
-    _START_SPREAD_PX,
-    _STEP_PX,
-    _TIGHT_ROOM_PX,
-)
+from .options import OPTIONS
 
 
 @dataclass(frozen=True)
@@ -38,8 +31,8 @@ class _DriftPrior:
         variance = self.spread**2 * gap
         away2 = np.sum((displacement - self.step * np.asarray(gap)[..., None]) ** 2, axis=-1)
         drift = np.exp(-away2 / (2 * variance)) / (2 * np.pi * variance)
-        jump = _JUMP_LENGTH_PX / (2 * np.pi * (_JUMP_LENGTH_PX**2 + away2) ** 1.5)
-        share = np.minimum(0.5, _JUMP_PROBABILITY * np.asarray(gap))
+        jump = OPTIONS.jump_length_px / (2 * np.pi * (OPTIONS.jump_length_px**2 + away2) ** 1.5)
+        share = np.minimum(0.5, OPTIONS.jump_probability * np.asarray(gap))
         return np.log((1 - share) * drift + share * jump)
 
 
@@ -82,14 +75,14 @@ def _first_path(canvas: _Canvas, members: np.ndarray, reach: np.ndarray) -> np.n
     """Shifts (n, 2) of members, each against the sum of those before it, drift preferred to jumps."""
     shifts, scene = np.zeros((canvas.n, 2)), None
     total = _Sum(canvas)
-    power, prior = _incoherent_power(canvas, members), _DriftPrior(np.zeros(2), _START_SPREAD_PX)
+    power, prior = _incoherent_power(canvas, members), _DriftPrior(np.zeros(2), OPTIONS.start_spread_px)
     total.add(int(members[0]), shifts[members[0]])
     for before, i in itertools.pairwise(members):
         scene, seen = total.scene(power, scene, rounds=8 if scene is None else 3), total.seen()
         match = _Match(canvas, scene, seen)
-        window = shifts[before], np.minimum(reach, _STEP_PX)
+        window = shifts[before], np.minimum(reach, OPTIONS.step_px)
         nearest = _peaks(match, (canvas.spectra[i], canvas.box, 0 * canvas.box), *window)[0][0]
-        places, values = _peaks(match, (canvas.spectra[i], canvas.box, canvas.worth(int(i), scene, nearest)), *window)
+        places, values = _peaks(match, (canvas.spectra[i], canvas.box, canvas.pixel_likelihood(int(i), scene, nearest)), *window)
         shifts[i] = places[np.argmax(values + prior.log_density(places - shifts[before], int(i - before)))]
         shifts[i] = np.clip(shifts[i], -reach, reach)
         canvas.scale[i] = canvas.scale_at(int(i), scene, seen, shifts[i])
@@ -120,11 +113,12 @@ class _Joint:
         rest.canvas.scale = canvas.scale[members]
         return rest
 
-    def way(self) -> np.ndarray:
-        """The members' shifts (m, 2) less those expected."""
+    def trajectory(self) -> np.ndarray:
+        """The members' shifts (m, 2) less those expected (``about``)."""
         return (self.shifts - self.about)[self.members]
 
     def total(self, leave_out: set[int] | frozenset[int] = frozenset()) -> _Sum:
+        """The aligned sum of the members, without some."""
         total = _Sum(self.canvas)
         for i in self.members:
             if int(i) not in leave_out:
@@ -158,14 +152,14 @@ class _Joint:
         places, values, scale = [], [], self.canvas.scale.copy()
         for i, scene, seen in self.leave_one_out():
             match = _Match(self.canvas, scene, seen)
-            frame = self.canvas.spectra[i], self.canvas.box, self.canvas.worth(i, scene, self.shifts[i])
-            p, v = _peaks(match, frame, self.shifts[i], np.array([_STEP_PX, _STEP_PX]))
+            frame = self.canvas.spectra[i], self.canvas.box, self.canvas.pixel_likelihood(i, scene, self.shifts[i])
+            p, v = _peaks(match, frame, self.shifts[i], np.array([OPTIONS.step_px, OPTIONS.step_px]))
             places.append(p)
             values.append(v)
             scale[i] = self.canvas.scale_at(i, scene, seen, self.shifts[i])
         self.canvas.scale = scale / np.median(scale[self.members])
         solutions = []
-        for spread in _SPREADS_PX:
+        for spread in OPTIONS.spreads_px:
             step = np.zeros(2)
             for _ in range(2):
                 prior = _DriftPrior(step, spread)
@@ -180,7 +174,7 @@ class _Joint:
             return [self.members]
         prior = self.prior
         gaps = np.diff(self.members)[:, None]
-        away = np.linalg.norm(np.diff(self.way(), axis=0) - prior.step * gaps, axis=1)
+        away = np.linalg.norm(np.diff(self.trajectory(), axis=0) - prior.step * gaps, axis=1)
         cuts = np.flatnonzero(away > np.maximum(4 * prior.spread * np.sqrt(gaps[:, 0]), 1.5)) + 1
         return np.split(self.members, cuts)
 
@@ -202,12 +196,13 @@ class _Joint:
         return moved
 
     def _move_runs(self, scores: _CellScores, most: int = 30) -> bool:
+        """Make the best move of a run until none gains, ``most`` at most; True if one was made."""
         moved = False
         for _ in range(most):
             here, moves = scores.evidence(), scores.moves(self)
-            gains = [m.gain + scores.evidence(m.members, m.displacement) - here for m in moves[:_COMPARED_MOVES]]
+            gains = [m.gain + scores.evidence(m.members, m.displacement) - here for m in moves[: OPTIONS.compared_moves]]
             best = int(np.argmax(gains)) if gains else 0
-            if not gains or gains[best] < _LEAST_GAIN:
+            if not gains or gains[best] < OPTIONS.least_gain_nats:
                 self._note_doubts(moves, gains)
                 return moved
             scores.move(self, moves[best].members, moves[best].displacement)
@@ -222,11 +217,12 @@ class _Joint:
         self.elsewhere = np.where(weight > 0, weight / (1 + weight), 0)
 
     def _move_segments(self, scores: _CellScores | None) -> bool:
+        """Test what lies on one side of each jump, and each segment, at its own peaks; note the jumps. True if one moved."""
         segments, known = self.segments(), {jump["frame"]: jump for jump in self.jumps}
         self.jumps, moved = [], False
         for k in range(1, len(segments)):
             frame = int(segments[k][0])
-            if known.get(frame, {}).get("margin_nats", 0) < _CLEAR_NATS:
+            if known.get(frame, {}).get("margin_nats", 0) < OPTIONS.clear_nats:
                 step, margin = self._settle(min(np.concatenate(segments[:k]), np.concatenate(segments[k:]), key=len), scores)
                 moved |= step
                 known[frame] = {"frame": frame, "margin_nats": margin}
@@ -236,6 +232,7 @@ class _Joint:
         return moved
 
     def _settle(self, run: np.ndarray, scores: _CellScores | None) -> tuple[bool, float]:
+        """Move a run to its most probable place: whether it moved, and the margin (nats) of that place."""
         step, margin = self._test_segment(run, scores)
         if np.linalg.norm(step) < 1:
             return False, margin
@@ -254,29 +251,34 @@ class _Joint:
         canvas = self.canvas
         total = self.total(leave_out={int(i) for i in segment})
         scene = total.scene(rounds=12)
-        parts = [(canvas.spectra[i], np.float32(canvas.scale[i]) * canvas.box, canvas.worth(i, scene, self.shifts[i])) for i in segment]
+        parts = [
+            (canvas.spectra[i], np.float32(canvas.scale[i]) * canvas.box, canvas.pixel_likelihood(i, scene, self.shifts[i]))
+            for i in segment
+        ]
         frame = tuple(sum(part[k] * canvas.phase(self.shifts[i]) for part, i in zip(parts, segment, strict=True)) for k in range(3))
         reach = np.full(2, 40 if scores is None else max(40, scores.window))
         places, values = _peaks(_Match(canvas, scene, total.seen()), frame, np.zeros(2), reach)
         here = np.linalg.norm(places, axis=1)
-        likely = (values > values[0] - _FRAME_NATS * (8 + len(segment))) & (np.arange(len(values)) < _COMPARED_MOVES + 2) | (here < 0.7)
+        high = values > values[0] - OPTIONS.frame_nats * (8 + len(segment))
+        likely = high & (np.arange(len(values)) < OPTIONS.compared_moves + 2) | (here < 0.7)
         likely[np.argmax([self._step_prior(segment, place) for place in places])] = True
         if here.min() > 0.7:
             places, likely = np.vstack([np.zeros(2), places]), np.append(True, likely)
         places = places[likely]
         if len(places) == 1:
-            return places[0], float(values[0] - values[1]) if len(values) > 1 else _FRAME_NATS * len(segment)
+            return places[0], float(values[0] - values[1]) if len(values) > 1 else OPTIONS.frame_nats * len(segment)
         score = np.array([self._step_prior(segment, place) for place in places])
         if scores is None:
             power = self.power()
             score += [self._evidence_with(total, segment, place, power) for place in places]
         else:
             score += [scores.evidence(segment, place) + scores.gain(segment, place) for place in places]
-        score[np.linalg.norm(places, axis=1) < 0.7] += _LEAST_GAIN  # no endless moving between equals
+        score[np.linalg.norm(places, axis=1) < 0.7] += OPTIONS.least_gain_nats  # no endless moving between equals
         order = np.argsort(score)[::-1]
         return places[order[0]], float(score[order[0]] - score[order[1]])
 
     def _evidence_with(self, total: _Sum, segment: np.ndarray, displacement: np.ndarray, power: np.ndarray) -> float:
+        """Log evidence of the sum of the others with a displaced segment."""
         for i in segment:
             total.add(int(i), self.shifts[i] + displacement)
         value = total.evidence(power)
@@ -287,11 +289,11 @@ class _Joint:
     def _step_prior(self, segment: np.ndarray, displacement: np.ndarray) -> float:
         """Log prior of the steps into and out of a displaced segment."""
         first, last = (int(np.flatnonzero(self.members == i)[0]) for i in (segment[0], segment[-1]))
-        value, way = 0.0, self.way()
+        value, path = 0.0, self.trajectory()
         for a, b, sign in ((first - 1, first, 1), (last, last + 1, -1)):
             if a >= 0 and b < len(self.members):
                 gap = int(self.members[b] - self.members[a])
-                value += float(self.prior.log_density(way[b] - way[a] + sign * displacement, gap))
+                value += float(self.prior.log_density(path[b] - path[a] + sign * displacement, gap))
         return value
 
     def climb(self) -> tuple[float, np.ndarray]:
@@ -350,7 +352,7 @@ def _tight_canvas(counts: np.ndarray, shifts: np.ndarray, members: np.ndarray) -
     """A canvas just large enough for the shifts found, and the shifts about its middle."""
     low, high = shifts[members].min(axis=0), shifts[members].max(axis=0)
     middle = np.round((low + high) / 2)
-    return _Canvas(counts, (high - low) / 2 + _TIGHT_ROOM_PX), shifts - middle
+    return _Canvas(counts, (high - low) / 2 + OPTIONS.tight_room_px), shifts - middle
 
 
 def _settled(counts: np.ndarray, members: np.ndarray, reach: np.ndarray, about: np.ndarray | None = None) -> _Joint:
@@ -358,10 +360,10 @@ def _settled(counts: np.ndarray, members: np.ndarray, reach: np.ndarray, about: 
 
     ``about`` (n, 2) are the shifts, where they are known but for lattice cells.
     """
-    shifts = _first_path(_Canvas(counts, reach + _ROOM_PX), members, reach) if about is None else about
+    shifts = _first_path(_Canvas(counts, reach + OPTIONS.room_px), members, reach) if about is None else about
     beyond = (np.abs(shifts).max(axis=1) > reach[0] - 3) & (about is None)
     canvas, shifts = _tight_canvas(counts, shifts, members)
-    joint = _Joint(canvas, members, shifts, np.zeros(len(counts)), _DriftPrior(np.zeros(2), _START_SPREAD_PX), beyond=beyond)
+    joint = _Joint(canvas, members, shifts, np.zeros(len(counts)), _DriftPrior(np.zeros(2), OPTIONS.start_spread_px), beyond=beyond)
     joint.about = 0.0 if about is None else shifts.copy()
     for _ in range(3):
         before = joint.shifts.copy()

@@ -1,4 +1,10 @@
-"""TODO."""
+"""The likelihood of Poisson counts against a scene at every shift, and the scene that a sum of frames shows.
+
+With a scene λ = λ0 (1 + T), frame k at shift s and beam current a, the log-likelihood against a flat scene is
+L(s) = Σ_r [k(r) ln(1 + T(r - s)) - a λ0 T(r - s)], r over the frame: two products in Fourier space, without wrap-around on a canvas that
+holds all frames (`_Canvas`). T is the Wiener estimate of the scene (`_Sum.scene`), which weighs every frequency by what is known there.
+`_Match` gives L at every whole shift, `_climb` its sub-pixel maximum with the curvature.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,7 @@ import math
 import numpy as np
 
 from ..kernels import kernel
-from .options import _CANDIDATES, _FALSE_MODES, _RING_SIGMA, _RINGS
+from .options import OPTIONS
 
 
 class _Canvas:
@@ -42,6 +48,7 @@ class _Canvas:
         return fft.rfft2(image.astype(np.float32, copy=False), self.shape)
 
     def image(self, spectrum: np.ndarray) -> np.ndarray:
+        """Image of the canvas from its half spectrum."""
         from scipy import fft
 
         return fft.irfft2(spectrum, self.shape)
@@ -65,8 +72,8 @@ class _Canvas:
         expected = self.rate * float(np.sum((1 + self.under(scene, shift)) * inside))
         return float(np.sum(self.counts[i] * inside)) / expected if inside.any() else float(self.scale[i])
 
-    def worth(self, i: int, scene: np.ndarray, shift: np.ndarray) -> np.ndarray:
-        """Spectrum of the log-likelihood that every pixel of a frame earns from a scene at a shift."""
+    def pixel_likelihood(self, i: int, scene: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """Spectrum of the log-likelihood that every pixel of a frame gains from a scene at a shift."""
         there = self.image(self.spectrum(scene) / self.phase(shift))[: self.frame_shape[0], : self.frame_shape[1]]
         rate = 1 + np.maximum(there, np.float32(-0.9))
         rate = rate / rate.mean()
@@ -98,7 +105,7 @@ def _smoothed(power: np.ndarray, width: int) -> np.ndarray:
 def _signal_power(power: np.ndarray, noise: float, oversampling: float, spectra: int = 1) -> np.ndarray:
     """What of a power spectrum is significantly above white noise, else 0.
 
-    Sharp lattice peaks are told mode by mode; what is left is averaged over a few modes, then
+    Sharp lattice peaks are found mode by mode; what is left is averaged over a few modes, then
     over more, at last over rings, so that no peak lends its power to the noise around it. What makes one
     cell of a lattice differ from the next is spread so thin that only the widest averages show it.
     ``oversampling`` is the number of modes of the canvas for one independent mode, ``spectra`` that of
@@ -113,20 +120,20 @@ def _signal_power(power: np.ndarray, noise: float, oversampling: float, spectra:
         weight = _smoothed(free, width) if width > 1 else free
         smooth = _smoothed(excess * free, width) / np.maximum(weight, 1e-3) if width > 1 else excess
         modes = spectra * max(1.0, width**2 / oversampling)
-        here = ~found & (weight > 0.3) & (smooth > noise * (gamma.isf(_FALSE_MODES, modes) / modes - 1))
+        here = ~found & (weight > 0.3) & (smooth > noise * (gamma.isf(OPTIONS.false_modes, modes) / modes - 1))
         signal[here] = smooth[here]
         found |= here
     ring = _frequency_rings(power.shape)
-    count, total = (np.bincount(ring[~found], v, minlength=_RINGS + 1) for v in (None, excess[~found]))
+    count, total = (np.bincount(ring[~found], v, minlength=OPTIONS.rings + 1) for v in (None, excess[~found]))
     mean = total / np.maximum(count, 1)
-    shows = mean > _RING_SIGMA * noise / np.sqrt(np.maximum(spectra * count / oversampling, 1))
+    shows = mean > OPTIONS.ring_sigma * noise / np.sqrt(np.maximum(spectra * count / oversampling, 1))
     return np.where(found, signal, np.where(shows, mean, 0)[ring]).astype(power.dtype)
 
 
 def _frequency_rings(shape: tuple[int, ...]) -> np.ndarray:
-    """Number of the ring of every mode of a half spectrum, `_RINGS` of them between 0 and the corner."""
+    """Number of the ring of every mode of a half spectrum, `OPTIONS.rings` of them between 0 and the corner."""
     qy, qx = np.fft.fftfreq(shape[0]), np.linspace(0, 0.5, shape[1])
-    return (np.hypot(qy[:, None], qx[None]) * _RINGS * math.sqrt(2)).astype(int)
+    return (np.hypot(qy[:, None], qx[None]) * OPTIONS.rings * math.sqrt(2)).astype(int)
 
 
 class _Sum:
@@ -215,7 +222,7 @@ class _Match:
 
     L(s) = Σ k ln(1 + T) - Σk ln(Σλ/Σλ0) over the pixels seen, the likelihood of the counts' places
     against a flat scene. Pixels of a frame that fall where nothing was seen are credited with
-    what they earn at another shift of the same phase in the lattice (``worth``), where the scene is
+    what they gain at another shift of the same phase in the lattice (``per_pixel``, from `_Canvas.pixel_likelihood`), where the scene is
     continued: an overlap larger or smaller is then no advantage.
     """
 
@@ -223,18 +230,18 @@ class _Match:
         self.canvas = canvas
         self._seen, self._log, self._bright = (canvas.spectrum(image * seen) for image in (np.ones_like(scene), np.log1p(scene), scene))
 
-    def images(self, counts: np.ndarray, box: np.ndarray, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def images(self, counts: np.ndarray, box: np.ndarray, per_pixel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """L at every whole shift, and the beam current relative to the scene's there (images of the canvas)."""
         canvas = self.canvas
         found, flat, bright = (canvas.image(np.conj(x) * y) for x, y in ((self._seen, counts), (self._seen, box), (self._bright, box)))
         flat = np.maximum(flat, 1e-3 * flat.max())
         mean = np.maximum(1 + bright / flat, 0.05)
-        likelihood = canvas.image(np.conj(self._log) * counts - np.conj(self._seen) * worth) - found * np.log(mean)
+        likelihood = canvas.image(np.conj(self._log) * counts - np.conj(self._seen) * per_pixel) - found * np.log(mean)
         return likelihood, found / (canvas.rate * flat * mean)
 
-    def spectra(self, counts: np.ndarray, box: np.ndarray, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def spectra(self, counts: np.ndarray, box: np.ndarray, per_pixel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Spectra whose first less a times the second is that of L, but for a constant, about a shift with beam current a."""
-        return self._log * np.conj(counts) - self._seen * np.conj(worth), np.float32(self.canvas.rate) * self._bright * np.conj(box)
+        return self._log * np.conj(counts) - self._seen * np.conj(per_pixel), np.float32(self.canvas.rate) * self._bright * np.conj(box)
 
 
 def _likelihood(canvas: _Canvas, i: int, scene: np.ndarray, seen: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -300,7 +307,8 @@ def _climb(canvas: _Canvas, spectrum: np.ndarray, start: np.ndarray, steps: int 
 def _peaks(match: _Match, frame: tuple, centre: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The highest maxima of L within ``reach`` (2,) of ``centre``: places (m, 2), values (m,), best first.
 
-    ``frame`` holds the spectra of its counts, of its box and of what its pixels are worth.
+    ``frame`` holds the spectra of its counts, of its box and of the likelihood of its pixels. Where L is flat every place is a maximum;
+    `skimage.feature.peak_local_max`, which is no faster, would find none.
     """
     from scipy.ndimage import maximum_filter
 
@@ -310,7 +318,7 @@ def _peaks(match: _Match, frame: tuple, centre: np.ndarray, reach: np.ndarray) -
     at = np.ix_(rows % image.shape[0], columns % image.shape[1])
     window, scale = image[at], scale[at]
     y, x = np.nonzero(window == maximum_filter(window, 3))
-    order = np.argsort(window[y, x])[::-1][:_CANDIDATES]
+    order = np.argsort(window[y, x])[::-1][: OPTIONS.candidates]
     order = order[window[y, x][order] > window.max() - max(30.0, 0.3 * float(np.ptp(window)))]
     places, values = np.zeros((len(order), 2)), np.zeros(len(order))
     fixed, flat = match.spectra(*frame)
@@ -319,5 +327,5 @@ def _peaks(match: _Match, frame: tuple, centre: np.ndarray, reach: np.ndarray) -
         places[k], top, _ = _climb(match.canvas, spectrum, start, steps=2)
         values[k] = window[row, column] + top - _evaluate(match.canvas, spectrum, start)[0]
     apart = [k for k in range(len(order)) if not np.any(np.linalg.norm(places[:k] - places[k], axis=1) < 0.5)]
-    best = sorted(apart, key=lambda k: -values[k])[:_CANDIDATES]
+    best = sorted(apart, key=lambda k: -values[k])[: OPTIONS.candidates]
     return places[best], values[best]

@@ -1,4 +1,7 @@
-"""TODO."""
+"""Shifts between pairs of frames by themselves, as in rigid registration by pairs (Savitzky et al., Ultramicroscopy 191 (2018) 56).
+
+Many are off by lattice cells where counts are few; the joint solution is compared with them, and sums of segments are linked by them.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,27 @@ from .likelihood import _Canvas
 
 
 def pair_shifts(frames: np.ndarray, used: np.ndarray, max_shift_px: float = 40.0, about_px: np.ndarray | None = None) -> np.ndarray:
-    """Shifts (n, n, 2) between all pairs of frames by themselves: [i, j] is that of j less that of i, NaN if not used.
+    """Shifts between all pairs of frames by themselves, from the peak of their correlation.
 
-    The highest peak of the correlation, each frequency weighted by its signal, per pixel of
-    overlap, within ``max_shift_px`` of no shift or of that between the shifts ``about_px`` (n, 2). On
-    near-periodic lattices many are off by lattice cells: that is what the joint solution is for.
+    Parameters
+    ----------
+    frames
+        Stack (n, y, x).
+    used
+        Which frames (n,) are compared.
+    max_shift_px
+        How far from ``about_px`` a peak is looked for.
+    about_px
+        Shifts (n, 2) in (y, x) of the frames, about whose differences peaks are looked for; 0 if not given.
+
+    Returns
+    -------
+    Shifts (n, n, 2) in (y, x): [i, j] is that of j less that of i, NaN where one of them is not used.
+
+    Notes
+    -----
+    The correlation is taken per pixel of overlap, each frequency weighted by its signal over signal and noise. On near-periodic
+    lattices many shifts are off by lattice cells: that is what the joint solution is for.
     """
     from scipy import fft
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The public door of the registration: checks of the input, then one joint solution or, where memory does not suffice, segments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..chunks import LongWork
 from ..errors import EmphaseError
 from .counts import DriftSolution
 from .long import _register_long
-from .options import _JOINT_BYTES, _joint_bytes
+from .options import OPTIONS, joint_solution_bytes
 from .solution import _register
 from .stack import check_stack
 
@@ -27,28 +27,44 @@ def register_stack(
     work: LongWork | None = None,
     progress: Any = None,
 ) -> DriftSolution:
-    """Joint registration of a low-dose stack of frames (n, y, x) of counts, an array or recorded frames; see `DriftSolution`.
+    """Shifts of the frames of a low-dose stack, from the joint likelihood of their Poisson counts.
 
-    Where single frames do not show their lattice, 2, 4, then 8 neighbours are summed and share
-    a shift; where that fails too, the solution says so and has no shifts. ``max_shift_px`` is
-    the largest shift from the first frame (if not given the side of the frame, of frames over 512 px 0.6 of it).
-    Frames in ``leave_out`` are not used, those in ``take_in`` are although they look foreign.
+    Parameters
+    ----------
+    frames
+        Stack (n, y, x) of counts, or of grey values whose noise gives the counts; an array or recorded frames.
+    max_shift_px
+        Largest shift from the first frame that is looked for; if not given the side of a frame, of frames over 512 px 0.6 of it.
+    leave_out, take_in
+        Frames by number that are not used, and frames that are used although they look foreign.
+    name
+        What messages call the stack.
+    budget_bytes
+        Memory for the joint solution, 3 GB if not given. Where it would take more, the frames are solved jointly segment by
+        segment, the segments' sums likewise, and every frame then climbs against the sum of all.
+    work
+        Where finished segments are kept (`LongWork`), so that a run that was broken off goes on, and who does them. The results are
+        the same, to the bit, with it and without.
+    progress
+        Wraps the list of segments that are to be solved, as `tqdm.tqdm` does.
 
-    Where the joint solution would take more than ``budget_bytes`` of memory (3 GB if not given) the frames are solved jointly segment by
-    segment, the segments' sums likewise, and every frame then climbs against the sum of all. ``work`` says where
-    finished segments are kept (`LongWork`), so that a run that was broken off goes on, and who does them; the results are the same,
-    to the bit, with any of it and without.
+    Returns
+    -------
+    The shifts with their errors and doubts. Where single frames do not show their lattice, 2, 4, then 8 neighbours are summed and share
+    a shift; where that fails too, the solution says so and has no shifts.
 
     Raises
-    `EmphaseError` for arrays that cannot be counts (NaN, negative, all blank), `EmphaseError` for frames that are not there
-    or hold nothing.
+    ------
+    EmphaseError
+        For arrays that cannot be counts (NaN, negative, all blank), for frames in ``leave_out`` or ``take_in`` that are not
+        there, are in both or hold nothing, and where fewer than two are left.
     """
     from scipy import fft
 
-    budget_bytes = _JOINT_BYTES if budget_bytes is None else budget_bytes
+    budget_bytes = OPTIONS.joint_bytes if budget_bytes is None else budget_bytes
     frames = check_stack(frames, name, budget_bytes)
-    for strange in (k for k in (*leave_out, *take_in) if not (isinstance(k, int) and 0 <= k < len(frames))):
-        raise EmphaseError(f"{name}: frame {strange} by hand: expected whole numbers from 0 to {len(frames) - 1}")
+    for wrong in (k for k in (*leave_out, *take_in) if not (isinstance(k, int) and 0 <= k < len(frames))):
+        raise EmphaseError(f"{name}: frame {wrong} by hand: expected whole numbers from 0 to {len(frames) - 1}")
     leave_out, take_in = frozenset(leave_out), frozenset(take_in)
     if leave_out & take_in:
         raise EmphaseError(f"{name}: frame {min(leave_out & take_in)} is both left out and taken in by hand, expected one of these")
@@ -58,6 +74,6 @@ def register_stack(
     if empty:
         raise EmphaseError(f"{name}: frame {empty[0]} taken in by hand holds no counts: there is nothing in it to register")
     with fft.set_workers(numba.get_num_threads()):
-        if _joint_bytes(len(frames), frames.shape[1:]) <= budget_bytes:
+        if joint_solution_bytes(len(frames), frames.shape[1:]) <= budget_bytes:
             return _register(frames, max_shift_px, leave_out, take_in)
         return _register_long(frames, max_shift_px, leave_out, take_in, budget_bytes, work, progress)

@@ -1,4 +1,9 @@
-"""TODO."""
+"""From joint shifts to a `DriftSolution`: frames that are foreign or lost, neighbours summed where frames are too noisy, errors.
+
+A frame is foreign where its contrast, against the scene that the others show, is less than half of the usual by four standard errors.
+The error of a position is the curvature of the log-likelihood, widened where the noise is more than that of Poisson counts; its floor
+is the Cramér-Rao bound with the scene known (`counts.poisson_shift_information`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import numpy as np
 from .counts import DriftSolution, poisson_shift_information
 from .joint import _incoherent_power, _Joint, _solve
 from .likelihood import _Canvas
-from .options import _LEAST_SNR, _STEP_PX
+from .options import OPTIONS
 from .stack import counts_per_unit, frame_means, unusable_frames
 
 
@@ -69,10 +74,20 @@ def _position_sigma(joint: _Joint, information: np.ndarray) -> tuple[np.ndarray,
     return np.sqrt(variance * (1 - 1 / len(members)) / np.maximum(scale, 1e-6)), floor
 
 
+class _Found(NamedTuple):
+    """A joint solution: its state, the members ``left_out`` with the reason, contrasts (n,), a frame's signal-to-noise, -∂∂L (n, 2, 2)."""
+
+    joint: _Joint
+    left_out: dict[int, str]
+    contrast: np.ndarray
+    snr: float
+    information: np.ndarray
+
+
 def _register_counts(
     counts: np.ndarray, members: np.ndarray, reach: np.ndarray, take_in: frozenset[int] = frozenset(), about: np.ndarray | None = None
-) -> tuple[_Joint, dict[int, str], np.ndarray, float, np.ndarray] | None:
-    """Joint solution without foreign frames, those, contrasts, signal-to-noise and information; None where nothing shows.
+) -> _Found | None:
+    """Joint solution without foreign frames; None where nothing shows.
 
     Frames in ``take_in`` are not foreign whatever they show; ``about`` as in `_solve`.
     """
@@ -80,7 +95,7 @@ def _register_counts(
     for _ in range(3):
         alone = _Canvas(counts[members], np.zeros(2))
         power = _incoherent_power(alone, np.arange(len(members)))
-        if float(np.sum(power * alone.double)) / alone.rate < _LEAST_SNR**2:
+        if float(np.sum(power * alone.double)) / alone.rate < OPTIONS.least_snr**2:
             return None
         joint, information = _solve(counts, members, reach, about)
         weak, contrast, snr = _weak_frames(joint)
@@ -89,10 +104,10 @@ def _register_counts(
             break
         foreign |= weak
         members = np.array([i for i in members if int(i) not in weak])
-    return joint, foreign, contrast, snr, information
+    return _Found(joint, foreign, contrast, snr, information)
 
 
-class _Given(NamedTuple):
+class _Prepared(NamedTuple):
     """A stack to be registered: counts of a grey value, notes, frames left out with the reason and the others, their means (n,)."""
 
     per_unit: float
@@ -103,21 +118,23 @@ class _Given(NamedTuple):
     reach_px: float
 
 
-def _given(frames: Any, max_shift_px: float | None, leave_out: frozenset[int], take_in: frozenset[int]) -> _Given:
+def _prepared(frames: Any, max_shift_px: float | None, leave_out: frozenset[int], take_in: frozenset[int]) -> _Prepared:
+    """The stack as it goes into the registration: its counts, its usable frames, and how far is looked for."""
     per_unit, note = counts_per_unit(frames)
     means, side = frame_means(frames), min(frames.shape[1:])
     left_out = {i: why for i, why in unusable_frames(means).items() if i not in take_in} | dict.fromkeys(sorted(leave_out), "by hand")
     members = np.array([i for i in range(len(frames)) if i not in left_out])
-    return _Given(per_unit, (note,) if note else (), left_out, members, means, max_shift_px or (side if side <= 512 else 0.6 * side))
+    return _Prepared(per_unit, (note,) if note else (), left_out, members, means, max_shift_px or (side if side <= 512 else 0.6 * side))
 
 
 def _register(frames: np.ndarray, max_shift_px: float | None, leave_out: frozenset[int], take_in: frozenset[int]) -> DriftSolution:
     """`register_stack` in one piece."""
-    per_unit, notes, left_out, members, _, reach_px = _given(frames, max_shift_px, leave_out, take_in)
+    prepared = _prepared(frames, max_shift_px, leave_out, take_in)
+    per_unit, members = prepared.per_unit, prepared.members
     if len(members) < 2:
-        return _refusal(frames, left_out, per_unit, notes, f"{len(members)} usable frame: two at least are needed to see drift")
+        return _refusal(prepared, f"{len(members)} usable frame: two at least are needed to see drift")
     counts = frames if per_unit == 1 else frames.astype(np.float32) * np.float32(per_unit)
-    reach = np.full(2, reach_px)
+    reach = np.full(2, prepared.reach_px)
     for size in (1, 2, 4, 8):
         groups = [members[k : k + size] for k in range(0, len(members), size)]
         if size > 1 and len(groups) < 4:
@@ -125,45 +142,71 @@ def _register(frames: np.ndarray, max_shift_px: float | None, leave_out: frozens
         summed = counts if size == 1 else np.stack([counts[g].sum(axis=0, dtype=np.float32) for g in groups])
         kept = take_in if size == 1 else frozenset(k for k, group in enumerate(groups) if take_in & set(group.tolist()))
         found = _register_counts(summed, members if size == 1 else np.arange(len(groups)), reach, kept)
-        if found is not None and found[3] >= _LEAST_SNR:
-            n_jumps, n_steps = len(found[0].jumps), len(found[0].members) - 1
-            if n_jumps > 3 and n_jumps > 0.25 * n_steps:
-                notes += (f"{n_jumps} of {n_steps} steps are jumps: cells are uncertain (steps over {_STEP_PX} px are not found)",)
-            return _solution(frames, groups, found, left_out, per_unit, notes)
-    return _refusal(frames, left_out, per_unit, notes, f"{counts[members].mean():.3g} {_NOTHING_SHOWS}")
+        if found is not None and found.snr >= OPTIONS.least_snr:
+            return _solution(groups, found, prepared._replace(notes=prepared.notes + _many_jumps(found.joint)))
+    return _refusal(prepared, f"{counts[members].mean():.3g} {_NOTHING_SHOWS}")
 
 
 _NOTHING_SHOWS = "counts a pixel and frame: nothing stands out of the noise in frames or sums of them, they cannot be registered"
 
 
-def _refusal(frames: np.ndarray, left_out: dict[int, str], per_unit: float, notes: tuple, reason: str) -> DriftSolution:
-    n = len(frames)
-    used = np.array([i not in left_out for i in range(n)])
-    nothing = np.zeros(n)
-    return DriftSolution(np.zeros((n, 2)), nothing, used, left_out, False, reason, 0, nothing, [], None, nothing, per_unit, notes)
+def _many_jumps(joint: _Joint) -> tuple[str, ...]:
+    """A note where so many steps are jumps that cells are uncertain."""
+    n_jumps, n_steps = len(joint.jumps), len(joint.members) - 1
+    if n_jumps <= 3 or n_jumps <= 0.25 * n_steps:
+        return ()
+    return (f"{n_jumps} of {n_steps} steps are jumps: cells are uncertain (steps over {OPTIONS.step_px} px are not found)",)
 
 
-def _solution(frames: np.ndarray, groups: list[np.ndarray], found: tuple, left_out: dict, per_unit: float, notes: tuple) -> DriftSolution:
-    """What was found for groups of frames, told for frames; the first frame used is the origin."""
-    joint, foreign, contrast, _, information = found
-    size = len(groups[0])
+def _refusal(prepared: _Prepared, reason: str) -> DriftSolution:
+    """A solution without shifts."""
+    n = len(prepared.means)
+    used = np.array([i not in prepared.left_out for i in range(n)])
+    return DriftSolution(
+        shift_px=np.zeros((n, 2)),
+        sigma_px=np.zeros(n),
+        used=used,
+        left_out=prepared.left_out,
+        registered=False,
+        reason=reason,
+        group=0,
+        hop_probability=np.zeros(n),
+        jumps=[],
+        crlb_px=None,
+        contrast=np.zeros(n),
+        counts_per_unit=prepared.per_unit,
+        notes=prepared.notes,
+    )
+
+
+def _solution(groups: list[np.ndarray], found: _Found, prepared: _Prepared) -> DriftSolution:
+    """What was found for groups of frames, as that of their frames; the first frame used is the origin."""
+    joint, n, size = found.joint, len(prepared.means), len(groups[0])
     single = size == 1
-    sigma, floor = _position_sigma(joint, information)
-    n = len(frames)
+    sigma, floor = _position_sigma(joint, found.information)
     index = np.full(n, -1)
     for k, group in enumerate(groups):
         index[group] = group[0] if single else k
-    left_out = dict(left_out)
-    for k, why in foreign.items():
+    left_out = dict(prepared.left_out)
+    for k, why in found.left_out.items():
         left_out |= {int(i): why for i in np.flatnonzero(index == k)}
     used = np.array([i not in left_out for i in range(n)])
     first = int(np.flatnonzero(used)[0])
-    pick = lambda values: np.where(used.reshape(-1, *[1] * (values.ndim - 1)), values[index], 0.0)
-    shift = pick(joint.shifts - joint.shifts[index[first]])
-    jumps = [jump | {"frame": jump["frame"] if single else int(groups[jump["frame"]][0])} for jump in joint.jumps]
+    of_frames = lambda values: np.where(used.reshape(-1, *[1] * (values.ndim - 1)), values[index], 0.0)
     if not single:
         sigma = np.hypot(sigma, _off_group_px(joint.shifts[joint.members], size))
     return DriftSolution(
-        shift, pick(sigma), used, left_out, True, _why_grouped(size), size, pick(joint.elsewhere), jumps, floor * math.sqrt(size),
-        pick(contrast), per_unit, notes,
-    )  # fmt: skip
+        shift_px=of_frames(joint.shifts - joint.shifts[index[first]]),
+        sigma_px=of_frames(sigma),
+        used=used,
+        left_out=left_out,
+        registered=True,
+        reason=_why_grouped(size),
+        group=size,
+        hop_probability=of_frames(joint.elsewhere),
+        jumps=[jump | {"frame": jump["frame"] if single else int(groups[jump["frame"]][0])} for jump in joint.jumps],
+        crlb_px=floor * math.sqrt(size),
+        contrast=of_frames(found.contrast),
+        counts_per_unit=prepared.per_unit,
+        notes=prepared.notes,
+    )

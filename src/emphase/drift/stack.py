@@ -1,4 +1,4 @@
-"""TODO."""
+"""Stacks of frames: what can be one, frames that are read as they are used, counts of a grey value, frames that cannot be used."""
 
 from __future__ import annotations
 
@@ -10,17 +10,33 @@ import numpy as np
 
 from ..errors import EmphaseError
 from ..frames import RecordedFrames
-from .options import _BLOCK_BYTES, _JOINT_BYTES, _joint_bytes
+from .options import OPTIONS, joint_solution_bytes
 
 
 def check_stack(frames: Any, name: str = "the stack", budget_bytes: float | None = None) -> Any:
-    """The stack as an array (n, y, x); `EmphaseError` for anything that cannot be frames of counts.
+    """A stack of counts, checked.
 
-    Recorded frames (`RecordedFrames`, `PickedFrames`) stay what they are, and are read a few at a time, where the joint
-    solution would take more than ``budget_bytes`` of memory (3 GB if not given).
+    Parameters
+    ----------
+    frames
+        Stack (n, y, x), an array or recorded frames (`RecordedFrames`, `PickedFrames`).
+    name
+        What messages call it.
+    budget_bytes
+        Recorded frames stay what they are, and are read a few at a time, where the joint solution would take more memory than
+        this (3 GB if not given).
+
+    Returns
+    -------
+    An array (n, y, x), or the recorded frames.
+
+    Raises
+    ------
+    EmphaseError
+        For anything that cannot be frames of counts: another shape or type, frames below 16 px, NaN, negative values, only zeros.
     """
     recorded = isinstance(frames, (RecordedFrames, PickedFrames))
-    if recorded and _joint_bytes(len(frames), frames.shape[1:]) <= (_JOINT_BYTES if budget_bytes is None else budget_bytes):
+    if recorded and joint_solution_bytes(len(frames), frames.shape[1:]) <= (OPTIONS.joint_bytes if budget_bytes is None else budget_bytes):
         frames, recorded = frames[:], False
     frames = frames if recorded else np.asarray(frames)
     if len(frames.shape) != 3 or min(frames.shape) < 1 or frames.dtype.kind not in "iuf":
@@ -42,7 +58,15 @@ def check_stack(frames: Any, name: str = "the stack", budget_bytes: float | None
 
 
 class PickedFrames:
-    """Some frames of a recorded stack, in the order of ``index`` (n,), ascending, read where they are used."""
+    """Some frames of a recorded stack, read where they are used.
+
+    Parameters
+    ----------
+    frames
+        The stack (n, y, x).
+    index
+        Numbers (k,) of the frames, ascending.
+    """
 
     def __init__(self, frames: Any, index: np.ndarray):
         self.frames, self.index = frames, np.asarray(index)
@@ -57,7 +81,19 @@ class PickedFrames:
 
 
 def read_frames(frames: Any, index: np.ndarray) -> np.ndarray:
-    """Frames (k, y, x) of ascending indices of a stack; of recorded frames in one piece, unless they lie far apart."""
+    """Some frames of a stack.
+
+    Parameters
+    ----------
+    frames
+        Stack (n, y, x), an array or recorded frames.
+    index
+        Numbers (k,) of frames, ascending.
+
+    Returns
+    -------
+    Frames (k, y, x); recorded ones are read in one piece, unless they lie far apart.
+    """
     index = np.asarray(index)
     if isinstance(frames, np.ndarray):
         return frames[index]
@@ -69,22 +105,40 @@ def read_frames(frames: Any, index: np.ndarray) -> np.ndarray:
 def _blocks(frames: Any, index: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Frames of ascending indices (all if not given) a few at a time: the indices, and the frames (k, y, x)."""
     index = np.arange(len(frames)) if index is None else index
-    step = max(1, int(_BLOCK_BYTES // (math.prod(frames.shape[1:]) * frames.dtype.itemsize)))
+    step = max(1, int(OPTIONS.block_bytes // (math.prod(frames.shape[1:]) * frames.dtype.itemsize)))
     for k in range(0, len(index), step):
         yield index[k : k + step], read_frames(frames, index[k : k + step])
 
 
 def frame_means(frames: Any) -> np.ndarray:
-    """Mean of every frame (n,)."""
+    """Mean (n,) of every frame of a stack (n, y, x), an array or recorded frames."""
     return np.concatenate([f.reshape(len(f), -1).mean(axis=1, dtype=np.float64) for _, f in _blocks(frames)])
 
 
 def counts_per_unit(frames: np.ndarray) -> tuple[float, str | None]:
-    """Factor that turns grey values of a stack (n, y, x) into counts, with a note where it is not 1.
+    """Counts of a grey value, from the noise of a stack against its mean.
 
-    White noise fills the corners of the spectrum, beyond the Nyquist circle, where optics leave
-    little signal; the variance there against the mean is the gain of the detector
-    (grey values a count). Whole numbers within 15 % of Poisson's variance are taken as counts. `EmphaseError` where there is no noise.
+    Parameters
+    ----------
+    frames
+        Stack (n, y, x) of grey values.
+
+    Returns
+    -------
+    factor
+        That turns grey values into counts.
+    note
+        A sentence where it is not 1, else None.
+
+    Raises
+    ------
+    EmphaseError
+        Where there is no noise.
+
+    Notes
+    -----
+    White noise fills the corners of the spectrum, beyond the Nyquist circle, where optics leave little signal; the variance there
+    against the mean is the gain of the detector (grey values a count). Whole numbers within 15 % of Poisson's variance are counts.
     """
     n_y, n_x = frames.shape[1:]
     q = np.hypot(np.fft.fftfreq(n_y)[:, None], np.fft.rfftfreq(n_x)[None])
@@ -110,7 +164,17 @@ def counts_per_unit(frames: np.ndarray) -> tuple[float, str | None]:
 
 
 def unusable_frames(means: np.ndarray) -> dict[int, str]:
-    """Frames whose mean (n,) alone rules them out, with the reason; blanked beams above all."""
+    """Frames that their mean alone rules out, blanked beams above all.
+
+    Parameters
+    ----------
+    means
+        Mean (n,) of every frame.
+
+    Returns
+    -------
+    The frames that cannot be used, by number, with the reason.
+    """
     lit = means[means > 0.2 * means.max()]
     usual = float(np.median(lit))
     out = {}
