@@ -68,8 +68,7 @@ class _Candidates(NamedTuple):
 
 
 class _Set(NamedTuple):
-    """Crystals that overlap: candidates ``members`` (3,), -1 for none, their ``weights`` (3,), and the ``value`` (1,) of the set in
-    nats."""
+    """Candidates that overlap: ``members`` (3,), -1 for none, their ``weights`` (3,), and the ``value`` (1,) of the set in nats."""
 
     members: np.ndarray
     weights: np.ndarray
