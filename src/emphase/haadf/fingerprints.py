@@ -15,7 +15,7 @@ import numpy as np
 from .columns import CationLattice
 from .contour import SurfaceContour
 from .image_lattice import ImageLattice
-from .layer import _LEAST_LIMIT_NM, transformed_share
+from .layer import OPTIONS, transformed_share
 from .spectrum import _binned
 
 FINGERPRINTS = {
@@ -150,7 +150,7 @@ def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = 0.35) -> 
     best, level, fitted = _fit_003(seen, blurred, 0.0)
     share = blurred[:, best]
     levels = {"003": level} | {k: _level_over_bulk(profile[k], share) for k in ("111", "220")}
-    if level > 0.85 or trials[best] < _LEAST_LIMIT_NM:
+    if level > 0.85 or trials[best] < OPTIONS.least_limit_nm:
         return FingerprintLayer(0.0, "none", levels, np.ones_like(seen))
     if levels["220"] > max(0.12, levels["111"]):
         phase = "M3O4"

@@ -18,9 +18,25 @@ from ..errors import EmphaseError
 from .columns import CationLattice, Columns, _connected, _metal_level
 from .contour import SurfaceContour, drawn_contour, surface_contour
 
-_WIDTHS_NM = (0.04, 0.08, 0.14, 0.22, 0.32, 0.45)  # of the transition, that are tried
-_DEPTH_STEP_NM = 0.02  # in which columns are gathered: far below the error of a depth
-_LEAST_LIMIT_NM = 0.24  # a column spacing: a thinner layer holds no column
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """Tuning of `measure_surface_layer`."""
+
+    widths_nm: tuple[float, ...] = (0.04, 0.08, 0.14, 0.22, 0.32, 0.45)  # of the transition, that are tried
+    depth_step_nm: float = 0.02  # in which columns are gathered: far below the error of a depth
+    least_limit_nm: float = 0.24  # a column spacing: a thinner layer holds no column
+    least_gain: float = 12.0  # F of a level: what roughness and wedge give without a layer stays below
+    least_rise: float = 0.08  # of a metal column that a layer fills into lithium columns: scatter of antisites stays below
+    huber: float = 2.5  # scatters beyond which a column counts less
+    most_bulk_lithium: float = 0.4  # of a metal column in the lithium columns of a layered bulk
+    most_bulk_alternation: float = 0.15  # between the lithium columns of a layered bulk
+    least_open: float = 0.3  # share of the edge that has to face vacuum
+    spinel_above: float = 0.13  # alternation, a third for spinel and none for rocksalt: 95 % have to lie above
+    rocksalt_below: float = 0.20  # or below
+
+
+OPTIONS = LayerOptions()
 
 
 @dataclass(frozen=True)
@@ -98,9 +114,11 @@ def _profile_sums(
 
     Columns are gathered in steps of depth of 0.02 nm first.
     """
-    bins, place = np.unique(np.floor(depth / _DEPTH_STEP_NM).astype(int), return_inverse=True)
-    centres = (bins + 0.5) * _DEPTH_STEP_NM
-    grid = transformed_share(centres[:, None, None], thicknesses[None, :, None], np.array(_WIDTHS_NM)[None, None, :]).reshape(len(bins), -1)
+    bins, place = np.unique(np.floor(depth / OPTIONS.depth_step_nm).astype(int), return_inverse=True)
+    centres = (bins + 0.5) * OPTIONS.depth_step_nm
+    grid = transformed_share(centres[:, None, None], thicknesses[None, :, None], np.array(OPTIONS.widths_nm)[None, None, :]).reshape(
+        len(bins), -1
+    )
     squares = grid**2
     misfit, levels = np.zeros((len(weights), grid.shape[1])), np.zeros((len(weights), grid.shape[1], 4, 2))
     for r in range(4):
@@ -116,7 +134,7 @@ def _profile_sums(
         base = (sy - slope * s1) / s0
         misfit += syy - base * sy - slope * sfy
         levels[:, :, r, 0], levels[:, :, r, 1] = base, base + slope
-    shape = (len(weights), len(thicknesses), len(_WIDTHS_NM))
+    shape = (len(weights), len(thicknesses), len(OPTIONS.widths_nm))
     return misfit.reshape(shape), levels.reshape(*shape, 4, 2)
 
 
@@ -131,7 +149,7 @@ def _fit_profile(depth: np.ndarray, y: np.ndarray, role: np.ndarray, weights: np
             low, mid, high = m[t - 1 : t + 2, w]
             bend = low - 2 * mid + high
             fine += 0.5 * (low - high) / bend * (thicknesses[1] - thicknesses[0]) if bend > 0 else 0.0
-        out.append(_Profile(float(fine), _WIDTHS_NM[w], v[t, w], float(m[t, w])))
+        out.append(_Profile(float(fine), OPTIONS.widths_nm[w], v[t, w], float(m[t, w])))
     return out
 
 
@@ -139,7 +157,7 @@ def _robust_weights(depth: np.ndarray, y: np.ndarray, role: np.ndarray, fit: _Pr
     """Huber's weights about a profile, and the scatter; the profile is searched on a grid, so a robust `least_squares` has no place."""
     off = np.abs(y - fit.brightness(depth, role))
     scale = max(1.4826 * float(np.median(off)), 0.01)
-    return np.minimum(1.0, 2.5 * scale / np.maximum(off, 1e-9)), scale
+    return np.minimum(1.0, OPTIONS.huber * scale / np.maximum(off, 1e-9)), scale
 
 
 def measure_surface_layer(
@@ -206,7 +224,7 @@ def measure_surface_layer(
 
 def _check_vacuum(columns: Columns, contour: SurfaceContour) -> None:
     """`EmphaseError` where the lattice ends but the image stays bright: another grain or a support is not a surface."""
-    if contour.open.mean() > 0.3:
+    if contour.open.mean() > OPTIONS.least_open:
         return
     empty = _connected(columns.index, ~columns.present & columns.is_metal)
     outside, crystal = float(np.median(columns.surroundings[empty])), float(np.median(columns.surroundings[columns.present]))
@@ -220,7 +238,7 @@ def _check_bulk(fit: _Profile, depth: np.ndarray, role: np.ndarray, has_layer: b
     """`EmphaseError` where the deepest columns that the image shows are not those of the layered structure, or none lie below a layer."""
     deep = int(np.sum((role >= 2) & (depth > fit.thickness + fit.width)))
     bright, dim = float(fit.levels[2, 0]), float(fit.levels[3, 0])
-    if (has_layer and deep < 4) or bright - dim > 0.15 or bright > 0.4:
+    if (has_layer and deep < 4) or bright - dim > OPTIONS.most_bulk_alternation or bright > OPTIONS.most_bulk_lithium:
         raise EmphaseError(
             f"no layered bulk below the surface: lithium columns hold {max(dim, 0.0):.2f} and {max(bright, 0.0):.2f} of a metal column "
             f"in the deepest {deep} that the image shows, expected less than 0.15 in 4 or more; the transformed region fills the image"
@@ -250,7 +268,9 @@ def _stands_out(fit: _Profile, d: np.ndarray, y: np.ndarray, r: np.ndarray, weig
     change = fit.levels[:, 1] - fit.levels[:, 0]
     filled = (r >= 2) & (d < fit.thickness)
     rise = float((y - fit.levels[r, 0])[filled].mean()) if filled.sum() > 3 else 0.0
-    return bool(gain > 12 and fit.thickness > _LEAST_LIMIT_NM and min(rise, float(change[2:].mean())) > 0.08)
+    return bool(
+        gain > OPTIONS.least_gain and fit.thickness > OPTIONS.least_limit_nm and min(rise, float(change[2:].mean())) > OPTIONS.least_rise
+    )
 
 
 def _resampled_profiles(
@@ -305,7 +325,7 @@ def _layer_from(rng: np.random.Generator, surface: _Surface, fitted: _Fit, boots
     has_layer = _stands_out(fit, d, y, r, weights)
     _check_bulk(fit, d, r, has_layer)
     if not has_layer:
-        limit = max(_upper_limit(d, y, r, weights, scale) + 2 * contour.error_nm, _LEAST_LIMIT_NM)
+        limit = max(_upper_limit(d, y, r, weights, scale) + 2 * contour.error_nm, OPTIONS.least_limit_nm)
         nothing = np.column_stack([fit.levels[:, 0]] * 2)
         return SurfaceLayer(0.0, (0.0, limit), limit, "none", fit.width, nothing, (0.0, 0.0), (0.0, 0.0), *seen)
     fits, count = _resampled_profiles(rng, fit, weights, along[inside], d, y, r, bootstraps)
@@ -323,9 +343,9 @@ def _layer_from(rng: np.random.Generator, surface: _Surface, fitted: _Fit, boots
 def _kind(alternation: tuple[float, float]) -> str:
     """Spinel alternates full and half columns in its metal rows (1/3), rocksalt does not (0); between them, undecided."""
     value, error = alternation
-    if value - 1.96 * error > 0.13:
+    if value - 1.96 * error > OPTIONS.spinel_above:
         return "spinel"
-    return "rocksalt" if value + 1.96 * error < 0.20 else "undecided"
+    return "rocksalt" if value + 1.96 * error < OPTIONS.rocksalt_below else "undecided"
 
 
 def _upper_limit(depth: np.ndarray, y: np.ndarray, role: np.ndarray, weights: np.ndarray, scale: float) -> float:

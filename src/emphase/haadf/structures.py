@@ -21,7 +21,8 @@ from .layer import SurfaceLayer, transformed_share
 def tetrahedral_brightness(image: np.ndarray, lattice: ImageLattice, cations: CationLattice, columns: Columns) -> np.ndarray:
     """Brightness (n,) at the two 8a places beside every column, in units of a full metal column.
 
-    That at two places as far off in the other direction is subtracted. Beside the empty column of an M₃O₄ the 8a columns hold half a metal column; beside that of LiM₂O₄ lithium, which is dark.
+    That at two places as far off in the other direction is subtracted. Beside the empty column of an M₃O₄ the 8a columns hold half a metal
+    column; beside that of LiM₂O₄ lithium, which is dark.
     """
     from scipy.ndimage import gaussian_filter, map_coordinates
 

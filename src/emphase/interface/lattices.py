@@ -18,6 +18,27 @@ import numpy as np
 from .spectra import _MAX_Q, _MIN_Q, Lattice, WindowSpectra, _match, _missing, _PatternBank, _sigma, spectrum_peaks
 
 
+@dataclass(frozen=True)
+class LatticeOptions:
+    """Tuning of the search for lattices."""
+
+    peak_threshold: float = 13.0  # power over background of a peak of one window: noise of a window of 190 px rarely reaches it
+    certain: float = 0.99  # posterior of a phase in a window, for the calibration
+    certain_score: float = 10.0  # and its score: a few peaks by chance stay below
+    scale_tolerance: float = 0.06  # of a stated pixel
+    strain_tolerance: float = 0.015  # of a calibrated one
+    strained: float = 1e-3  # of the crystal that calibrates: enters the error
+    least_score: float = 6.0  # nats of a window for a lattice
+    least_gain: float = 3.0  # nats by which a window needs a lattice beyond those accepted
+    least_support: float = 25.0  # nats of all windows that need it
+    most_lattices: int = 8
+    same_spots: float = 0.8  # weight of the spots in common, from which two placed patterns are one lattice
+    strange_peak: float = 20.0  # power over background of a peak that has to belong to a lattice
+
+
+OPTIONS = LatticeOptions()
+
+
 def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, sides: Iterable[str] = (), n_windows: int = 60) -> dict:
     """True size of a pixel over its nominal one, from the windows whose phase is certain.
 
@@ -41,9 +62,9 @@ def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, sides: Iter
     found: dict[str, list[float]] = {}
     for i in chosen:
         q, strength = spectrum_peaks(*spectra.mean([i]), spectra.bin_invA)
-        score, turn, _ = bank.search(q, _sigma(q, spectra.bin_invA), strength, 0.06, 13.0)
+        score, turn, _ = bank.search(q, _sigma(q, spectra.bin_invA), strength, OPTIONS.scale_tolerance, OPTIONS.peak_threshold)
         posterior = bank.phase_posterior(score)
-        if len(q) >= 3 and posterior[:-1].max() > 0.99 and score.max() > 10:
+        if len(q) >= 3 and posterior[:-1].max() > OPTIONS.certain and score.max() > OPTIONS.certain_score:
             found.setdefault(bank.phases[int(np.argmax(posterior[:-1]))], []).append(abs(turn[int(np.argmax(score))]))
     anchors: list[str] = [side for side in sides if side in bank.phases] or sorted(found, key=lambda phase: -len(found[phase]))
     certain = {phase: np.array(values) for phase, values in found.items() if len(values) >= 3 and phase in anchors}
@@ -54,7 +75,7 @@ def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, sides: Iter
     values = certain[anchor]
     scale = float(np.median(values))
     spread = 1.4826 * float(np.median(np.abs(values - scale)))
-    error = math.hypot(1.25 * spread / math.sqrt(len(values)), 1e-3)  # a crystal may be strained by a thousandth
+    error = math.hypot(1.25 * spread / math.sqrt(len(values)), OPTIONS.strained)  # a crystal may be strained by a thousandth
     return {"scale": scale, "scale_error": error, "anchor": anchor, "n_windows": len(values)}
 
 
@@ -77,7 +98,7 @@ def _searched_windows(spectra: WindowSpectra, bank: _PatternBank, scale: float, 
         q, strength = spectrum_peaks(*spectra.mean([i]), spectra.bin_invA)
         q = q / scale
         sigma = _sigma(q, spectra.bin_invA)
-        windows.append(_Window(q, strength, sigma, *bank.search(q, sigma, strength, 0.015, 13.0)))
+        windows.append(_Window(q, strength, sigma, *bank.search(q, sigma, strength, OPTIONS.strain_tolerance, OPTIONS.peak_threshold)))
     return windows
 
 
@@ -89,7 +110,7 @@ def _score_placed(window: _Window, spots: np.ndarray, weight: np.ndarray, amplit
     nothing_excused = np.zeros(len(window.q), dtype=bool)
     score = _match(window.q, window.sigma, spots, weight, math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2, nothing_excused, matched)
     if amplitude is not None:
-        score += _missing(window.q, window.strength, spots, amplitude, matched, 13.0)[0]
+        score += _missing(window.q, window.strength, spots, amplitude, matched, OPTIONS.peak_threshold)[0]
     return score
 
 
@@ -104,12 +125,12 @@ def _proposals(windows: list[_Window], bank: _PatternBank, limit: int = 40) -> l
     groups: list[list] = []
     for window in windows:
         for index in np.argsort(-window.score)[:3]:
-            if window.score[index] < 6:
+            if window.score[index] < OPTIONS.least_score:
                 continue
             spots = bank.placed(index, window.turn[index] / abs(window.turn[index]), window.hand[index])
             weight = bank.patterns[index].weight
             for group in groups:
-                if group[0] == index and _same_spots(spots, weight, group[1]) > 0.8:
+                if group[0] == index and _same_spots(spots, weight, group[1]) > OPTIONS.same_spots:
                     group[2] += window.score[index]
                     break
             else:
@@ -127,12 +148,12 @@ def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list
     )
     base = np.zeros(len(windows))
     accepted: list[int] = []
-    while proposals and len(accepted) < 8:
+    while proposals and len(accepted) < OPTIONS.most_lattices:
         gain = np.clip(scores - base[:, None], 0, None)
-        gain = np.where(gain > 3, gain, 0)
+        gain = np.where(gain > OPTIONS.least_gain, gain, 0)
         support = np.where((gain > 0).sum(axis=0) >= 3, gain.sum(axis=0), 0)
         best = int(np.argmax(support))
-        if support[best] < 25:
+        if support[best] < OPTIONS.least_support:
             break
         index, spots = proposals[best]
         for other in accepted:
@@ -148,14 +169,14 @@ def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list
 def _identified(spectra: WindowSpectra, chosen: np.ndarray, scale: float, bank: _PatternBank, neighbours: np.ndarray) -> Lattice | None:
     """The lattice that the mean spectrum of some windows shows; peaks at spots of its ``neighbours`` (complex) need no explanation."""
     n, bin_invA = len(chosen), spectra.bin_invA
-    threshold = max(3.0, 13 / math.sqrt(n))
+    threshold = max(3.0, OPTIONS.peak_threshold / math.sqrt(n))
     q, strength = spectrum_peaks(*spectra.mean(chosen), bin_invA, threshold)
     q = q / scale
     if len(q) < 3:
         return None
     sigma = _sigma(q, bin_invA, 0.08, 0.004)
     excused = np.min(np.abs(q[:, None] - neighbours), axis=1, initial=1.0) < 3 * sigma
-    score, turn, hand = bank.search(q, sigma, strength, 0.015, threshold, excused)
+    score, turn, hand = bank.search(q, sigma, strength, OPTIONS.strain_tolerance, threshold, excused)
     best = int(np.argmax(score))
     spots = bank.placed(best, turn[best], hand[best])
     nearest = np.abs(q[:, None] - spots[None, :]).argmin(axis=1)
@@ -171,7 +192,7 @@ def _strange_peaks(window: _Window, lattices: list[Lattice]) -> bool:
     if len(window.q) == 0:
         return False
     far = np.abs(window.q[:, None] - known[None, :]).min(axis=1) > 4 * window.sigma
-    return bool(np.any(far & (window.strength > 20)))
+    return bool(np.any(far & (window.strength > OPTIONS.strange_peak)))
 
 
 def find_lattices(
@@ -195,7 +216,7 @@ def find_lattices(
     if accepted:
         order = np.sort(np.concatenate([scores, np.zeros((len(scores), 1))], axis=1), axis=1)
         margin = order[:, -1] - order[:, -2]
-        winner = np.where(order[:, -1] > 6, scores.argmax(axis=1), -1)
+        winner = np.where(order[:, -1] > OPTIONS.least_score, scores.argmax(axis=1), -1)
     for k in range(len(accepted)):
         mine = np.nonzero(winner == k)[0]
         mine = mine[np.argsort(-margin[mine])][:25]
@@ -208,7 +229,8 @@ def find_lattices(
         same = [
             i
             for i, other in enumerate(lattices)
-            if other.pattern is lattice.pattern and _same_spots(lattice.spots, lattice.pattern.weight, other.spots, 0.02) > 0.8
+            if other.pattern is lattice.pattern
+            and _same_spots(lattice.spots, lattice.pattern.weight, other.spots, 0.02) > OPTIONS.same_spots
         ]
         if not same:
             lattices.append(lattice)

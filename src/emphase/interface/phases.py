@@ -20,6 +20,24 @@ from .spectra import _MISFIT, Lattice, WindowSpectra, _PatternBank, window_spect
 
 
 @dataclass(frozen=True)
+class PhaseOptions:
+    """Tuning of the phase map and of the layer."""
+
+    faint: float = 0.6  # of a share that a lattice may have where it is thin
+    amorphous_level: float = 0.8  # of what the shares lack: the rest is their error
+    amorphous_error: float = 0.08  # of that level
+    least_posterior: float = 0.9  # of a phase, before a point is ambiguous
+    half_value_error_nm: float = 0.13  # of a half-way contour, a quarter of the kernel of the lock-in
+    block_nm: float = 2.0  # of the bootstrap along a contour: two windows lie that far apart
+    draws: int = 400  # of the bootstrap
+    least_side: float = 0.02  # of the map, of a lattice that is a side of the interface
+    least_layer_nm: float = 0.6  # a thinner one is within the kernel of the lock-in
+
+
+OPTIONS = PhaseOptions()
+
+
+@dataclass(frozen=True)
 class InterfaceMap:
     """Phases around every point of a grid over the image.
 
@@ -69,8 +87,8 @@ def phase_map(
     posterior[-1] = 1.0
     lattice = np.full(unexplained.shape, -1)
     if len(lattices):
-        levels = np.concatenate([shares, 0.8 * np.clip(1 - shares.sum(axis=0, keepdims=True) / 0.6, 0, None)])
-        sigma = np.append(error, 0.08)
+        levels = np.concatenate([shares, OPTIONS.amorphous_level * np.clip(1 - shares.sum(axis=0, keepdims=True) / OPTIONS.faint, 0, None)])
+        sigma = np.append(error, OPTIONS.amorphous_error)
         presence = np.ones_like(levels)
         for v in range(len(levels)):
             for other in range(len(levels)):
@@ -82,7 +100,7 @@ def phase_map(
         posterior[-1] = presence[-1]
         lattice = np.where(levels.argmax(axis=0) < len(lattices), levels.argmax(axis=0), -1)
     label = posterior.argmax(axis=0)
-    doubtful = (posterior.max(axis=0) < 0.9) | ((label == len(phases)) & unexplained) | misfit
+    doubtful = (posterior.max(axis=0) < OPTIONS.least_posterior) | ((label == len(phases)) & unexplained) | misfit
     return InterfaceMap(classes, posterior, np.where(doubtful, len(classes), label), lattice, step_nm)
 
 
@@ -104,7 +122,7 @@ def _facing_distances(first: np.ndarray, second: np.ndarray, step_nm: float) -> 
     trees = [cKDTree(p) for p in points]
     distances = [[trees[1 - i].query(line)[0] for line in contours[i]] for i in (0, 1)]
     limit = 2.5 * min(float(np.median(np.concatenate(d))) for d in distances) + 2 / step_nm
-    block = max(4, round(2 / step_nm))
+    block = max(4, round(OPTIONS.block_nm / step_nm))
     blocks = [d[i : i + block] * step_nm for side in distances for d in side for i in range(0, len(d), block)]
     blocks = [b[b < limit * step_nm] for b in blocks]
     return [b for b in blocks if len(b) >= 2]
@@ -136,9 +154,9 @@ def layer_width(first: np.ndarray, second: np.ndarray, step_nm: float, rng: np.r
     if len(blocks) < 3:
         return {"width_nm": None, "ci95_nm": None, "spread_nm": None}
     values = np.concatenate(blocks)
-    draws = [np.median(np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])) for _ in range(400)]
+    draws = [np.median(np.concatenate([blocks[i] for i in rng.integers(0, len(blocks), len(blocks))])) for _ in range(OPTIONS.draws)]
     low, high = np.percentile(draws, [2.5, 97.5])
-    width, error = float(np.median(values)), math.sqrt(2) * 0.13
+    width, error = float(np.median(values)), math.sqrt(2) * OPTIONS.half_value_error_nm
     ci = [max(0.0, width - math.hypot(width - low, error)), width + math.hypot(high - width, error)]
     return {"width_nm": width, "ci95_nm": ci, "spread_nm": float(values.std())}
 
@@ -164,7 +182,7 @@ def _width_between(shares: np.ndarray, sides: tuple[int, int], step_nm: float, r
 def _sides(lattices: list[Lattice], lattice_map: np.ndarray, sides: tuple[str, str] | None) -> tuple[int, int] | None:
     """The lattices on both sides of the interface: those of the phases ``sides`` if both are there, else the two largest."""
     area = {v: int(np.sum(lattice_map == v)) for v in range(len(lattices))}
-    present = sorted((v for v in area if area[v] > 0.02 * lattice_map.size), key=lambda v: -area[v])
+    present = sorted((v for v in area if area[v] > OPTIONS.least_side * lattice_map.size), key=lambda v: -area[v])
     named = {lattices[v].phase: v for v in reversed(present) if lattices[v].certain}
     if sides and sides[0] in named and sides[1] in named:
         return named[sides[0]], named[sides[1]]
@@ -179,7 +197,7 @@ def _layer_in_hiding(shares: np.ndarray, sides: tuple[int, int], misfit: np.ndar
     meeting = binary_dilation(second) & ~second
     if not misfit.any() or not meeting.any():
         return False
-    return bool(np.mean(distance_transform_edt(~misfit)[meeting] * step_nm < 0.6) > 0.5)
+    return bool(np.mean(distance_transform_edt(~misfit)[meeting] * step_nm < OPTIONS.least_layer_nm) > 0.5)
 
 
 def _phase_between(found: InterfaceMap, sides: tuple[int, int], width_nm: float) -> str:
@@ -281,7 +299,7 @@ def _layer_between(
     width = _width_between(np.where(missing, np.minimum(shares, 0.3), shares), sides, found.step_nm, rng)
     if width["width_nm"] is None:
         return None, width
-    phase = _phase_between(found, sides, width["width_nm"]) if width["width_nm"] > 0.6 else "none"
+    phase = _phase_between(found, sides, width["width_nm"]) if width["width_nm"] > OPTIONS.least_layer_nm else "none"
     if phase == "none" and _layer_in_hiding(shares, sides, missing, found.step_nm):
         phase = "ambiguous"
     return phase, width
@@ -370,7 +388,7 @@ def _interface_statements(result: InterfaceResult) -> list[str]:
     elif result.width["width_nm"] is None:
         lines.append("the two lattices do not face each other: no layer can be measured between them")
     elif result.interface_phase == "none":
-        lines.append(f"no layer between the lattices wider than {max(0.6, result.width['ci95_nm'][1]):.1f} nm")
+        lines.append(f"no layer between the lattices wider than {max(OPTIONS.least_layer_nm, result.width['ci95_nm'][1]):.1f} nm")
     elif result.interface_phase == "ambiguous":
         lines.append("what lies between the two lattices shows too few spots, or those of several phases, to be named")
     lines += [f"a lattice is ambiguous: {_named_posterior(x)}" for x in result.lattices if not x.certain]
