@@ -9,7 +9,7 @@ size, another zone axis, inverted contrast.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,23 @@ from .image_lattice import ImageLattice, _fit_lattice, _refined_positions, _site
 from .profiles import _local_level
 from .projection import ProjectedColumns
 from .spectrum import _band_passed, _binned, _binning, _match_spectrum, _Spectrum, _spectrum
+
+
+@dataclass(frozen=True)
+class LatticeOptions:
+    """Tuning of `find_image_lattice`."""
+
+    least_agreement: float = 0.7  # of a spectrum with that of the projection; noise and other zones stay below
+    scales: tuple[float, float] = (0.84, 1.19)  # of the stated pixel that are tried: 15 % and the distortion of the scan
+    patch_cells: tuple[tuple[int, int], ...] = ((96, 16), (64, 9))  # least px, and spacings: large for contrast, small for a thin edge
+    most_trials: int = 12  # patches from which the lattice is followed
+    most_clipped: float = 0.003  # share of pixels at the highest value, before an image is called saturated
+    least_columns: int = 12  # from which a lattice is fitted
+    clear_noise: float = 8.0  # times the noise, of a peak that is a lattice's
+    most_degree: int = 6  # of the polynomial
+
+
+OPTIONS = LatticeOptions()
 
 
 def _polished_map(spectrum: _Spectrum, columns: ProjectedColumns, trial: np.ndarray) -> tuple[np.ndarray, int, int]:
@@ -76,7 +93,7 @@ def _grown_lattice(image: np.ndarray, columns: ProjectedColumns, origin: np.ndar
         found, level = _refined_positions(smooth, places[near], sigma, 0.4 * spacing)
         height = float(np.percentile(level, 75)) if fit is None else height
         good = level > 0.4 * height
-        if good.sum() < 12:
+        if good.sum() < OPTIONS.least_columns:
             break
         degree = 1 if radius < 12 * spacing or good.sum() < 80 else 2 if radius < far else 3
         fit, kept = _fit_lattice(columns, points[near][good].astype(float), found[good], degree)
@@ -85,7 +102,7 @@ def _grown_lattice(image: np.ndarray, columns: ProjectedColumns, origin: np.ndar
         if radius >= far:
             break
         radius = radius * 1.6 if radius * 1.6 < far else far
-    if fit is None or fit.n_columns < 12 or fit.residual_px > 0.2 * spacing:
+    if fit is None or fit.n_columns < OPTIONS.least_columns or fit.residual_px > 0.2 * spacing:
         return None
     seen, found = _followed_columns(smooth, fit, matrix, spacing, height)
     everywhere, _ = _sites_in(image.shape, fit.to_px, matrix, origin, -spacing)
@@ -105,7 +122,7 @@ def _followed_columns(
     found, level = _refined_positions(smooth, places, 0.2 * spacing, 0.4 * spacing)
     good = (level > 0.4 * height) & (np.linalg.norm(found - places, axis=1) < 0.15 * spacing)
     for _ in range(12):
-        if good.sum() < 12:
+        if good.sum() < OPTIONS.least_columns:
             break
         tree, off = cKDTree(places[good]), found[good] - places[good]
         weights = np.ones(int(good.sum()))
@@ -131,7 +148,7 @@ def _smoothest_fit(columns: ProjectedColumns, seen: np.ndarray, found: np.ndarra
     empty = everywhere[cKDTree(seen).query(everywhere)[0] > 1.5].astype(float)
     plain, _ = _fit_lattice(columns, seen, found, 2)
     best = (math.inf, plain)
-    for degree in range(1, 7):
+    for degree in range(1, OPTIONS.most_degree + 1):
         terms = (degree + 1) * (degree + 2) // 2
         if 4 * terms > len(seen):
             break
@@ -153,7 +170,7 @@ def check_haadf_image(image: np.ndarray, name: str = "image") -> np.ndarray:
     if image.min() == top:
         raise EmphaseError(f"{name}: every pixel is {top}, expected contrast")
     clipped = float(np.mean(image == top))
-    if clipped > 0.003 and top - np.median(image) > 8:
+    if clipped > OPTIONS.most_clipped and top - np.median(image) > 8:
         raise EmphaseError(f"{name}: {clipped:.1%} of the pixels sit at the highest value {top}: saturated, expected peaks below it")
     return image.astype(float)
 
@@ -204,20 +221,20 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
     image, pixel_size_nm, spacing = _binned(image, factor), pixel_size_nm * factor, spacing / factor
     lowest = 0.6 * pixel_size_nm / (2 * float(np.linalg.norm(columns.basis_nm, axis=1).max()))
     spectra = {}
-    for size in sorted({int(min(min(image.shape), max(least, n * spacing))) for least, n in ((96, 16), (64, 9))}):
+    for size in sorted({int(min(min(image.shape), max(least, n * spacing))) for least, n in OPTIONS.patch_cells}):
         for corner in _patches(image.shape, size):
             spectrum = _spectrum(image[corner[0] : corner[0] + size, corner[1] : corner[1] + size], lowest)
             if len(spectrum.peaks):
                 spectra[(*corner, size)] = spectrum
-    tried = [(*_match_spectrum(s, columns, pixel_size_nm, (0.84, 1.19)), place) for place, s in spectra.items()]
+    tried = [(*_match_spectrum(s, columns, pixel_size_nm, OPTIONS.scales), place) for place, s in spectra.items()]
     _check_match(spectra, max((t[0] for t in tried), default=0.0), columns, pixel_size_nm, factor, name)
     strength = {place: float(np.sum(s.heights[:6])) / place[2] ** 2 for place, s in spectra.items()}
     strongest = max(strength.values())
-    tried = [t for t in tried if t[0] >= _LEAST_AGREEMENT]
+    tried = [t for t in tried if t[0] >= OPTIONS.least_agreement]
     tried.sort(key=lambda t: -t[0] * (strength[t[2]] / strongest) ** 0.2)  # a few columns at an edge agree with much
     turned = _other_grain(columns, tried, strength)
     reason = ""
-    for _, trial, place in tried[:12]:
+    for _, trial, place in tried[: OPTIONS.most_trials]:
         trial, explained, strong = _polished_map(spectra[place], columns, trial)
         if explained < 3 or explained < 0.5 * strong:
             reason = reason or _wrong_zone(spectra[place], columns, pixel_size_nm, f"{explained} of {strong} strong spots agree")
@@ -252,14 +269,11 @@ def _other_grain(columns: ProjectedColumns, matched: list, strength: dict) -> fl
     return middle if np.sum(np.abs(turn[other] - middle) < 4) >= 3 else None
 
 
-_LEAST_AGREEMENT = 0.7  # of a spectrum with that of the projection; noise and other zones stay below
-
-
 def _check_match(spectra: dict, score: float, columns: ProjectedColumns, pixel_size_nm: float, factor: int, name: str) -> None:
     """Say what is wrong where the expected lattice was not found: no lattice, another pixel size, another zone."""
-    if score >= _LEAST_AGREEMENT:
+    if score >= OPTIONS.least_agreement:
         return
-    lit = [s for s in spectra.values() if np.sum(s.heights > 8 * s.noise) >= 2]
+    lit = [s for s in spectra.values() if np.sum(s.heights > OPTIONS.clear_noise * s.noise) >= 2]
     if not lit:
         best = max((float(s.heights[0] / s.noise) for s in spectra.values()), default=0.0)
         raise EmphaseError(
@@ -267,19 +281,21 @@ def _check_match(spectra: dict, score: float, columns: ProjectedColumns, pixel_s
         )
     spectrum = max(lit, key=lambda s: float(np.sum(s.heights[:6])))
     other, trial = _match_spectrum(spectrum, columns, pixel_size_nm, (0.05, 20.0))
-    if other > _LEAST_AGREEMENT:
+    if other > OPTIONS.least_agreement:
         true = float(math.sqrt(abs(np.linalg.det(trial)))) / factor
         raise EmphaseError(
             f"{name}: pixel_size_nm: got {pixel_size_nm / factor:g}, but the lattice of {columns.name} fits at {true:.4g}; "
             "expected within 15 %"
         )
-    raise EmphaseError(f"{name}: " + _wrong_zone(spectrum, columns, pixel_size_nm, f"agreement {score:.2f}, expected {_LEAST_AGREEMENT}"))
+    raise EmphaseError(
+        f"{name}: " + _wrong_zone(spectrum, columns, pixel_size_nm, f"agreement {score:.2f}, expected {OPTIONS.least_agreement}")
+    )
 
 
 def _wrong_zone(spectrum: _Spectrum, columns: ProjectedColumns, pixel_size_nm: float, why: str) -> str:
     """What the image shows against what the zone axis would show."""
     _, vectors, _ = columns.frequencies()
-    seen = spectrum.peaks[spectrum.heights > 8 * spectrum.noise][:4]
+    seen = spectrum.peaks[spectrum.heights > OPTIONS.clear_noise * spectrum.noise][:4]
     have = ", ".join(f"{pixel_size_nm / np.linalg.norm(k):.3f}" for k in seen)
     want = ", ".join(f"{1 / np.linalg.norm(g):.3f}" for g in vectors[:4])
     shown = f"the image does not show {columns.name} along {direction_name(columns.zone_axis)} ({why})"

@@ -22,7 +22,7 @@ from .spectra import _MAX_Q, _MIN_Q, Lattice, WindowSpectra, _match, _missing, _
 class LatticeOptions:
     """Tuning of the search for lattices."""
 
-    peak_threshold: float = 13.0  # power over background of a peak of one window: noise of a window of 190 px rarely reaches it
+    peak_threshold: float = 13.0  # power over background of a peak of one window: exponential noise exceeds it once in 400,000 bins
     certain: float = 0.99  # posterior of a phase in a window, for the calibration
     certain_score: float = 10.0  # and its score: a few peaks by chance stay below
     scale_tolerance: float = 0.06  # of a stated pixel

@@ -28,7 +28,7 @@ class PhaseOptions:
     amorphous_error: float = 0.08  # of that level
     least_posterior: float = 0.9  # of a phase, before a point is ambiguous
     half_value_error_nm: float = 0.13  # of a half-way contour, a quarter of the kernel of the lock-in
-    block_nm: float = 2.0  # of the bootstrap along a contour: two windows lie that far apart
+    block_nm: float = 2.0  # of the bootstrap along a contour, over which its error is taken as common
     draws: int = 400  # of the bootstrap
     least_side: float = 0.02  # of the map, of a lattice that is a side of the interface
     least_layer_nm: float = 0.6  # a thinner one is within the kernel of the lock-in
