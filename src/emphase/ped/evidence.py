@@ -1,4 +1,16 @@
-"""TODO."""
+"""Evidence of a crystal in a pattern, from the pattern's spots and what the crystal predicts.
+
+Evidence is the log of the probability of a pattern's spots with a crystal, over that with background and stray spots only, in nats (a log
+of a Bayes factor; MacKay, Information Theory, Inference, and Learning Algorithms, 2003, chapter 28).
+
+- A predicted spot is missing altogether with a small probability (dynamical extinction, a wrong tilt); else its strength is log-normal
+  about the expected one, with the Poisson noise of its counts, and its place is normal about the predicted one.
+- A measured spot that no crystal predicts is noise or, at a small share of all places, a stray of any strength over three decades.
+
+So a clear spot earns some 6 to 9 nats where it is predicted, whatever its brightness; one that is off its place by more than the spot's
+uncertainty earns nothing; one that is predicted and missing costs up to -log(`_MISSING`), less where few counts are expected. All of it
+is compiled; the arrays that a thread works in are made once (`_room`). The orientation is climbed to the most evidence by `_refine`.
+"""
 
 from __future__ import annotations
 

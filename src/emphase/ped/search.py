@@ -1,4 +1,13 @@
-"""TODO."""
+"""Orientations of one phase from the spots of single patterns, and what a known crystal predicts.
+
+`search_phase` goes from coarse to fine. Every measured spot votes, by the fourth root of its evidence, for the templates that have a spot
+of its radius and for the in-plane angles that bring them together: the sparse polar correlation of Ophus et al., Microsc. Microanal. 28
+(2022) 390, as a Hough transform. The templates with the most votes are compared by evidence (`emphase.ped.evidence`), turned in the plane
+as their spots require, and the best of them climbed in tilt. The best solution at least 10 degrees away says how unique the orientation is.
+
+`predicted_spots`, `compare_spots` and `nearest_zone_axis` say what a solution means; `zone_axis_landscape` shows the evidence over all zone
+axes; `chance_evidence` gives what each bank finds in background alone, which evidence must exceed.
+"""
 
 from __future__ import annotations
 
@@ -158,16 +167,31 @@ def search_phase(
     n_coarse: int = _COARSE_CANDIDATES,
     n_fine: int = _FINE_CANDIDATES,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best orientation of one phase for every pattern, each searched on its own.
+    """The best orientation of one phase in every pattern, from the spots of each pattern alone.
 
-    Every measured spot votes for the templates and in-plane angles that have a spot of its
-    radius there, or only those marked in ``voters`` (n, 64); the ``n_coarse`` templates with the
-    most votes are climbed a little, the ``n_fine`` best of them to the end.
+    Parameters
+    ----------
+    spots
+        Of n patterns.
+    calibration
+        Metric, mask, spot size, and how far spots may lie off their places.
+    bank
+        The phase.
+    voters
+        (n, 64) spots that may vote for templates; None: all. All spots count in the evidence.
+    n_coarse
+        Templates with the most votes that are compared by evidence.
+    n_fine
+        Candidates whose tilt is climbed a little; the better half is climbed to the end.
 
     Returns
     -------
-    Rotations (n, 3, 3) sample to crystal, evidence (n,) in nats, and that of the best solution
-    at least 10 degrees away (n,); -1000 where there is none.
+    rotation
+        (n, 3, 3), sample to crystal.
+    evidence
+        (n,) in nats.
+    second
+        (n,) evidence of the best solution at least 10 degrees away; -1000 where there is none.
     """
     n = len(spots.number)
     rotation, result = np.zeros((n, 3, 3)), np.full((n, 2), -1e3)
@@ -199,10 +223,21 @@ def _zone_evidence(table, number, background, centre, coarse, refs, camera, evid
 
 
 def zone_axis_landscape(spots: Spots, calibration: Calibration, bank: TemplateBank) -> tuple[np.ndarray, np.ndarray]:
-    """What one phase scores in every zone axis of its bank for one pattern (the first of ``spots``), without any refinement.
+    """Evidence of one phase along every zone axis of its bank, from the spots of one pattern, without any refinement.
 
-    Returns directions of the beam (m, 3), unit vectors in the crystal's Cartesian frame, and the evidence (m,) in nats at the
-    in-plane angle for which the spots vote.
+    Parameters
+    ----------
+    spots
+        The first pattern of these.
+    calibration, bank
+        As for `search_phase`.
+
+    Returns
+    -------
+    directions
+        (m, 3) of the beam, unit vectors in the crystal's Cartesian frame.
+    evidence
+        (m,) in nats, at the in-plane angle for which the spots vote.
     """
     evidence = np.zeros(len(bank.frames))
     if len(bank.spot_radius) and spots.number[0]:
@@ -212,15 +247,36 @@ def zone_axis_landscape(spots: Spots, calibration: Calibration, bank: TemplateBa
 
 
 def _indices_up_to(most: int) -> np.ndarray:
-    """All directions (n, 3) of indices without a common factor, the simple ones first."""
+    """All directions (n, 3) of indices without a common factor, the simple ones first.
+
+    Not `orix.vector.Miller.from_highest_indices`: that keeps multiples, and its order does not put the simpler of two equals first.
+    """
     indices = np.array([uvw for uvw in product(range(-most, most + 1), repeat=3) if math.gcd(*uvw) == 1])
     return indices[np.argsort(np.abs(indices).sum(axis=1), kind="stable")]
 
 
 def nearest_zone_axis(crystal: Crystal, direction: np.ndarray, max_index: int = 5) -> tuple[tuple[int, int, int], float]:
-    """The direction [uvw] of low indices nearest to one of the crystal's Cartesian frame (3,), and the angle (deg) to it.
+    """The direction [uvw] of low indices nearest to a direction of the crystal, such as that of the beam.
 
-    A higher index is taken only where it is nearer by 1° for each. The beam's direction is ``rotation[:, 2]``.
+    Parameters
+    ----------
+    crystal
+        Its lattice is used.
+    direction
+        (3,) in the crystal's Cartesian frame; the beam's is ``rotation[:, 2]``.
+    max_index
+        Of u, v and w.
+
+    Returns
+    -------
+    uvw
+        A higher index is taken only where it is nearer by 1° for each.
+    angle
+        Between it and ``direction``, degrees.
+
+    Notes
+    -----
+    Not `orix.vector.Miller.round`: that rounds to the smallest residual of the indices, whatever their size, and knows no angle.
 
     >>> cubic = Crystal("cubic", 4.2 * np.eye(3), np.zeros((1, 3)), ("Ni",), np.ones(1), 225)
     >>> nearest_zone_axis(cubic, np.array([0.0, 1.0, 1.02]))[0]
@@ -236,8 +292,17 @@ def nearest_zone_axis(crystal: Crystal, direction: np.ndarray, max_index: int = 
 
 @dataclass(frozen=True)
 class SpotComparison:
-    """Spots of one pattern against those that a crystal predicts: ``predicted_px`` (n, 2), ``seen`` and ``missing`` (n,) of these, and
-    ``extra_px`` (m, 2), the measured ones that it does not predict. Neither seen nor missing are those too faint to be expected."""
+    """The spots of one pattern against those that a crystal predicts.
+
+    Attributes
+    ----------
+    predicted_px
+        (n, 2) predicted places, (y, x).
+    seen, missing
+        (n,) of these. Neither seen nor missing are those too faint to be expected.
+    extra_px
+        (m, 2) measured places that the crystal does not predict.
+    """
 
     predicted_px: np.ndarray
     seen: np.ndarray
@@ -248,10 +313,19 @@ class SpotComparison:
 def compare_spots(
     spots: Spots, calibration: Calibration, bank: TemplateBank, rotation: np.ndarray, *, least_nats: float = 6.0
 ) -> SpotComparison:
-    """Which predicted spots of a crystal are in a pattern (the first of ``spots``), and which measured ones it does not explain.
+    """Which spots that a crystal predicts are in a pattern, and which measured ones it does not explain.
 
-    A spot counts as measured above ``least_nats`` against background; one that is predicted is missing where the counts expected of
-    it, with the matched spots for a scale, would stand out by as much.
+    Parameters
+    ----------
+    spots
+        The first pattern of these.
+    calibration, bank
+        As for `search_phase`.
+    rotation
+        (3, 3) of the crystal, sample to crystal.
+    least_nats
+        A spot counts as measured above this evidence against background. One that is predicted is missing where the counts expected of
+        it, scaled by the matched spots, would stand out by as much.
     """
     from scipy.spatial import cKDTree
 
@@ -277,7 +351,30 @@ def compare_spots(
 def predicted_spots(
     bank: TemplateBank, rotation: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, min_relative_intensity: float = 0.01
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where a crystal puts its spots: positions (n, 2) (y, x) in px, strengths (n,) of the bank's model, hkl (n, 3)."""
+    """The spots of a crystal on the camera, from its orientation and the calibration.
+
+    Parameters
+    ----------
+    bank
+        The phase.
+    rotation
+        (3, 3), sample to crystal.
+    centre_px
+        (2,) direct beam, (y, x).
+    calibration
+        Metric, mask and spot size.
+    min_relative_intensity
+        Weakest spot, as a share of the strongest.
+
+    Returns
+    -------
+    places
+        (n, 2), (y, x) in px.
+    strength
+        (n,) of the bank's model.
+    hkl
+        (n, 3).
+    """
     spots, everything = np.empty((len(bank.g), 4)), np.arange(len(bank.g))
     rotation, centre = np.ascontiguousarray(rotation, dtype=float), np.asarray(centre_px, float)
     n = _predict(rotation, everything, len(everything), bank.reflections, _camera(calibration), centre, spots)
@@ -289,11 +386,26 @@ def chance_evidence(
     spots: Spots, calibration: Calibration, banks: list[TemplateBank], shape: tuple[int, int], *, n: int = 96, quantile: float = 0.95,
     seed: int = 1,
 ) -> np.ndarray:  # fmt: skip
-    """What evidence each bank finds where there is no crystal, (p,) in nats.
+    """The evidence that each bank finds by chance, from simulated patterns of a scan's background alone.
 
-    Its ``quantile`` over patterns of background alone, each with the radial background of a
-    pattern of this scan, on a camera of ``shape`` (ky, kx), and Poisson noise; plus what the best of all banks
-    exceeds that by in one of fifty of them.
+    Parameters
+    ----------
+    spots
+        Of the scan; their radial backgrounds are used.
+    calibration, banks
+        As for `search_phase`.
+    shape
+        (ky, kx) of the camera.
+    n
+        Patterns of background and Poisson noise to simulate.
+    quantile
+        Of their evidence.
+    seed
+        Of the noise.
+
+    Returns
+    -------
+    (p,) in nats: the quantile of each bank, plus what the best of all banks exceeds its quantile by in one of fifty patterns.
     """
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(len(spots.number), size=n, replace=len(spots.number) < n))

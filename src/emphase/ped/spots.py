@@ -1,4 +1,15 @@
-"""TODO."""
+"""Spots of diffraction patterns from their counts: places, counts and the evidence of each against background.
+
+A pattern is reduced once, while it is in the processor's cache, to the table of its spots and the radial profile of its background; all
+matching works on these few hundred numbers, and no image is read a second time.
+
+1. Counts are summed over a disc about every pixel, by differences of running sums along the rows.
+2. The background is the mean against the distance from the direct beam, smoothed over a width that grows with the distance; discs that
+   stand out from it are left out, and the mean is taken again.
+3. A local maximum of the disc's counts a over the background's b in it is a spot where a log(a / b) - (a - b), the log of the likelihood
+   ratio of the Poisson means a and b, is large enough (the deviance of Cash, Astrophys. J. 228 (1979) 939, halved). Parabolas through the
+   neighbouring pixels give its place; the slope of the background, which would draw it inwards, is taken off first.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +35,17 @@ _LEAST_NATS = 2.0  # local maxima with less evidence against background are not 
 class Spots:
     """What matching keeps of n patterns.
 
-    ``table`` (n, 64, 5) float32 has for every spot y, x (px), the counts in an aperture there,
-    those that background gives, and the evidence against background in nats; the surest come
-    first and ``number`` (n,) says how many there are. ``background`` (n, radii) is in counts a
-    pixel against the distance (px) from the direct beam, which is at ``centre_px`` (n, 2), (y, x).
+    Attributes
+    ----------
+    table
+        (n, 64, 5) float32: of every spot y, x (px), the counts in a disc there, those that background gives, and the evidence against
+        background in nats; the surest first.
+    number
+        (n,) spots of each pattern.
+    background
+        (n, radii) float32, counts a pixel against the distance (px) from the direct beam.
+    centre_px
+        (n, 2) direct beam, (y, x).
     """
 
     table: np.ndarray
@@ -63,7 +81,7 @@ def _good_pixels(mask: np.ndarray, half: np.ndarray) -> np.ndarray:
 
 
 def first_radius_px(calibration: Calibration) -> float:
-    """Spots nearer to the direct beam than this are not looked at."""
+    """The distance from the direct beam below which no spot is looked for, from the spot size."""
     return 4.5 * calibration.spot_sigma_px
 
 
@@ -135,7 +153,10 @@ def _least_counts(background, full, nats, least):
 
 @kernel
 def _local_maxima(counts, pixels, radius, cy, cx, background, least, full, first_radius, nats, table):
-    """Fill ``table`` (most, 5) with the peaks of a pattern, the surest first; returns how many."""
+    """Fill ``table`` (most, 5) with the peaks of a pattern, the surest first; returns how many.
+
+    Not `skimage.feature.peak_local_max`: the kernel looks at neighbours only where the counts suffice, and of equal pixels keeps one.
+    """
     ny, nx = counts.shape
     n = 0
     for y in range(2, ny - 2):
@@ -200,7 +221,26 @@ def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
 
 
 def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> Spots:
-    """The spots of patterns (n, ky, kx) of any real type with the direct beam at ``centre_px`` (n, 2), (y, x)."""
+    """The spots of patterns, from their counts against a radial background.
+
+    Parameters
+    ----------
+    patterns
+        (n, ky, kx) of any real type, in recorded units.
+    centre_px
+        (n, 2) direct beams, (y, x).
+    calibration
+        Mask, spot size, gain and offset are used.
+
+    Returns
+    -------
+    `Spots`: up to 64 of every pattern, the surest first.
+
+    Raises
+    ------
+    ValueError
+        Where there are not as many direct beams as patterns.
+    """
     if len(centre_px) != len(patterns):
         raise ValueError(f"find_spots: got {len(patterns)} patterns and {len(centre_px)} places of the direct beam, expected as many")
     half = _aperture_of(calibration)
@@ -216,7 +256,25 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
 def pattern_peaks(
     image: np.ndarray, centre_px: np.ndarray, calibration: Calibration, *, most: int = 100, least_nats: float = 4.0
 ) -> np.ndarray:
-    """Spots of one pattern (ky, kx): rows (y px, x px, evidence against background in nats, net counts), the surest first."""
+    """The spots of one pattern, from its counts against a radial background.
+
+    Parameters
+    ----------
+    image
+        (ky, kx).
+    centre_px
+        (2,) direct beam, (y, x).
+    calibration
+        As for `find_spots`.
+    most
+        Spots to return at most.
+    least_nats
+        Evidence against background that a spot must have.
+
+    Returns
+    -------
+    Rows (y px, x px, evidence against background in nats, net counts), the surest first.
+    """
     spots = find_spots(np.asarray(image)[None], np.asarray(centre_px)[None], calibration)
     y, x, counts, below, nats = spots.table[0, : spots.number[0]].astype(float).T
     return np.stack([y, x, nats, counts - below], axis=1)[nats >= least_nats][:most]

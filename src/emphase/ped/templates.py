@@ -1,4 +1,13 @@
-"""TODO."""
+"""Template banks: what a phase diffracts along every zone axis under precession, from its structure.
+
+The intensity of a reflection is |F / V|^1.4 times a rocking curve. The power lies between the kinematical (2) and the dynamical (1) limit.
+The rocking curve in excitation error is a Lorentzian, for thickness and bending, convolved with the arcsine density of a beam that
+precesses on a cone (Vincent and Midgley, Ultramicroscopy 53 (1994) 271); it has a closed form (`rocking_curve`).
+
+Zone axes lie on a spiral (Fibonacci) lattice of the sphere, reduced by the Laue group. Each gives one coarse template, spots in polar
+coordinates about the beam, for the votes of `emphase.ped.search`; evidence is later computed from the reflections themselves, at the
+orientation itself. Excitation errors use the parabolic approximation of the Ewald sphere.
+"""
 
 from __future__ import annotations
 
@@ -49,14 +58,32 @@ class _Coarse(NamedTuple):
 
 @dataclass(frozen=True)
 class TemplateBank:
-    """All that matching needs of one phase.
+    """All that matching needs of one phase, from its structure and the optics.
 
-    ``g`` (n, 3) in 1/Å in the crystal's frame with the ``strength`` (n,) of each reflection,
-    integrated over the excitation error; the rocking curve is that of `rocking_curve` with
-    ``cone`` (n,) and ``half_width_invA``, followed to an excitation error of ``reach`` (n,).
-    ``frames`` (m, 3, 3) is one rotation (sample to crystal) for every zone axis of the coarse search,
-    with the reflections that can shine near it (``near``, from ``near_start``) and its ``spot_*``
-    sorted by radius; ``operators`` are the proper rotations of the Laue group.
+    Attributes
+    ----------
+    crystal
+        The phase.
+    hkl, g
+        (n, 3) reflections, and their vectors in 1/Å in the crystal's Cartesian frame.
+    strength
+        (n,) integrated over the excitation error.
+    cone
+        (n,) |g| times the precession angle, 1/Å.
+    reach
+        (n,) excitation error to which the rocking curve is followed, 1/Å.
+    half_width_invA
+        Half width of the rocking curve at rest.
+    wavelength_A
+        Of the electrons.
+    frames
+        (m, 3, 3) one rotation, sample to crystal, for every zone axis of the coarse search.
+    near, near_start
+        Numbers of the reflections that can shine near each zone axis, and (m + 1,) where each axis begins in these.
+    spot_radius, spot_turn, spot_weight, spot_template
+        Spots of all coarse templates, sorted by radius: 1/Å, shares of a full turn, weight in votes, number of the zone axis.
+    operators
+        (o, 3, 3) proper rotations of the Laue group.
     """
 
     crystal: Crystal
@@ -98,10 +125,19 @@ _VOTE_UNIT = 256.0  # votes are whole numbers, which add and compare faster
 
 
 def zone_axes(operators: np.ndarray, step_deg: float) -> np.ndarray:
-    """Unit vectors (m, 3) that cover the sphere, reduced by proper rotations (o, 3, 3), at about one step's distance.
+    """Directions that cover the sphere up to symmetry, from the proper rotations of a Laue group.
 
-    A spiral (Fibonacci) lattice; of every set of equivalent directions the one nearest to a
-    general direction stays.
+    Parameters
+    ----------
+    operators
+        (o, 3, 3) proper rotations.
+    step_deg
+        Distance between neighbours, about.
+
+    Returns
+    -------
+    (m, 3) unit vectors: a spiral (Fibonacci) lattice, of which every set of equivalent directions keeps the one nearest to a general
+    direction.
     """
     n = round(4 * math.pi / (math.radians(step_deg) ** 2 * math.sqrt(3) / 2))
     z = 1 - (2 * np.arange(n) + 1) / n
@@ -122,18 +158,39 @@ def rotation_to_zone(zone: np.ndarray) -> np.ndarray:
 
 
 def excitation_error(g_sample: np.ndarray, wavelength_A: float) -> np.ndarray:
-    """Distance (n,) of reciprocal points (n, 3) in the sample's frame from the Ewald sphere along the beam (+z), 1/Å."""
+    """Distance of reciprocal points from the Ewald sphere along the beam (+z), in its parabolic approximation.
+
+    Parameters
+    ----------
+    g_sample
+        (n, 3) in the sample's frame, 1/Å.
+    wavelength_A
+        Of the electrons.
+
+    Returns
+    -------
+    (n,) in 1/Å.
+    """
     return -g_sample[:, 2] - wavelength_A * np.sum(g_sample**2, axis=1) / 2
 
 
 @kernel(fastmath=True)
 def rocking_curve(excitation_error, cone, half_width):
-    """Intensity of a reflection against its excitation error (1/Å) in precession, normalised to an integral of one.
+    """Intensity of a reflection against its excitation error in precession, normalised to an integral of one.
 
-    In a turn of the beam the excitation error swings as s + cone cos(phi), cone = |g| times the
-    precession angle; at rest the curve is a Lorentzian of ``half_width`` (thickness, bending).
-    Their convolution is the real part of 1 / (pi sqrt(cone² - (s + i half_width)²)): flat
-    within the cone, with tails as s^-2 outside.
+    Parameters
+    ----------
+    excitation_error
+        s, 1/Å; a number or an array, as all three.
+    cone
+        c = |g| times the precession angle, 1/Å.
+    half_width
+        w of the curve at rest, 1/Å.
+
+    Notes
+    -----
+    In a turn of the beam the excitation error swings as s + c cos(phi); at rest the curve is a Lorentzian of half width w (thickness,
+    bending). Their convolution is the real part of 1 / (pi sqrt(c² - (s + i w)²)): flat within the cone, with tails as s^-2 outside.
     """
     u, r = excitation_error / cone, half_width / cone
     real, imaginary = 1 - u * u + r * r, 2 * u * r
@@ -152,14 +209,31 @@ def template_bank(
     min_relative_intensity: float = 1e-3,
     cache: str | Path | None = None,
 ) -> TemplateBank:
-    """The bank of one phase for a precessed beam.
+    """The template bank of one phase, from its structure and the optics of a precessed beam.
 
-    ``precession_deg`` is the half angle of the cone, ``excitation_width_invA`` the half width of the rocking curve at rest,
-    ``step_deg`` the distance of zone axes. The strength of a reflection is |F/V|^1.4, between the kinematical (2) and the dynamical
-    (1) power, times `rocking_curve`. The coarse templates are broader by the step of the
-    search, and the weights of their spots go with a low power of the strength, because real
-    intensities are neither. ``cache`` is a folder that keeps the coarse search by a hash of all it
-    depends on.
+    Parameters
+    ----------
+    crystal
+        The phase.
+    max_g_invA
+        Longest reflection, 1/Å.
+    beam_energy_keV
+        Energy of the electrons.
+    precession_deg
+        Half angle of the cone, degrees.
+    excitation_width_invA
+        Half width of the rocking curve at rest, 1/Å.
+    step_deg
+        Distance of zone axes, degrees.
+    min_relative_intensity
+        Weakest reflection, as a share of the strongest.
+    cache
+        Folder that keeps the coarse search, by a hash of all it depends on; None: it is made anew.
+
+    Notes
+    -----
+    The strength of a reflection is |F/V|^1.4 times `rocking_curve`. The coarse templates are broader by the step of the search, and the
+    weights of their spots go with a low power of the strength, because real intensities are neither kinematical nor dynamical.
     """
     reflected = reflections(crystal, max_g_invA, min_relative_intensity)
     wavelength = electron_wavelength_A(beam_energy_keV)
