@@ -1,7 +1,8 @@
-"""Properties that hold for any input: the schema, what is read, and what is written. Examples are drawn alike in every run."""
+"""Properties that hold for any input: the schema, choices by hand, results, and labels. Examples are drawn alike in every run."""
 
+import html
 import json
-import math
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,13 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_bad_input import VENDOR, flipped
-from test_core import GOOD
+from test_contracts import GOOD
 
-import emphase
 import helpers
 import pages.clean
 
 properties = settings(deadline=None, derandomize=True, max_examples=150, suppress_health_check=list(HealthCheck), database=None)
 few = settings(properties, max_examples=60)
-
-
-# --- the schema ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -155,104 +151,7 @@ def test_any_choice_by_hand_is_one_or_an_error_of_its_own(tmp_path_factory, entr
             assert helpers.MANUAL in str(error)
 
 
-# --- recordings --------------------------------------------------------------------------------
-
-
-def _recordings(folder: Path) -> dict[str, bytes]:
-    """Small valid files of the formats that the workbook itself writes, and the smallest recorded ones where they are here."""
-    rng = np.random.default_rng(0)
-    found = {}
-    for name, shape in (("image.tif", (24, 32)), ("image.hspy", (24, 32)), ("scan.hspy", (2, 3, 16, 16)), ("scan.blo", (2, 3, 16, 16))):
-        signal = hs.signals.Signal2D(rng.poisson(5, shape).astype(np.uint8))
-        for axis in signal.axes_manager.signal_axes:
-            axis.scale, axis.units = (1.0, "cm") if name.endswith(".blo") else (0.02, "nm")
-        signal.save(folder / name, overwrite=True)
-        found[name] = (folder / name).read_bytes()
-    np.save(folder / "image.npy", rng.poisson(5, (24, 32)))
-    found["image.npy"] = (folder / "image.npy").read_bytes()
-    for name in RECORDED:
-        if (VENDOR / name).is_file():
-            found[name] = (VENDOR / name).read_bytes()
-    return found
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory) -> tuple[Path, dict[str, bytes]]:
-    folder = tmp_path_factory.mktemp("recordings")
-    return tmp_path_factory.mktemp("mutated"), _recordings(folder)
-
-
-FILES = ["image.tif", "image.hspy", "scan.hspy", "scan.blo", "image.npy"]
-RECORDED = ["test2.blo", "test_tvips_2345_000.tvips", "20241021_00405_movie.mrc", "64x64x5_TEM_preview_1.ser", "test_STEM_image.dm3"]
-
-
-@settings(properties, max_examples=40)
-@given(seed=st.integers(0, 2**32 - 1), count=st.sampled_from([1, 2, 4, 16, 200]), share=st.sampled_from([1.0, 1.0, 0.97, 0.6, 0.1, 0.01]),
-       more=st.binary(max_size=20), dimension=st.sampled_from([None, 0, 1, 2]))  # fmt: skip
-@pytest.mark.parametrize("file", FILES + RECORDED)
-def test_bytes_that_were_changed_are_a_signal_or_an_error_of_its_own(recordings, file, seed, count, share, more, dimension):
-    folder, known = recordings
-    if file not in known:
-        pytest.skip("../shared/realdata is not here")
-    content = flipped(known[file], seed, count)
-    (folder / file).write_bytes(content[: int(share * len(content))] + more)
-    try:
-        signal = emphase.frames.load_recording(folder / file, navigation_dimension=dimension)
-        values = emphase.frames.read_array(signal.data, file)
-        scale = emphase.frames.axis_scale(signal, "nm")
-    except helpers.RecordingError as error:
-        assert file in str(error) and str(folder) not in str(error)
-        return
-    assert values.shape == signal.data.shape and values.dtype.kind in "iuf"
-    assert scale is None or math.isfinite(scale)
-
-
-def test_a_header_that_announces_too_much_to_count_ends(recordings, monkeypatch):
-    """16386 x 300 patterns of 32773 x 32773 pixels: the reader makes a slice for each of their chunks."""
-    folder, known = recordings
-    header = bytearray(known["scan.blo"])
-    for at, value in ((20, 32773), (24, 16386), (26, 300)):  # DP_SZ, NX, NY
-        header[at : at + 2] = value.to_bytes(2, "little")
-    (folder / "counted.blo").write_bytes(header)
-    monkeypatch.setattr(emphase.frames, "_READER_SECONDS", 1)
-    with pytest.raises(
-        helpers.RecordingError, match=r"counted\.blo: (its header announces more than can be read in 1 s|announces|cannot be read)"
-    ):
-        emphase.frames.load_recording(folder / "counted.blo")
-
-
-@few
-@given(st.text(max_size=40))
-def test_any_unit_is_a_scale_or_none(units):
-    signal = hs.signals.Signal2D(np.ones((4, 4)))
-    signal.axes_manager.signal_axes[0].units = units
-    found = emphase.frames.axis_scale(signal, "nm")
-    assert found is None or found > 0
-
-
-@few
-@given(st.text(max_size=200) | st.binary(max_size=200))
-def test_any_crystal_structure_is_one_or_an_error_of_its_own(tmp_path_factory, content):
-    path = tmp_path_factory.mktemp("cif") / "odd.cif"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
-    with pytest.raises(helpers.SampleError, match=r"odd\.cif"):
-        emphase.crystals.read_crystal(path)
-
-
 # --- results -----------------------------------------------------------------------------------
-
-
-@few
-@given(first=st.binary(max_size=300), second=st.binary(max_size=300) | st.text(max_size=100))
-def test_a_file_is_the_old_or_the_new_one(tmp_path_factory, first, second):
-    folder = tmp_path_factory.mktemp("written")
-    emphase.files.write_atomically(folder / "a", first)
-    try:
-        emphase.files.write_atomically(folder / "a", second)
-    except UnicodeEncodeError:  # half a character
-        second = first
-    assert (folder / "a").read_bytes() == (second if isinstance(second, bytes) else second.encode())
-    assert [path.name for path in folder.iterdir()] == ["a"]
 
 
 @properties
@@ -278,26 +177,9 @@ def test_any_result_is_read_or_an_error_of_its_own(tmp_path_factory, value):
 
 
 @few
-@given(st.lists(st.text(max_size=12), min_size=1, max_size=5))
-def test_no_cell_of_a_csv_is_a_formula(texts):
-    import csv
-    import io
-
-    import pandas as pd
-
-    table = pd.DataFrame({"text": texts, "number": np.linspace(-1, 1, len(texts))})
-    rows = list(csv.reader(io.StringIO(emphase.files.csv_of(table), newline="")))[1:]
-    assert not any(row[0].startswith(("=", "+", "-", "@", "\t", "\r")) for row in rows)
-    assert [float(row[1]) for row in rows] == pytest.approx(np.linspace(-1, 1, len(texts)))
-
-
-@few
 @given(plain_text | st.text("<>&[]()*_`$\\!:/javscript#-+.1\n ", max_size=40))
 def test_a_label_is_shown_letter_by_letter(label):
     """As Markdown and in a page: no tag and no link comes of it, and what is read is what was written."""
-    import html
-    import re
-
     from nbconvert.filters.markdown_mistune import markdown2html_mistune
 
     shown = pages.clean._safe_html(markdown2html_mistune(f"A {helpers.in_markdown(label)} Z"))

@@ -1,7 +1,6 @@
 """Long work chunk by chunk: kept when a process is killed, done by a cluster, and refused where it cannot be right."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -9,16 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import hyperspy.api as hs
 import numpy as np
 import pytest
 import study
-import yaml
+from disks import mounted
 
 import emphase
 import helpers
-import pages.share
 
 ROOT = helpers.PROJECT_ROOT
 PHASES = ("layered", "spinel", "rocksalt", "llzo")
@@ -80,7 +79,7 @@ def work_in(folder, scheduler=""):
     return emphase.chunks.LongWork(folder, {"ped.hspy": "0" * 64}, scheduler)
 
 
-# --- boxes and stores ----------------------------------------------------------------------
+# --- boxes and stores --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("shape", "chunks", "most"), [((20, 18), (4, 8), 2048), ((5, 3000), (1, 1), 2048), ((64, 64), (64, 64), 100)])
@@ -95,16 +94,6 @@ def test_boxes_cover_a_scan_once_and_follow_its_chunks(shape, chunks, most):
     assert (seen == 1).all()
     if np.prod(chunks) <= most:
         assert all(box[k].start % chunks[k] == 0 for box in emphase.ped.scan.scan_boxes(scan, most) for k in (0, 1))
-
-
-def test_recorded_frames_read_as_the_array_does_and_go_to_another_process_as_a_name(recording):
-    import pickle
-
-    frames = emphase.frames.RecordedFrames(recording, 2)
-    whole = np.asarray(frames.signal.data)
-    assert np.array_equal(frames[3:7, ::2], whole[3:7, ::2])
-    packed = pickle.dumps(frames)
-    assert len(packed) < 1000 and np.array_equal(pickle.loads(packed)[0, 0], whole[0, 0])
 
 
 def store_in(folder):
@@ -139,7 +128,7 @@ def test_finished_chunks_are_taken_over_and_damaged_ones_are_not(tmp_path):
 
 def test_two_processes_on_the_same_chunks_are_told(tmp_path):
     first = store_in(tmp_path / "work")
-    with pytest.raises(helpers.ResultError, match="another process is at work on this, expected one at a time"):
+    with pytest.raises(emphase.EmphaseError, match="another process is at work on this, expected one at a time"):
         store_in(tmp_path / "work")
     first.close()
     store_in(tmp_path / "work").close()
@@ -160,33 +149,23 @@ def test_other_content_has_another_folder_and_the_old_one_goes(tmp_path):
         emphase.chunks.content_key(object())
 
 
-@contextlib.contextmanager
-def mounted(folder, options):
-    """A small file system of its own, where the machine lets one be made."""
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no file system can be mounted here: {made.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_disk_without_room_is_told_before_the_work(tmp_path, recording, chunks_of_few):
     with (
         mounted(tmp_path / "full", "size=200k") as disk,
-        pytest.raises(helpers.ResultError, match=r"no place to keep .* MB: No space left"),
+        pytest.raises(emphase.EmphaseError, match=r"no place to keep .* MB: No space left"),
     ):
         match(recording, work=work_in(disk))
 
 
 def test_a_read_only_folder_is_told_before_the_work(tmp_path, recording, chunks_of_few):
-    with mounted(tmp_path / "fixed", "ro") as disk, pytest.raises(helpers.ResultError, match=r"no place to keep .*: Read-only file system"):
+    with (
+        mounted(tmp_path / "fixed", "ro") as disk,
+        pytest.raises(emphase.EmphaseError, match=r"no place to keep .*: Read-only file system"),
+    ):
         match(recording, work=work_in(disk))
 
 
-# --- kill -9 -------------------------------------------------------------------------------
+# --- kill -9 -----------------------------------------------------------------------------------
 
 
 def attempt(recording, folder, out):
@@ -202,8 +181,8 @@ def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(tmp_path, re
     """
     script = (
         "import sys, os, signal, time, random; from pathlib import Path\n"
-        "sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests', sys.argv[1] + '/tests/workbook']\n"
-        "import test_long_work as t, pyxem, orix.crystal_map\n"
+        "sys.path[:0] = [sys.argv[1] + part for part in ('', '/src', '/tests', '/tests/emphase')]\n"
+        "import test_chunks as t, pyxem, orix.crystal_map\n"
         "recording, base = Path(sys.argv[2]), Path(sys.argv[3])\n"
         "rng, kills, finished, longest = random.Random(8), 0, 0, 2.0\n"
         "while kills < 20 or not finished:\n"
@@ -230,13 +209,13 @@ def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(tmp_path, re
     assert int(kills) >= 20 and digests == [uninterrupted]
 
 
-# --- a cluster -----------------------------------------------------------------------------
+# --- a cluster ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def cluster(tmp_path, workers=2):
     """A scheduler and worker processes on this machine; gives the address and the workers' processes."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]), "NUMBA_NUM_THREADS": "1"}
     file = tmp_path / "scheduler.json"
     start = lambda *command: subprocess.Popen(
         [sys.executable, "-m", "dask", *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -273,83 +252,7 @@ def test_a_cluster_gives_the_same_bits_and_a_killed_worker_costs_time_only(tmp_p
 
 
 def test_an_address_without_a_scheduler_is_told(tmp_path, recording, chunks_of_few, monkeypatch):
-    monkeypatch.setattr(helpers, "_ANSWER_S", 2)
+    monkeypatch.setattr(emphase.chunks, "OPTIONS", replace(emphase.chunks.OPTIONS, answer_s=2))
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
-        with pytest.raises(
-            helpers.ParameterError, match=r"scheduler: got .* where no dask scheduler answers .* expected .* tcp://host:8786"
-        ):
+        with pytest.raises(emphase.EmphaseError, match=r"scheduler: got .* where no dask scheduler answers .* expected .* tcp://host:8786"):
             match(recording, work=work_in(tmp_path, address))
-
-
-# --- one step's results come together ----------------------------------------------------------
-
-
-@pytest.fixture
-def step(tmp_path):
-    """A step at work on a sample with one image."""
-    folder = tmp_path / "data" / "S1"
-    folder.mkdir(parents=True)
-    (folder / "haadf.tif").write_bytes(b"an image")
-    content = {"id": "S1", "label": "a sample", "acquisitions": {"haadf": {"file": "haadf.tif", "beam_energy_keV": 200}}}
-    (folder / "sample.yaml").write_text(yaml.safe_dump(content))
-    sample = helpers.load_sample(tmp_path / "data", "S1")
-    return helpers.Step("03_haadf_surface", "S1", {}, tmp_path / "results" / "S1", tmp_path / "figures", "", sample=sample)
-
-
-def test_results_appear_together_and_only_at_the_end(step):
-    emphase.files.write_atomically(step.staged("03_columns.csv"), "x\n1\n")
-    assert not list(step.results.glob("[!.]*"))
-    step.save({"thickness_nm": 1.5})
-    assert {p.name for p in step.results.iterdir()} == {"03_columns.csv", "03_haadf_surface.json", ".publish.lock"}
-    step.withdraw("03_columns.csv")
-    step.save({"thickness_nm": 1.6})
-    assert not (step.results / "03_columns.csv").exists()
-
-
-def test_what_a_killed_run_left_behind_is_cleared_and_no_one_takes_it_for_a_result(step):
-    left = step.results / ".staged-killed"
-    left.mkdir(parents=True)
-    (left / "03_columns.csv").write_text("half a li")
-    emphase.files.write_atomically(step.staged("03_columns.csv"), "x\n1\n")
-    step.save({})
-    assert not left.exists() and (step.results / "03_columns.csv").read_text() == "x\n1\n"
-
-
-@pytest.mark.parametrize("change", ["another content", "gone"])
-def test_a_recording_that_changes_while_it_is_read_is_refused(step, change):
-    step.acquisition("haadf")
-    step.save({"thickness_nm": 1.5}, inputs=[step.sample.path("haadf")])
-    before = (step.results / "03_haadf_surface.json").read_bytes()
-    path = step.sample.path("haadf")
-    state = path.stat()
-    if change == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(b"an IMAGE")
-        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # times alone do not tell
-    emphase.files.write_atomically(step.staged("03_columns.csv"), "x\n1\n")
-    with pytest.raises(helpers.RecordingError, match=r"S1/haadf.tif: changed while 03_haadf_surface ran: sha256 .* run the step again"):
-        step.save({"thickness_nm": 2.5}, inputs=[path])
-    assert (step.results / "03_haadf_surface.json").read_bytes() == before and not (step.results / "03_columns.csv").exists()
-
-
-def test_a_full_disk_leaves_the_earlier_result(tmp_path, step):
-    with mounted(tmp_path / "disk", "size=300k") as disk:
-        step.results = disk / "S1"
-        step.save({"thickness_nm": 1.5})
-        before = (step.results / "03_haadf_surface.json").read_bytes()
-        with pytest.raises(OSError) as error:
-            emphase.files.write_atomically(step.staged("03_columns.csv"), "x" * 1_000_000)
-        assert error.value.errno == errno.ENOSPC
-        assert (step.results / "03_haadf_surface.json").read_bytes() == before and not (step.results / "03_columns.csv").exists()
-
-
-def test_pages_that_cannot_be_written_are_told(tmp_path, capsys, monkeypatch):
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    (tmp_path / "data").mkdir()
-    monkeypatch.setattr(helpers, "render_pages", full)
-    assert pages.share.finish_run(tmp_path / "data", tmp_path / "results") == 1
-    told = capsys.readouterr().out
-    assert "FAILED to write the pages" in told and "pages: those of before, they could not be written: No space left on device" in told
