@@ -325,7 +325,7 @@ def test_wrong_zone_axis_names_what_is_seen_and_expected(image):
 
 @pytest.mark.parametrize("pixel_nm", [0.0125 * 1.4, 0.0125 / 2, 0.2, 1e-4])
 def test_absurd_pixel_size_is_named(image, pixel_nm):
-    with pytest.raises(emphase.EmphaseError, match=r"acquisitions\.haadf\.pixel_size_nm: got"):
+    with pytest.raises(emphase.EmphaseError, match="pixel_size_nm: got"):
         emphase.haadf.find_image_lattice(image, PROJECTED, pixel_nm)
 
 

@@ -181,7 +181,9 @@ def _patches(shape: tuple[int, int], size: int) -> list[tuple[int, int]]:
     return [(int(y), int(x)) for y in starts[0] for x in starts[1]]
 
 
-def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_nm: float, name: str = "image") -> ImageLattice:
+def find_image_lattice(
+    image: np.ndarray, columns: ProjectedColumns, pixel_size_nm: float, name: str = "image", pixel_key: str = "pixel_size_nm"
+) -> ImageLattice:
     """Find the lattice of a projected crystal in an HAADF image, index it and follow it over the image.
 
     The spectrum of patches is compared with the frequencies of the projection, in any
@@ -199,6 +201,8 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
         The stated pixel size.
     name
         Of the image in errors: its file.
+    pixel_key
+        Of the stated pixel size in errors.
 
     Returns
     -------
@@ -213,7 +217,7 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
     spacing = float(np.linalg.norm(columns.basis_nm, axis=1).min()) / pixel_size_nm
     if not 2.5 < spacing < min(image.shape) / 6:
         raise EmphaseError(
-            f"{name}: pixel_size_nm: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm "
+            f"{pixel_key}: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm "
             f"apart lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to "
             f"{spacing * pixel_size_nm / 4:.3f} nm"
         )
@@ -227,7 +231,7 @@ def find_image_lattice(image: np.ndarray, columns: ProjectedColumns, pixel_size_
             if len(spectrum.peaks):
                 spectra[(*corner, size)] = spectrum
     tried = [(*_match_spectrum(s, columns, pixel_size_nm, OPTIONS.scales), place) for place, s in spectra.items()]
-    _check_match(spectra, max((t[0] for t in tried), default=0.0), columns, pixel_size_nm, factor, name)
+    _check_match(spectra, max((t[0] for t in tried), default=0.0), columns, pixel_size_nm, factor, name, pixel_key)
     strength = {place: float(np.sum(s.heights[:6])) / place[2] ** 2 for place, s in spectra.items()}
     strongest = max(strength.values())
     tried = [t for t in tried if t[0] >= OPTIONS.least_agreement]
@@ -269,7 +273,9 @@ def _other_grain(columns: ProjectedColumns, matched: list, strength: dict) -> fl
     return middle if np.sum(np.abs(turn[other] - middle) < 4) >= 3 else None
 
 
-def _check_match(spectra: dict, score: float, columns: ProjectedColumns, pixel_size_nm: float, factor: int, name: str) -> None:
+def _check_match(
+    spectra: dict, score: float, columns: ProjectedColumns, pixel_size_nm: float, factor: int, name: str, pixel_key: str
+) -> None:
     """Say what is wrong where the expected lattice was not found: no lattice, another pixel size, another zone."""
     if score >= OPTIONS.least_agreement:
         return
@@ -284,8 +290,7 @@ def _check_match(spectra: dict, score: float, columns: ProjectedColumns, pixel_s
     if other > OPTIONS.least_agreement:
         true = float(math.sqrt(abs(np.linalg.det(trial)))) / factor
         raise EmphaseError(
-            f"{name}: pixel_size_nm: got {pixel_size_nm / factor:g}, but the lattice of {columns.name} fits at {true:.4g}; "
-            "expected within 15 %"
+            f"{pixel_key}: got {pixel_size_nm / factor:g}, but the lattice of {columns.name} fits at {true:.4g}; expected within 15 %"
         )
     raise EmphaseError(
         f"{name}: " + _wrong_zone(spectrum, columns, pixel_size_nm, f"agreement {score:.2f}, expected {OPTIONS.least_agreement}")
