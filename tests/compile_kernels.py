@@ -27,7 +27,7 @@ def main() -> None:
     maps, _, spots = study.map_scan(patterns, calibration, banks)
     emphase.ped.search.zone_axis_landscape(spots[:1], calibration, banks[0])
     study.run_spike_ins(patterns, calibration, banks, maps, trials=range(1))
-    image, _ = study.interface_image(rng, (200, 200), 0.02)
+    image, _ = study.interface_image(rng, (320, 320), 0.02)
     study.analyse_interface(image, 0.02, crystals[:1], rng)
     emphase.drift.register_stack(study.cryo_stack(rng, 4, (64, 64))[0])
 
