@@ -1,10 +1,7 @@
-"""Compile the kernels once, before several processes of the suite ask for them at the same time: the methods on recordings of a few pixels."""
+"""Compile the kernels once, before several processes of the suite ask for them: the methods on recordings of a few pixels."""
 
-import sys
 import warnings
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent)]
 import numpy as np
 import study
 

@@ -181,6 +181,16 @@ def _patches(shape: tuple[int, int], size: int) -> list[tuple[int, int]]:
     return [(int(y), int(x)) for y in starts[0] for x in starts[1]]
 
 
+def _check_spacing(spacing: float, most: float, pixel_size_nm: float, pixel_key: str) -> None:
+    """Refuse a pixel size at which neighbouring columns lie too close (px) to be seen, or farther apart than ``most``."""
+    if not 2.5 < spacing < most:
+        raise EmphaseError(
+            f"{pixel_key}: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm "
+            f"apart lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to "
+            f"{spacing * pixel_size_nm / 4:.3f} nm"
+        )
+
+
 def find_image_lattice(
     image: np.ndarray, columns: ProjectedColumns, pixel_size_nm: float, name: str = "image", pixel_key: str = "pixel_size_nm"
 ) -> ImageLattice:
@@ -215,12 +225,7 @@ def find_image_lattice(
     """
     image = check_haadf_image(image, name)
     spacing = float(np.linalg.norm(columns.basis_nm, axis=1).min()) / pixel_size_nm
-    if not 2.5 < spacing < min(image.shape) / 6:
-        raise EmphaseError(
-            f"{pixel_key}: got {pixel_size_nm:g}, at which columns {spacing * pixel_size_nm:.3f} nm "
-            f"apart lie {spacing:.1f} px apart; expected a pixel of {spacing * pixel_size_nm / 60:.4f} to "
-            f"{spacing * pixel_size_nm / 4:.3f} nm"
-        )
+    _check_spacing(spacing, min(image.shape) / 6, pixel_size_nm, pixel_key)
     factor = _binning(pixel_size_nm)
     image, pixel_size_nm, spacing = _binned(image, factor), pixel_size_nm * factor, spacing / factor
     lowest = 0.6 * pixel_size_nm / (2 * float(np.linalg.norm(columns.basis_nm, axis=1).max()))
