@@ -37,13 +37,12 @@ from .lattices import (
     _second_crystals,
     _settle,
     _Solutions,
-    _SpotArrays,
 )
 from .overlap import _MOST_PARTS, _choose_sets, _costs, _Prices
 from .scan import Calibration, _read_box, scan_boxes
 from .search import _TEN_DEGREES, _nearest_operator, chance_evidence, search_phase
 from .shares import _measure_shares, _unit_of_phases
-from .spots import Spots, _no_spots, find_spots
+from .spots import Spots, _no_spots, _SpotArrays, find_spots
 from .templates import TemplateBank, _joined_reflections, _Reflections
 from .tiles import _numbered_on, _Tile, _tiles
 

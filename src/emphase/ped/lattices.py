@@ -25,7 +25,7 @@ from .evidence import _camera, _collect, _near_ewald, _refine, _room, _view
 from .families import _SAME_LATTICE
 from .scan import Calibration
 from .search import _nearest_operator, search_phase
-from .spots import Spots
+from .spots import Spots, _SpotArrays
 from .templates import TemplateBank, _joined_reflections
 
 
@@ -53,15 +53,6 @@ class LatticeOptions(NamedTuple):
 
 OPTIONS = LatticeOptions()
 _NOTHING = -1e3  # evidence of a component that is none, nats
-
-
-class _SpotArrays(NamedTuple):
-    """`Spots.arrays` of n patterns, as the kernels take them."""
-
-    table: np.ndarray
-    number: np.ndarray
-    background: np.ndarray
-    centre: np.ndarray
 
 
 class _Lattices(NamedTuple):

@@ -20,10 +20,9 @@ from ..kernels import kernel
 from .decide import decide_phases
 from .evidence import _camera, _collect, _near_ewald, _predict, _room, _view
 from .index import Indexing, index_scan
-from .lattices import _SpotArrays
 from .overlap import _MOST_PARTS
 from .scan import Calibration
-from .spots import _MOST_SPOTS, Spots, first_radius_px
+from .spots import _MOST_SPOTS, Spots, _SpotArrays, first_radius_px
 from .templates import TemplateBank, _joined_reflections
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -22,7 +23,7 @@ from ..crystals import Crystal
 from ..kernels import kernel
 from .evidence import _camera, _predict, _refine, _room, _spun, _turned, _view
 from .scan import Calibration
-from .spots import Spots, find_spots
+from .spots import Spots, _SpotArrays, find_spots
 from .templates import _ANGLE_BINS, _RADIAL_BIN, _RADIAL_TOLERANCE, _VOTE_UNIT, TemplateBank
 
 _COARSE_CANDIDATES = 10
@@ -123,10 +124,19 @@ def _voting_spots(spots, votes_cast, centre, camera, radius, turn, weights):
     return voting
 
 
+class _Plan(NamedTuple):
+    """How far a search goes: first tilt of the climb (radians), candidates that climb and that are spun, and threads."""
+
+    tilt: float
+    n_fine: int
+    n_coarse: int
+    threads: int
+
+
 @kernel(parallel=True)
-def _search_templates(
-    table, number, background, centre, votes_cast, coarse, refs, camera, tilt, n_fine, candidates_each, rotation, result, threads
-):
+def _search_templates(spots, votes_cast, coarse, refs, camera, plan, rotation, result):
+    tilt, n_fine, candidates_each, threads = plan.tilt, plan.n_fine, plan.n_coarse, plan.threads
+    table, number, background, centre = spots.table, spots.number, spots.background, spots.centre
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
         votes = np.zeros((len(coarse.frames), _ANGLE_BINS + 1), np.uint16)
@@ -197,11 +207,11 @@ def search_phase(
     rotation, result = np.zeros((n, 3, 3)), np.full((n, 2), -1e3)
     if len(bank.spot_radius):
         step = math.sqrt(4 * math.pi / (len(bank.operators) * len(bank.frames) * math.sqrt(3) / 2))
+        votes_cast = spots.table[:, :, 4] > 0 if voters is None else voters
+        plan = _Plan(0.4 * step, n_fine, n_coarse, numba.get_num_threads())
         _search_templates(
-            *spots.arrays, spots.table[:, :, 4] > 0 if voters is None else voters,
-            bank.coarse, bank.reflections, _camera(calibration),
-            0.4 * step, n_fine, n_coarse, rotation, result, numba.get_num_threads(),
-        )  # fmt: skip
+            _SpotArrays(*spots.arrays), votes_cast, bank.coarse, bank.reflections, _camera(calibration), plan, rotation, result
+        )
     return rotation, result[:, 0], result[:, 1]
 
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from ..kernels import kernel
 from .evidence import _LEAST_MEAN, _Camera, _near_ewald, _predict, _room, _view
-from .lattices import _Components, _SpotArrays
+from .lattices import _Components
 from .overlap import _MOST_PARTS
-from .spots import _MOST_SPOTS, Spots
+from .spots import _MOST_SPOTS, Spots, _SpotArrays
 from .templates import _Reflections
 
 

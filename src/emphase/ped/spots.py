@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -29,6 +29,33 @@ from .scan import Calibration
 
 _MOST_SPOTS = 64
 _LEAST_NATS = 2.0  # local maxima with less evidence against background are not kept
+
+
+class _SpotArrays(NamedTuple):
+    """The arrays of `Spots` as kernels take them."""
+
+    table: np.ndarray
+    number: np.ndarray
+    background: np.ndarray
+    centre: np.ndarray
+
+
+class _Detector(NamedTuple):
+    """What counting spots needs of the detector.
+
+    ``mask`` marks bad pixels, ``pixels`` counts the good ones of the aperture about each pixel, ``half`` is the aperture's half width in each of
+    its rows and ``full`` its number of pixels; ``gain`` and ``offset`` are grey values of a count and of none. Spots lie beyond
+    ``first_radius`` (px), where the direct beam ends, and have ``nats`` of evidence at least.
+    """
+
+    mask: np.ndarray
+    pixels: np.ndarray
+    half: np.ndarray
+    full: float
+    gain: float
+    offset: float
+    first_radius: float
+    nats: float
 
 
 @dataclass(frozen=True)
@@ -112,11 +139,12 @@ def _aperture_counts(image, mask, half, gain, offset, row, counts):
 
 
 @kernel(fastmath=True)
-def _radial_background(image, mask, counts, radius, full, gain, offset, background, ceiling):
+def _radial_background(image, detector, counts, radius, background, ceiling):
     """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, three times over."""
     ny, nx = image.shape
     n_radii = len(background)
-    per_unit, zero = np.float32(1 / gain), np.float32(offset)
+    per_unit, zero = np.float32(1 / detector.gain), np.float32(detector.offset)
+    mask, full = detector.mask, detector.full
     total, number = np.zeros(n_radii + 1), np.zeros(n_radii + 1)
     ceiling[:] = 1e30
     for _ in range(3):
@@ -152,11 +180,13 @@ def _least_counts(background, full, nats, least):
 
 
 @kernel
-def _local_maxima(counts, pixels, radius, cy, cx, background, least, full, first_radius, nats, table):
+def _local_maxima(counts, detector, radius, beam, background, least, table):
     """Fill ``table`` (most, 5) with the peaks of a pattern, the surest first; returns how many.
 
     Not `skimage.feature.peak_local_max`: the kernel looks at neighbours only where the counts suffice, and of equal pixels keeps one.
     """
+    pixels, full, first_radius, nats = detector.pixels, detector.full, detector.first_radius, detector.nats
+    cy, cx = beam
     ny, nx = counts.shape
     n = 0
     for y in range(2, ny - 2):
@@ -195,7 +225,7 @@ def _local_maxima(counts, pixels, radius, cy, cx, background, least, full, first
 
 
 @kernel(parallel=True)
-def _find_spots(patterns, centre, mask, pixels, half, full, gain, offset, first_radius, nats, table, number, background, threads):
+def _find_spots(patterns, centre, detector, table, number, background, threads):
     n, ny, nx = patterns.shape
     n_radii = background.shape[1]
     for thread in numba.prange(threads):
@@ -207,10 +237,10 @@ def _find_spots(patterns, centre, mask, pixels, half, full, gain, offset, first_
             for y in range(ny):
                 for x in range(nx):
                     radius[y, x] = min(int(math.sqrt((y - cy) * (y - cy) + (x - cx) * (x - cx))), n_radii - 1)
-            _aperture_counts(patterns[i], mask, half, gain, offset, row, counts)
-            _radial_background(patterns[i], mask, counts, radius, full, gain, offset, background[i], ceiling)
-            _least_counts(background[i], full, nats, least)
-            number[i] = _local_maxima(counts, pixels, radius, cy, cx, background[i], least, full, first_radius, nats, table[i])
+            _aperture_counts(patterns[i], detector.mask, detector.half, detector.gain, detector.offset, row, counts)
+            _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
+            _least_counts(background[i], detector.full, detector.nats, least)
+            number[i] = _local_maxima(counts, detector, radius, (cy, cx), background[i], least, table[i])
 
 
 def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
@@ -245,11 +275,11 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
         raise ValueError(f"find_spots: got {len(patterns)} patterns and {len(centre_px)} places of the direct beam, expected as many")
     half = _aperture_of(calibration)
     spots = _no_spots(centre_px, patterns.shape[1:])
-    _find_spots(
-        patterns, spots.centre_px, calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
-        calibration.gain, calibration.offset, first_radius_px(calibration), _LEAST_NATS, spots.table, spots.number, spots.background,
-        numba.get_num_threads(),
+    detector = _Detector(
+        calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
+        calibration.gain, calibration.offset, first_radius_px(calibration), _LEAST_NATS,
     )  # fmt: skip
+    _find_spots(patterns, spots.centre_px, detector, spots.table, spots.number, spots.background, numba.get_num_threads())
     return spots
 
 
