@@ -43,8 +43,8 @@ class _SpotArrays(NamedTuple):
 class _Detector(NamedTuple):
     """What counting spots needs of the detector.
 
-    ``mask`` marks bad pixels, ``pixels`` counts the good ones of the aperture about each pixel, ``half`` is the aperture's half width in each of
-    its rows and ``full`` its number of pixels; ``gain`` and ``offset`` are grey values of a count and of none. Spots lie beyond
+    ``mask`` marks bad pixels, ``pixels`` counts the good ones of the aperture about each pixel, ``half`` is its half width in each of its
+    rows and ``full`` its number of pixels; ``gain`` and ``offset`` are grey values of a count and of none. Spots lie beyond
     ``first_radius`` (px), where the direct beam ends, and have ``nats`` of evidence at least.
     """
 
