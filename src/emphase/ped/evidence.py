@@ -24,14 +24,6 @@ from .scan import Calibration
 from .spots import _MOST_SPOTS, _aperture_of, _good_pixels, first_radius_px
 from .templates import rocking_curve
 
-#
-# Log of the probability of a pattern's spots with a crystal, over that with background and stray spots only. A
-# predicted spot is missing altogether with a probability of `_MISSING` (dynamical extinction, a wrong tilt); else
-# its strength is log-normal about the expected one. A measured spot that no crystal predicts is noise, or, at a share
-# `_STRAY` of all places, a stray of any strength over three decades. So a clear spot earns some 6 to 9 nats where
-# it is predicted, whatever its brightness; one that is off its place by more than the spot's own
-# uncertainty earns nothing; one that is predicted and missing costs up to -log(_MISSING).
-
 _MISSING = 0.08
 _LOG_MEAN = -0.15
 _LOG_SPREAD = 0.8

@@ -23,10 +23,6 @@ import numpy as np
 from ..kernels import kernel
 from .scan import Calibration
 
-#
-# A pattern is reduced once, while it is in the cache, to the table of its spots and the profile of its
-# background. All matching works on these few hundred numbers; no image is read a second time.
-
 _MOST_SPOTS = 64
 _LEAST_NATS = 2.0  # local maxima with less evidence against background are not kept
 
