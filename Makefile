@@ -23,7 +23,7 @@ DEMO = $${RESULTS:-results}/00_demo_data
 VALIDATION = $${RESULTS:-results}/09_validation
 DEMO_MARK = data/samples/.unfinished
 FAST := helpers.py src pages tests/workbook/test_contracts.py tests/workbook/test_by_hand.py tests/workbook/test_lamella_record.py tests/workbook/test_properties.py tests/emphase/test_crystals.py tests/emphase/test_files.py tests/emphase/test_frames.py tests/emphase/test_lamella.py
-SNAKEMAKE = $(BIN)/python -m snakemake --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
+STAGES = $(BIN)/python workflow/run_stages.py --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock $(if $(PROFILE),--profile $(PROFILE))
 
 .PHONY: setup run demo test test-fast lab share pdf screenshots validation peers numbers docs house audit lock lint clean
@@ -44,13 +44,12 @@ $(READY): env.lock pyproject.toml
 	q = Quaternion([1.0, 0, 0, 0]); ~q, q * q, q * Vector3d.zvector()'
 	@touch $@
 
-# Snakemake ends with 1 where a step failed: the other samples and the comparison run all the same.
 run: $(READY)
 	@mkdir -p "$${RESULTS:-results}"
 	@if [ -z "$$DATA" ] && { [ -e $(DEMO_MARK) ] || ! ls data/samples/*/sample.yaml >/dev/null 2>&1; }; then \
 	$(MAKE) --no-print-directory demo; fi
 	@: >"$(RUN_LOG)"
-	@for stage in gate steps comparison; do $(SNAKEMAKE) --config stage=$$stage 2>>"$(RUN_LOG)" || test $$? -eq 1 || exit 1; done
+	@$(STAGES) 2>>"$(RUN_LOG)"
 	@$(BIN)/python -c 'import os, sys; from pages import share; sys.exit(share.finish_run(os.environ["DATA"], os.environ["RESULTS"]))'
 
 # The mark says that the simulation was broken off: then it is done again

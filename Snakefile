@@ -6,8 +6,8 @@
 
 so that a sample that fails stops neither the others nor the comparison.
 
-Every rule runs workflow/run_step.py, and the executed notebook is its log. Its output is a mark,
-results/<id>/.done/<step>: Snakemake deletes the outputs of a job that fails, and results written before stay.
+Every rule runs workflow/run_step.py. The executed notebook is its log, though no `log:`, which Snakemake deletes before it tries again. Its
+output is a mark, results/<id>/.done/<step>: Snakemake deletes the outputs of a job that fails, and results written before stay.
 A step runs again where its notebook, a module of the library that it depends on, its part of helpers.py, its sample.yaml, a file that it reads
 or a step that it needs changed: by their content, for times alone do not tell where a clock was set back. A step whose kernel died is tried once more.
 
@@ -158,7 +158,7 @@ def quoted(path):
 # what runs is not what the result depends on, so it stands here and not in params: another .venv re-executes nothing
 RUN = (
     f"{quoted(sys.executable)} {quoted(ROOT / 'workflow' / 'run_step.py')} --sample={{params.sample:q}} --attempt={{resources.attempt}}"
-    " --threads={threads} {input.notebook:q} {input.parameters:q} {log:q} {output:q} {input.needs:q}"
+    " --threads={threads} {input.notebook:q} {input.parameters:q} {params.executed:q} {output:q} {input.needs:q}"
 )
 CORES = workflow.cores or 1
 
@@ -172,10 +172,9 @@ if STAGE == "comparison":
             needs=[p.as_posix() for s in SAMPLES for step in GRAPH if step != GATE and (p := Path(RESULTS, s, ".done", step)).exists()],
         output:
             f".done/{helpers.COMPARISON}",
-        log:
-            f"{helpers.COMPARISON}.ipynb",
         params:
             sample="",
+            executed=f"{helpers.COMPARISON}.ipynb",
             by_hand=chosen_by_hand(RESULTS, helpers.COMPARISON),
             samples=[f"{sample}: {FAILED[sample] or 'ok'}" for sample in SAMPLES],
             content=[content_of(helpers.samples_folder(DATA) / sample / "sample.yaml") for sample in SAMPLES],
@@ -215,10 +214,9 @@ else:
                 needs=[f"{{sample}}/.done/{other}" for other in GRAPH[step].needs],
             output:
                 f"{{sample}}/.done/{step}",
-            log:
-                f"{{sample}}/notebooks/{step}.ipynb",
             params:
                 sample="{sample}",
+                executed=f"{{sample}}/notebooks/{step}.ipynb",
                 by_hand=lambda wc: chosen_by_hand(Path(RESULTS, wc.sample), step),
                 code=code_of(step),
                 content=lambda wc: [FILES[wc.sample][1], *(str(content_of(p)) for p in read_by(step, wc.sample))],

@@ -43,26 +43,26 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from emphase.choices import HandChoices, in_jupyterlab
 from emphase.chunks import LongWork
 from emphase.crystals import Crystal, read_crystal
 from emphase.drawing import colours_of, without_formulae
 from emphase.errors import EmphaseError, one_line, shortened
-from emphase.explore.base import HandChoices, in_jupyterlab
 from emphase.files import file_sha256, write_atomically
-from emphase.fractions.compare import difference, random_effects, standard_deviation
 from emphase.frames import axis_scale, load_recording
 from emphase.lamella import NXEM_DEFINITION, amorphous_layer_nm, extinction_distance_nm, inelastic_mean_free_path_nm, parse_formula
-from emphase.ped.scan import Calibration
-from emphase.ped.templates import TemplateBank, template_bank
 from emphase.settings import fault_in_words, read_yaml
 from emphase.sources import definitions_behind, source_sha256
 from emphase.staging import StagedFiles
+
+if TYPE_CHECKING:  # Numba is imported where it is needed: the graph of the steps, which asks this module, is not
+    from emphase.ped import Calibration, TemplateBank
 
 PROJECT_ROOT = Path(__file__).resolve().parent
 #: Where template banks are kept by a hash of all they depend on; safe to delete.
@@ -87,9 +87,7 @@ GRAPH = {
     "05_ped_calibration": GraphStep("ped", (), ("emphase.frames", "emphase.ped")),
     "06_ped_matching": GraphStep("ped", ("05_ped_calibration",), ("emphase.frames", "emphase.ped", "emphase.orientations")),
     "07_rocksalt_fraction": GraphStep(
-        "ped",
-        ("03_haadf_surface", "04_interface_phases", "06_ped_matching"),
-        ("emphase.frames", "emphase.ped", "emphase.fractions"),
+        "ped", ("03_haadf_surface", "04_interface_phases", "06_ped_matching"), ("emphase.frames", "emphase.ped", "emphase.fractions")
     ),
 }
 STEPS = tuple(GRAPH)
@@ -1181,6 +1179,8 @@ def check_recordings(sample: Sample) -> list[dict[str, Any]]:
 
 def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
     """The calibration that notebook 05 left in a sample's results folder; `ResultError` where it is not of a scan of this shape."""
+    from emphase.ped import Calibration
+
     numbers = read_result(results.parent, results.name, "05_ped_calibration")
     path = results / "05_ped_calibration.npz"
     if not path.is_file():
@@ -1217,6 +1217,8 @@ def phase_crystal(phase: str, data_dir: str | Path = "") -> Crystal:
 
 def scan_banks(ped: Any, calibrated: dict[str, Any], data_dir: str | Path, *, step_deg: float = 2.0) -> list[TemplateBank]:
     """Template banks of an acquisition's candidate phases, with the reach and width that 05 found (its result ``calibrated``)."""
+    from emphase.ped import template_bank
+
     return [
         template_bank(
             phase_crystal(phase, data_dir),
@@ -1411,6 +1413,8 @@ def compare_fractions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> li
     ``rows`` hold ``sample``, ``<phase>_fraction`` and its quantiles, for the scanned areas and, with ``elsewhere_``
     before the names of the result, for the lamellae they were taken from (absent where one has one grain only).
     """
+    from emphase.fractions.compare import difference
+
     pairs = []
     for first, second in itertools.combinations(rows, 2):
         pair = {"from": first["sample"], "to": second["sample"], "difference": second[f"{phase}_fraction"] - first[f"{phase}_fraction"]}
@@ -1433,6 +1437,8 @@ def compare_conditions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> d
     ``conditions`` (name, ``n_lamellae``, ``mean``, ``ci95``), ``between_lamellae_sd`` and ``differences``; where no condition
     has two lamellae there are no ``ci95``, no differences, and the standard deviation is None with its reason.
     """
+    from emphase.fractions.compare import random_effects, standard_deviation
+
     groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         quantiles = row.get(f"{phase}_elsewhere_quantiles")
@@ -1446,7 +1452,7 @@ def compare_conditions(rows: list[dict[str, Any]], phase: str = "rocksalt") -> d
     return compared
 
 
-def _ended_well(output: dict) -> bool:
+def ended_well(output: dict) -> bool:
     """Whether an error output is the ``sys.exit(0)`` of a step that has nothing to do."""
     return output["ename"] == "SystemExit" and output["evalue"] in ("", "0")
 
@@ -1461,18 +1467,13 @@ def run_error(executed: str | Path) -> str | None:
         except (ValueError, KeyError, TypeError):
             return "the executed notebook is broken off; run the step again"
         for output in (o for cell in cells for o in cell.get("outputs", [])):
-            if output["output_type"] == "error" and not _ended_well(output):
+            if output["output_type"] == "error" and not ended_well(output):
                 return f"{output['ename']}: {output['evalue']}"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     errors = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Killed)\b", line)]
     if errors and "DeadKernelError" in errors[-1] and executed.is_file():
         return _where_the_kernel_died(cells)
     return errors[-1] if errors else None
-
-
-def kernel_died(executed: Path) -> bool:
-    """Whether the execution of a notebook ended because its kernel died."""
-    return (run_error(executed) or "").startswith("the kernel died")
 
 
 def _where_the_kernel_died(cells: list[dict]) -> str:

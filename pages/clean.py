@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from helpers import _ended_well
+from helpers import ended_well
 
 from .text import _without_paths
 
@@ -51,7 +51,7 @@ def _clean_output(output: Any, hidden: list[tuple[str, str]]) -> None:
 def _is_shown(output: Any) -> bool:
     """Whether an output says something: no ``sys.exit(0)`` of a step that has nothing to do, no stream that is blank."""
     if output.output_type == "error":
-        return not _ended_well(output)
+        return not ended_well(output)
     return output.output_type != "stream" or bool(output.text.strip())
 
 

@@ -13,9 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import helpers
-
+ROOT = Path(__file__).resolve().parents[1]
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "DASK_NUM_WORKERS")
 #: papermill's exit status where the kernel died
 KERNEL_DIED = 138
@@ -25,9 +23,17 @@ def execute(notebook: Path, parameters: Path, executed: Path, threads: int) -> i
     """papermill's exit status; every pool of threads gets as many."""
     executed.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-"]
-    command += ["--cwd", str(helpers.PROJECT_ROOT / "notebooks"), "-f", str(parameters), str(notebook), str(executed)]
+    command += ["--cwd", str(ROOT / "notebooks"), "-f", str(parameters), str(notebook), str(executed)]
     with open(executed.with_suffix(".log"), "wb") as errors:
         return subprocess.run(command, stderr=errors, env=os.environ | dict.fromkeys(POOLS, str(threads)), check=False).returncode
+
+
+def kernel_died(executed: Path) -> bool:
+    """Whether the execution of a notebook ended because its kernel died."""
+    sys.path.insert(0, str(ROOT))
+    import helpers
+
+    return (helpers.run_error(executed) or "").startswith("the kernel died")
 
 
 def results_of(folder: Path, step: str) -> list[str]:
@@ -56,7 +62,9 @@ def main() -> int:
     args = parser.parse_args()
     step = args.notebook.stem
     label, started = f"{args.sample or 'all samples'}  {step}", time.monotonic()
-    if args.attempt > 1 and not helpers.kernel_died(args.executed):
+    if args.attempt == 1:
+        args.executed.unlink(missing_ok=True)
+    elif not kernel_died(args.executed):
         return 1
     print(f"{label} … the kernel died, once more" if args.attempt > 1 else f"{label} …", flush=True)
     status = execute(args.notebook, args.parameters, args.executed, args.threads)

@@ -98,7 +98,7 @@ def ipf_colours(rotation: np.ndarray, inside: np.ndarray, crystal: Crystal) -> n
     return colours
 
 
-def save_crystal_map(path: Path, crystal_map: Any, **options: Any) -> None:
+def save_crystal_map(path: str | Path, crystal_map: Any, **options: Any) -> None:
     """Write an orix CrystalMap in one step: a reader sees the old file or the new.
 
     The suffix of the path chooses the writer of orix, which takes the ``options``: .h5 holds all of the map;
@@ -106,6 +106,7 @@ def save_crystal_map(path: Path, crystal_map: Any, **options: Any) -> None:
     """
     from orix import io
 
+    path = Path(path)
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     io.save(str(temporary), crystal_map, overwrite=True, **options)
@@ -147,7 +148,7 @@ def _positions_um(crystal_map: Any) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def save_ang(path: Path, crystal_map: Any) -> None:
+def save_ang(path: str | Path, crystal_map: Any) -> None:
     """Write the CrystalMap of a whole scan as .ang of EDAX (TSL), for OIM Analysis, MTEX or orix, in one step.
 
     Columns: image quality is ``score`` (nats), confidence index is ``correlation`` (0 to 1), detector signal is
@@ -170,6 +171,7 @@ def save_ang(path: Path, crystal_map: Any) -> None:
     """
     from orix.crystal_map import CrystalMap
 
+    path = Path(path)
     if crystal_map.x is None:
         raise EmphaseError(f"{path.name}: a scan of one column, expected two or more; .ctf can hold it")
     x, y = _positions_um(crystal_map)
@@ -225,7 +227,7 @@ def _ctf_header(name: str, x_um: np.ndarray, y_um: np.ndarray, phases: list[Any]
     ]
 
 
-def save_ctf(path: Path, crystal_map: Any) -> None:
+def save_ctf(path: str | Path, crystal_map: Any) -> None:
     """Write the CrystalMap of a whole scan as .ctf of Oxford (HKL Channel 5), for AZtecCrystal, MTEX or orix, in one step.
 
     Columns: band contrast BC is ``correlation`` times 255, band slope BS is ``phase_margin`` in nats, at most 255, each 0
@@ -239,6 +241,7 @@ def save_ctf(path: Path, crystal_map: Any) -> None:
     e1 || a, so the directions that it gives in such crystals are turned by these 30°. The Euler angles of Oxford's own maps are
     about other axes than the map's: load this one without MTEX's correction for that.
     """
+    path = Path(path)
     x, y = _positions_um(crystal_map)
     phases = _indexed_phases(crystal_map)
     number = np.searchsorted([-1, *(k for k, _ in phases)], crystal_map.phase_id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,18 +29,21 @@ def _file_of(module: str) -> Path | None:
     return found if found.is_file() else None
 
 
-def _imported(module: str, path: Path) -> Iterator[str]:
+@functools.cache
+def _imported(module: str, path: Path) -> tuple[str, ...]:
     """Modules of this library that a file imports, anywhere in it."""
+    found: list[str] = []
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             names = [f"{base}.{alias.name}" for alias in node.names]
             modules = [name for name in names if _file_of(name)]
-            yield from modules if len(modules) == len(names) else [base, *modules]
+            found += modules if len(modules) == len(names) else [base, *modules]
+    return tuple(name for name in found if name.split(".")[0] == _NAME)
 
 
 def modules_behind(*modules: str) -> dict[str, Path]:
@@ -107,7 +110,7 @@ def definitions_behind(path: Path, names: Iterable[str]) -> tuple[list[str], lis
     sources
         The source of each definition that the names stand for or that one of these uses, in order of their names.
     modules
-        The modules of this library from which such a definition imports a name.
+        The modules of this library from which such a definition imports a name, at the top of the file or inside itself.
     """
     known, found = _definitions(path), set()
     todo = list(names)
@@ -116,27 +119,36 @@ def definitions_behind(path: Path, names: Iterable[str]) -> tuple[list[str], lis
         if name in known and name not in found:
             found.add(name)
             todo += known[name].uses
-    return [known[name].source for name in sorted(found) if known[name].source], sorted({known[n].module for n in found} - {""})
+    return [known[name].source for name in sorted(found) if known[name].source], sorted({m for n in found for m in known[n].modules})
 
 
 class _Definition(NamedTuple):
-    """Something that a module defines, with its source and the names it uses, or imports from this library, with the module's name."""
+    """Something that a module defines or imports from this library: its source, the names it uses, and the modules it imports from."""
 
     source: str = ""
     uses: frozenset[str] = frozenset()
-    module: str = ""
+    modules: frozenset[str] = frozenset()
+
+
+def _modules_in(node: ast.AST) -> frozenset[str]:
+    """Modules of this library from which a definition imports, inside it."""
+    found = (n.module or "" for n in ast.walk(node) if isinstance(n, ast.ImportFrom))
+    return frozenset(module for module in found if module.split(".")[0] == _NAME)
 
 
 @functools.cache
 def _definitions(path: Path) -> dict[str, _Definition]:
     """What stands at the top level of a file, by name."""
     text = path.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
     found: dict[str, _Definition] = {}
     for node in ast.parse(text).body:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == _NAME:
-            found |= {alias.asname or alias.name: _Definition(module=node.module or "") for alias in node.names}
+            found |= dict.fromkeys((alias.asname or alias.name for alias in node.names), _Definition(modules=_modules_in(node)))
             continue
-        defined = _Definition(ast.get_source_segment(text, node) or "", frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name)))
+        uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+        defined = _Definition("".join(lines[first - 1 : node.end_lineno]), uses, _modules_in(node))
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         names = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name)]
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):

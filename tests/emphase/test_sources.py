@@ -90,6 +90,6 @@ def test_definitions_that_a_name_uses_come_with_it(library, tmp_path):
         "def third():\n    return search()\n"
     )
     text, modules = sources.definitions_behind(study, ["first", "unknown"])
-    assert text == ["LEAST: float = 2.0", "def first():\n    return second() + LEAST", "def second():\n    return aligned()"]
+    assert text == ["LEAST: float = 2.0\n", "def first():\n    return second() + LEAST\n", "def second():\n    return aligned()\n"]
     assert modules == ["lib.drift"]
     assert sources.definitions_behind(study, ["third"])[1] == ["lib.ped.index"]

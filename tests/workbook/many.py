@@ -77,7 +77,8 @@ def make_maps(path: Path, rng: np.random.Generator, rocksalt: float) -> dict[str
 def leave_results(data: Path, results: Path, names: list[str], maps: bool = True) -> None:
     """Results of every step of the samples, with executed notebooks that say nothing."""
     page = nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A step")]))
-    versions, rng = helpers.software_versions(), np.random.default_rng(3)
+    rng = np.random.default_rng(3)
+    versions = {step: helpers.software_versions(step) for step in helpers.STEPS}
     drawn: dict[float | None, dict[str, float]] = {}
     for k, name in enumerate(names):
         temperature = TEMPERATURES[k % len(TEMPERATURES)]
@@ -95,7 +96,7 @@ def leave_results(data: Path, results: Path, names: list[str], maps: bool = True
             content = {"status": "ok", "sample": name, **found.get(step, {}), "inputs": inputs}
             if step in ("02_cryo_stem_drift", "04_interface_phases"):
                 content |= {"status": "not_acquired", "reason": "not in its sample.yaml"}
-            content |= {"parameters": {"sample_id": name, "step_deg": 2.0}, "versions": versions}
+            content |= {"parameters": {"sample_id": name, "step_deg": 2.0}, "versions": versions[step]}
             (folder / f"{step}.json").write_text(json.dumps(content))
             (folder / "notebooks" / f"{step}.ipynb").write_text(page)
 

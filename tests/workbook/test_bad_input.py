@@ -7,15 +7,60 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import h5py
 import hyperspy.api as hs
 import numpy as np
 import pytest
 import yaml
+from broken import (
+    ATOM,
+    CELL,
+    EVIL,
+    LAUGHS,
+    MARK,
+    Break,
+    announce,
+    as_hspy,
+    as_zspy,
+    axis_by_formula,
+    both,
+    by_hand,
+    chunk_is_a_link,
+    chunk_is_junk,
+    companion_link,
+    cut,
+    fifo,
+    flipped,
+    folder_for_a_file,
+    frames,
+    in_hspy,
+    in_results,
+    lacking,
+    link,
+    link_outside,
+    name_a_package,
+    nothing_more,
+    odd_names,
+    of,
+    outside,
+    phase,
+    pickled_chunks,
+    pickled_npy,
+    pickled_npz,
+    random_counts,
+    raw_outside,
+    replaced,
+    result_with,
+    result_without,
+    said,
+    text,
+    virtual_outside,
+    with_nan,
+    with_parameters,
+)
 from executed import alone
 
 import emphase
@@ -24,324 +69,9 @@ import helpers
 ROOT = helpers.PROJECT_ROOT
 VENDOR = ROOT.parent / "shared" / "realdata" / "vendor_files"
 SECONDS, MEGABYTES = 100, 6000  # of one run; the memory is what may be reserved, with that of all libraries
-Break = Callable[[Path], dict | None]  # changes a good sample's folder; returns more parameters of the notebook
 
 GATE, DRIFT, SURFACE, INTERFACE, CALIBRATION, MATCHING, FRACTION, *_ = helpers.STEPS
 COMPARISON = helpers.COMPARISON
-
-
-# --- ways to break a good sample ----------------------------------------------------------
-
-
-def text(content: str | bytes) -> Break:
-    """Another sample.yaml."""
-    return lambda sample: _void((sample / "sample.yaml").write_bytes(content if isinstance(content, bytes) else content.encode()))
-
-
-def _void(_: Any) -> None:
-    return None
-
-
-def said(*path_and_value: Any) -> Break:
-    """One value of sample.yaml set, or removed where it is `...`."""
-    *path, last, value = path_and_value
-
-    def change(sample: Path) -> None:
-        content = yaml.safe_load((sample / "sample.yaml").read_text())
-        part = content
-        for key in path:
-            part = part[key]
-        if value is ...:
-            del part[last]
-        else:
-            part[last] = value
-        (sample / "sample.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
-
-    return change
-
-
-def of(kind: str, key: str, value: Any) -> Break:
-    return said("acquisitions", kind, key, value)
-
-
-def frames(file: str, make: Callable[[], np.ndarray], units: str = "nm", scale: float = 0.02) -> Break:
-    """Another recording in a file of the sample."""
-
-    def change(sample: Path) -> None:
-        (sample / file).unlink(missing_ok=True)
-        signal = hs.signals.Signal2D(make())
-        for axis in signal.axes_manager.signal_axes:
-            axis.scale, axis.units = scale, units
-        signal.save(sample / file, overwrite=True)
-
-    return change
-
-
-def cut(file: str, share: float) -> Break:
-    def change(sample: Path) -> None:
-        whole = (sample / file).read_bytes()
-        (sample / file).write_bytes(whole[: int(share * len(whole))])
-
-    return change
-
-
-def flipped(content: bytes, seed: int, count: int) -> bytes:
-    """Bytes with some bits the other way round, half of them in the first kilobyte, where headers are."""
-    rng = np.random.default_rng(seed)
-    out = np.frombuffer(content, np.uint8).copy()
-    places = np.concatenate([rng.integers(0, min(1024, len(out)), count // 2), rng.integers(0, len(out), count - count // 2)])
-    out[places] ^= (1 << rng.integers(0, 8, count)).astype(np.uint8)
-    return out.tobytes()
-
-
-def flip(file: str, seed: int, count: int = 40) -> Break:
-    return lambda sample: _void((sample / file).write_bytes(flipped((sample / file).read_bytes(), seed, count)))
-
-
-def replaced(file: str, content: bytes | str) -> Break:
-    return lambda sample: _void((sample / file).write_bytes(content if isinstance(content, bytes) else content.encode()))
-
-
-def told(**parameters: Any) -> Break:
-    return lambda sample: parameters
-
-
-def both(*breaks: Break) -> Break:
-    def change(sample: Path) -> dict:
-        return {name: value for each in breaks for name, value in (each(sample) or {}).items()}
-
-    return change
-
-
-def in_results(file: str, content: bytes | str | Callable[[bytes], bytes]) -> Break:
-    """Another file in the sample's results; a function gets what is there."""
-
-    def change(sample: Path) -> None:
-        path = sample.parents[1] / "results" / sample.name / file
-        made = content(path.read_bytes()) if callable(content) else content
-        path.write_bytes(made.encode() if isinstance(made, str) else made)
-
-    return change
-
-
-def result_with(step: str, **values: Any) -> Break:
-    """Values of a result's JSON changed, or taken out where they are `...`."""
-
-    def change(whole: bytes) -> bytes:
-        content = {k: v for k, v in (json.loads(whole) | values).items() if v is not ...}
-        return json.dumps(content).encode()
-
-    return in_results(f"{step}.json", change)
-
-
-def result_without(file: str) -> Break:
-    return lambda sample: (sample.parents[1] / "results" / sample.name / file).unlink()
-
-
-def by_hand(content: str) -> Break:
-    return in_results("manual.yaml", content)
-
-
-# --- hostile recordings: each would leave a mark where code ran, or show a file that is not the sample's -------------
-
-
-MARK = "code_ran"
-SECRET = "outside.hspy"
-
-
-class _Marking:
-    """Makes a folder where it is unpickled."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, (str(self.folder / MARK),)
-
-
-def outside(sample: Path) -> Path:
-    """The folder of all samples, which is not the sample's own."""
-    return sample.parents[1]
-
-
-def in_hspy(file: str, change: Callable[[h5py.Group, Path], None]) -> Break:
-    """A change in the group of a .hspy file's signal."""
-
-    def act(sample: Path) -> None:
-        with h5py.File(sample / file, "r+") as opened:
-            change(next(iter(opened["Experiments"].values())), outside(sample))
-
-    return act
-
-
-def _name_a_package(group: h5py.Group, folder: Path) -> None:
-    group.attrs["package"] = "this"  # which prints when it is imported
-
-
-def _axis_by_formula(group: h5py.Group, folder: Path) -> None:
-    attributes = group["axis-0"].attrs
-    for name in ("_type", "scale", "offset"):
-        attributes.pop(name, None)
-    attributes["expression"] = f"__import__('os').mkdir('{folder / MARK}') or x"
-
-
-def _link_outside(group: h5py.Group, folder: Path) -> None:
-    with h5py.File(folder / SECRET, "w") as file:
-        file.create_dataset("data", data=np.ones((64, 64), np.uint16), chunks=(64, 64))
-    del group["data"]
-    group["data"] = h5py.ExternalLink(f"../../{SECRET}", "data")
-
-
-def _virtual_outside(group: h5py.Group, folder: Path) -> None:
-    _link_outside(group, folder)
-    del group["data"]
-    layout = h5py.VirtualLayout(shape=(64, 64), dtype=np.uint16)
-    layout[:] = h5py.VirtualSource(str(folder / SECRET), "data", shape=(64, 64))
-    group.create_virtual_dataset("data", layout)
-
-
-def _raw_outside(group: h5py.Group, folder: Path) -> None:
-    (folder / "raw").write_bytes(bytes(8192))
-    del group["data"]
-    group.create_dataset("data", shape=(64, 64), dtype=np.uint16, external=[(str(folder / "raw"), 0, 8192)])
-
-
-def _announce(shape: tuple[int, ...], chunks: tuple[int, ...] | None = None, dtype: str = "u2", **options: Any) -> Callable:
-    def change(group: h5py.Group, _: Path) -> None:
-        del group["data"]
-        group.create_dataset("data", shape=shape, dtype=dtype, chunks=chunks or tuple(min(n, 64) for n in shape), **options)
-
-    return change
-
-
-def as_hspy(kind: str, shape: tuple[int, ...], change: Callable[[h5py.Group, Path], None]) -> Break:
-    """A recording of ones in ``hostile.hspy``, changed."""
-    made = both(frames("hostile.hspy", lambda: np.ones(shape, np.uint16)), of(kind, "file", "hostile.hspy"))
-    return both(made, in_hspy("hostile.hspy", change))
-
-
-def as_zspy(change: Callable[[Path, Any], None]) -> Break:
-    """An image in a .zspy folder, changed."""
-
-    def act(sample: Path) -> None:
-        import zarr
-
-        frames("hostile.zspy", lambda: np.ones((64, 64), np.uint16))(sample)
-        of("haadf", "file", "hostile.zspy")(sample)
-        change(sample, next(iter(zarr.open(str(sample / "hostile.zspy"))["Experiments"].groups()))[1])
-        zarr.consolidate_metadata(str(sample / "hostile.zspy"))
-
-    return act
-
-
-def _pickled_chunks(sample: Path, group: Any) -> None:
-    import numcodecs
-
-    del group["data"]
-    values = np.full((4, 4), _Marking(outside(sample)), dtype=object)
-    group.create_dataset("data", data=values, dtype=object, object_codec=numcodecs.Pickle())
-    shutil.rmtree(outside(sample) / MARK, ignore_errors=True)
-
-
-def _chunk_is_a_link(sample: Path, group: Any) -> None:
-    chunk = next(p for p in (sample / "hostile.zspy").rglob("*") if p.is_file() and p.name == "0")
-    shutil.move(chunk, outside(sample) / "chunk")
-    chunk.symlink_to(outside(sample) / "chunk")
-
-
-def _chunk_is_junk(sample: Path, group: Any) -> None:
-    chunk = next(p for p in (sample / "hostile.zspy").rglob("data/**/*") if p.is_file() and not p.name.startswith("."))
-    chunk.write_bytes(b"junk" * 7)
-
-
-def _pickled_npy(sample: Path) -> None:
-    values = np.full((4, 4), _Marking(outside(sample)), dtype=object)
-    np.save(sample / "pickled.npy", values, allow_pickle=True)
-    of("haadf", "file", "pickled.npy")(sample)
-
-
-def _fifo(sample: Path) -> None:
-    (sample / "haadf.tif").unlink()
-    os.mkfifo(sample / "haadf.tif")
-
-
-def _folder_for_a_file(sample: Path) -> None:
-    (sample / "haadf.tif").unlink()
-    (sample / "haadf.tif").mkdir()
-
-
-def _link(name: str, target: str) -> Break:
-    def change(sample: Path) -> None:
-        (sample / name).unlink(missing_ok=True)
-        (sample / name).symlink_to(target)
-
-    return change
-
-
-def _companion_link(sample: Path) -> None:
-    """A file that a reader opens beside the one it is given."""
-    (outside(sample) / "x_1.ser").write_bytes(b"not the sample's")
-    (sample / "x.emi").write_bytes(b"<ObjectInfo></ObjectInfo>")
-    (sample / "x_1.ser").symlink_to(outside(sample) / "x_1.ser")
-    of("haadf", "file", "x.emi")(sample)
-
-
-def _pickled_npz(whole: bytes) -> bytes:
-    import io
-
-    with np.load(io.BytesIO(whole)) as arrays:
-        content = dict(arrays)
-    packed = io.BytesIO()
-    np.savez(packed, **content | {"strain": np.array([_Marking(Path("/tmp"))], dtype=object)}, allow_pickle=True)
-    return packed.getvalue()
-
-
-def _lacking(whole: bytes) -> bytes:
-    import io
-
-    kept = io.BytesIO(whole)
-    with h5py.File(kept, "r+") as file:
-        del file["crystal_map/data/second_share"]
-    return kept.getvalue()
-
-
-def phase(content: str) -> Break:
-    """A crystal structure beside the data, and a sample that names it."""
-
-    def change(sample: Path) -> None:
-        (sample.parent / "phases").mkdir()
-        (sample.parent / "phases" / "odd.cif").write_text(content)
-        of("interface", "phases", ["layered", "odd"])(sample)
-
-    return change
-
-
-CELL = (
-    "data_x\n_cell_length_a {a}\n_cell_length_b {a}\n_cell_length_c {a}\n_cell_angle_alpha 90\n_cell_angle_beta 90\n_cell_angle_gamma 90\n"
-)
-ATOM = "loop_\n_atom_site_label\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\nNi1 {x} 0 0\n"
-LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10))
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)> [x](javascript:alert(3)) $\\frac{ =1+1 \"quoted\" 'ü'"
-
-
-def random_counts(shape: tuple[int, ...], mean: float = 20.0) -> Callable[[], np.ndarray]:
-    return lambda: np.random.default_rng(1).poisson(mean, shape).astype(np.uint16)
-
-
-def with_nan(shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
-    def make() -> np.ndarray:
-        values = random_counts(shape)().astype(np.float32)
-        values[..., 3, 3] = np.nan
-        return values
-
-    return make
-
-
-def _odd_names(sample: Path) -> None:
-    for kind, name in (("haadf", "größe [1] 'quoted' & <b>.tif"), ("interface", "a*?;$(touch x).tif"), ("ped", "-rf ped.hspy")):
-        content = yaml.safe_load((sample / "sample.yaml").read_text())
-        (sample / content["acquisitions"][kind]["file"]).rename(sample / name)
-        of(kind, "file", name)(sample)
 
 
 # --- the table -----------------------------------------------------------------------------
@@ -381,11 +111,11 @@ CASES: dict[str, Case] = {
     "yaml: a megabyte": Case(GATE, text("# " + "x" * 1_000_000), r"sample\.yaml: 1000002 bytes, expected at most 200000"),
     "yaml: a link out": Case(
         GATE,
-        both(lambda s: _void(shutil.move(s / "sample.yaml", outside(s) / "s.yaml")), _link("sample.yaml", "../../s.yaml")),
+        both(lambda s: nothing_more(shutil.move(s / "sample.yaml", outside(s) / "s.yaml")), link("sample.yaml", "../../s.yaml")),
         r"sample\.yaml: a link out of the sample's folder",
     ),
     "yaml: a folder": Case(
-        GATE, lambda s: _void(((s / "sample.yaml").unlink(), (s / "sample.yaml").mkdir())), r"tiny/sample\.yaml: no such file"
+        GATE, lambda s: nothing_more(((s / "sample.yaml").unlink(), (s / "sample.yaml").mkdir())), r"tiny/sample\.yaml: no such file"
     ),
     "yaml: not a number": Case(DRIFT, of("cryo_stem", "pixel_size_nm", math.nan), r"cryo_stem\.pixel_size_nm: got nan, expected"),
     "yaml: infinite": Case(INTERFACE, of("interface", "beam_energy_keV", math.inf), r"interface\.beam_energy_keV: got inf, expected"),
@@ -411,30 +141,32 @@ CASES: dict[str, Case] = {
     "label: hostile, in figures": Case(SURFACE, said("label", EVIL), "ok"),
     # files
     "file: outside": Case(GATE, of("haadf", "file", "../../x.tif"), r"haadf\.file: got '\.\./\.\./x\.tif', expected a path inside"),
-    "file: a link to a device": Case(GATE, _link("haadf.tif", "/dev/zero"), r"haadf\.file: got 'haadf\.tif', expected a path inside"),
-    "file: a link to itself": Case(GATE, _link("haadf.tif", "haadf.tif"), r"acquisitions\.haadf\.file: "),
-    "file: a FIFO": Case(GATE, _fifo, r"haadf\.file: no file 'haadf\.tif'"),
-    "file: a folder": Case(GATE, _folder_for_a_file, r"haadf\.file: no file 'haadf\.tif'"),
+    "file: a link to a device": Case(GATE, link("haadf.tif", "/dev/zero"), r"haadf\.file: got 'haadf\.tif', expected a path inside"),
+    "file: a link to itself": Case(GATE, link("haadf.tif", "haadf.tif"), r"acquisitions\.haadf\.file: "),
+    "file: a FIFO": Case(GATE, fifo, r"haadf\.file: no file 'haadf\.tif'"),
+    "file: a folder": Case(GATE, folder_for_a_file, r"haadf\.file: no file 'haadf\.tif'"),
     "file: no name": Case(GATE, of("haadf", "file", ""), r"haadf\.file: no file"),
     "file: a name too long": Case(GATE, of("haadf", "file", "a" * 5000), r"haadf\.file: got 'aaa.*expected the name of a file"),
     "file: a NUL in its name": Case(
         GATE, text('id: tiny\nlabel: x\nacquisitions: {haadf: {file: "a\\0", beam_energy_keV: 200}}\n'), r"cannot be shown"
     ),
-    "file: odd names": Case(GATE, _odd_names, "ok"),
+    "file: odd names": Case(GATE, odd_names, "ok"),
     "file: text": Case(INTERFACE, replaced("interface.tif", "no image"), r"interface\.tif: cannot be read"),
     "file: empty": Case(DRIFT, replaced("stack.hspy", b""), r"stack\.hspy: the file is empty"),
     "file: another suffix": Case(
         CALIBRATION,
-        both(lambda s: _void((s / "ped.hspy").rename(s / "ped.blo")), of("ped", "file", "ped.blo")),
+        both(lambda s: nothing_more((s / "ped.hspy").rename(s / "ped.blo")), of("ped", "file", "ped.blo")),
         r"ped\.blo: cannot be read",
     ),
     "file: no format": Case(
         GATE,
-        both(lambda s: _void((s / "haadf.tif").rename(s / "haadf.doc")), of("haadf", "file", "haadf.doc")),
+        both(lambda s: nothing_more((s / "haadf.tif").rename(s / "haadf.doc")), of("haadf", "file", "haadf.doc")),
         r"haadf\.doc: no reader for \.doc",
     ),
     "file: a reader that follows names": Case(
-        GATE, both(lambda s: _void((s / "haadf.tif").rename(s / "haadf.asw")), of("haadf", "file", "haadf.asw")), r"no reader for \.asw"
+        GATE,
+        both(lambda s: nothing_more((s / "haadf.tif").rename(s / "haadf.asw")), of("haadf", "file", "haadf.asw")),
+        r"no reader for \.asw",
     ),
     "file: cut, stack": Case(DRIFT, cut("stack.hspy", 0.6), r"stack\.hspy: cannot be read"),
     "file: cut, image": Case(SURFACE, cut("haadf.tif", 0.6), r"haadf\.tif: cannot be read"),
@@ -442,49 +174,49 @@ CASES: dict[str, Case] = {
     "file: cut, scan": Case(CALIBRATION, cut("ped.hspy", 0.9), r"ped\.hspy: cannot be read"),
     "file: cut, all of them": Case(GATE, both(cut("stack.hspy", 0.5), cut("haadf.tif", 0.5)), r"stack\.hspy[\s\S]*haadf\.tif"),
     # hostile recordings
-    "hostile: names a package": Case(GATE, as_hspy("haadf", (64, 64), _name_a_package), "ok"),
-    "hostile: an axis by a formula": Case(GATE, as_hspy("haadf", (64, 64), _axis_by_formula), "ok"),
+    "hostile: names a package": Case(GATE, as_hspy("haadf", (64, 64), name_a_package), "ok"),
+    "hostile: an axis by a formula": Case(GATE, as_hspy("haadf", (64, 64), axis_by_formula), "ok"),
     "hostile: unit that computes": Case(
         SURFACE,
         both(as_hspy("haadf", (64, 64), lambda g, _: g["axis-1"].attrs.__setitem__("units", "9**9**9**9"))),
         r"haadf\.pixel_size_nm: missing, and hostile\.hspy holds no calibration",
     ),
     "hostile: link to another file": Case(
-        GATE, as_hspy("haadf", (64, 64), _link_outside), r"hostile\.hspy: links to 'outside\.hspy' elsewhere, expected data inside"
+        GATE, as_hspy("haadf", (64, 64), link_outside), r"hostile\.hspy: links to 'outside\.hspy' elsewhere, expected data inside"
     ),
     "hostile: virtual data": Case(
-        GATE, as_hspy("haadf", (64, 64), _virtual_outside), r"hostile\.hspy: links to 'outside\.hspy' elsewhere, expected data inside"
+        GATE, as_hspy("haadf", (64, 64), virtual_outside), r"hostile\.hspy: links to 'outside\.hspy' elsewhere, expected data inside"
     ),
     "hostile: external storage": Case(
-        GATE, as_hspy("haadf", (64, 64), _raw_outside), r"hostile\.hspy: links to 'raw' elsewhere, expected data inside"
+        GATE, as_hspy("haadf", (64, 64), raw_outside), r"hostile\.hspy: links to 'raw' elsewhere, expected data inside"
     ),
-    "hostile: pickled .npy": Case(GATE, _pickled_npy, r"pickled\.npy: cannot be read"),
-    "hostile: pickled .zspy": Case(GATE, as_zspy(_pickled_chunks), r"hostile\.zspy: holds arrays of shape \(4, 4\), expected one image"),
-    "hostile: link in a .zspy": Case(GATE, as_zspy(_chunk_is_a_link), r"hostile\.zspy: 0 is a link out of its folder"),
-    "hostile: a broken chunk": Case(GATE, as_zspy(_chunk_is_junk), r"hostile\.zspy is truncated or damaged"),
-    "hostile: link beside it": Case(GATE, _companion_link, r"x\.emi: x_1\.ser is a link out of its folder"),
+    "hostile: pickled .npy": Case(GATE, pickled_npy, r"pickled\.npy: cannot be read"),
+    "hostile: pickled .zspy": Case(GATE, as_zspy(pickled_chunks), r"hostile\.zspy: holds arrays of shape \(4, 4\), expected one image"),
+    "hostile: link in a .zspy": Case(GATE, as_zspy(chunk_is_a_link), r"hostile\.zspy: 0 is a link out of its folder"),
+    "hostile: a broken chunk": Case(GATE, as_zspy(chunk_is_junk), r"hostile\.zspy is truncated or damaged"),
+    "hostile: link beside it": Case(GATE, companion_link, r"x\.emi: x_1\.ser is a link out of its folder"),
     "bomb: a stack": Case(
         DRIFT,
-        as_hspy("cryo_stem", (4, 64, 64), _announce((1000, 30000, 30000))),
+        as_hspy("cryo_stem", (4, 64, 64), announce((1000, 30000, 30000))),
         r"announces 1000 × 30000 × 30000 uint16 \(1\.8e\+06 MB\), expected no more than",
     ),
-    "bomb: an image": Case(SURFACE, as_hspy("haadf", (64, 64), _announce((10**6, 10**6))), r"announces 1000000 × 1000000 uint16"),
+    "bomb: an image": Case(SURFACE, as_hspy("haadf", (64, 64), announce((10**6, 10**6))), r"announces 1000000 × 1000000 uint16"),
     "bomb: a scan": Case(
-        MATCHING, as_hspy("ped", (2, 2, 64, 64), _announce((9999, 9999, 512, 512))), r"announces 9999 × 9999 × 512 × 512 uint16"
+        MATCHING, as_hspy("ped", (2, 2, 64, 64), announce((9999, 9999, 512, 512))), r"announces 9999 × 9999 × 512 × 512 uint16"
     ),
     "bomb: one that is compressed": Case(
         INTERFACE,
         both(
-            as_hspy("interface", (64, 64), _announce((50000, 50000), (1000, 1000))),
-            lambda s: _void((s / "padding").write_bytes(bytes(10_000_000))),
+            as_hspy("interface", (64, 64), announce((50000, 50000), (1000, 1000))),
+            lambda s: nothing_more((s / "padding").write_bytes(bytes(10_000_000))),
         ),
         r"announces 50000 × 50000 uint16 \(5000 MB\); expected at most 750 MB, an eighth of the memory",
     ),
     "bomb: one chunk": Case(
         CALIBRATION,
         both(
-            as_hspy("ped", (2, 2, 64, 64), _announce((40, 40, 1000, 1000), (40, 40, 1000, 1000), "u1")),
-            lambda s: _void((s / "padding").write_bytes(bytes(10_000_000))),
+            as_hspy("ped", (2, 2, 64, 64), announce((40, 40, 1000, 1000), (40, 40, 1000, 1000), "u1")),
+            lambda s: nothing_more((s / "padding").write_bytes(bytes(10_000_000))),
         ),
         r"of which 1600 MB are read at once; expected at most 750 MB",
     ),
@@ -503,10 +235,10 @@ CASES: dict[str, Case] = {
     "stack: no calibration": Case(
         DRIFT, frames("stack.hspy", random_counts((6, 64, 64)), units="px"), r"cryo_stem\.pixel_size_nm: missing"
     ),
-    "stack: noise": Case(DRIFT, both(frames("stack.hspy", random_counts((6, 64, 64))), told(show_animation=False)), "ok"),
-    "stack: no frame 99": Case(DRIFT, told(leave_out=[99]), r"99"),
-    "stack: a frame in words": Case(DRIFT, told(leave_out=["first"]), r"frame first by hand: expected whole numbers"),
-    "stack: parameter is no number": Case(DRIFT, told(max_shift_px=math.nan), r"max_shift_px"),
+    "stack: noise": Case(DRIFT, both(frames("stack.hspy", random_counts((6, 64, 64))), with_parameters(show_animation=False)), "ok"),
+    "stack: no frame 99": Case(DRIFT, with_parameters(leave_out=[99]), r"99"),
+    "stack: a frame in words": Case(DRIFT, with_parameters(leave_out=["first"]), r"frame first by hand: expected whole numbers"),
+    "stack: parameter is no number": Case(DRIFT, with_parameters(max_shift_px=math.nan), r"max_shift_px"),
     "stack: absent": Case(DRIFT, said("acquisitions", "cryo_stem", ...), "not_acquired"),
     # 03
     "surface: NaN": Case(SURFACE, frames("haadf.tif", with_nan((128, 128))), r"haadf\.tif: 1 pixels are not finite numbers"),
@@ -525,8 +257,8 @@ CASES: dict[str, Case] = {
     "surface: metres": Case(
         SURFACE, frames("haadf.tif", random_counts((64, 64)), units="m", scale=1e6), r"haadf\.pixel_size_nm: missing, and haadf\.tif"
     ),
-    "surface: half a point": Case(SURFACE, told(surface_px=[10.0, 20.0, 30.0]), r"surface_px"),
-    "surface: points far away": Case(SURFACE, told(surface_px=[-1e9, 0.0, -1e9, 1e9]), r"surface_px"),
+    "surface: half a point": Case(SURFACE, with_parameters(surface_px=[10.0, 20.0, 30.0]), r"surface_px"),
+    "surface: points far away": Case(SURFACE, with_parameters(surface_px=[-1e9, 0.0, -1e9, 1e9]), r"surface_px"),
     "surface: further image gone": Case(
         SURFACE, of("haadf", "series", [{"file": "no.tif", "dose_e_per_A2": 1}]), r"haadf\.series\.0\.file: no file 'no\.tif'"
     ),
@@ -538,9 +270,9 @@ CASES: dict[str, Case] = {
         INTERFACE, frames("interface.tif", random_counts((8, 8))), r"interface\.pixel_size_nm: got 0\.02, a field of 0\.16"
     ),
     "interface: absurd pixels": Case(INTERFACE, of("interface", "pixel_size_nm", 50.0), r"interface"),
-    "interface: no window": Case(INTERFACE, told(window_nm=0.0), r"window_nm"),
-    "interface: no stride": Case(INTERFACE, told(stride_nm=0.0), r"stride_nm"),
-    "interface: unknown candidate": Case(INTERFACE, told(candidate_phases=["kryptonite"]), r"kryptonite"),
+    "interface: no window": Case(INTERFACE, with_parameters(window_nm=0.0), r"window_nm"),
+    "interface: no stride": Case(INTERFACE, with_parameters(stride_nm=0.0), r"stride_nm"),
+    "interface: unknown candidate": Case(INTERFACE, with_parameters(candidate_phases=["kryptonite"]), r"kryptonite"),
     "phase: junk": Case(INTERFACE, phase("junk"), r"odd\.cif: (cannot be read|holds no atoms)"),
     "phase: no atoms": Case(INTERFACE, phase(CELL.format(a=4)), r"odd\.cif: (cannot be read|holds no atoms)"),
     "phase: a cell of a micrometre": Case(
@@ -581,7 +313,7 @@ CASES: dict[str, Case] = {
         MATCHING, in_results("05_ped_calibration.npz", lambda b: b[:500]), r"05_ped_calibration\.npz: cannot be read"
     ),
     "before: arrays pickled": Case(
-        MATCHING, in_results("05_ped_calibration.npz", _pickled_npz), r"05_ped_calibration\.npz: cannot be read \(Object arrays"
+        MATCHING, in_results("05_ped_calibration.npz", pickled_npz), r"05_ped_calibration\.npz: cannot be read \(Object arrays"
     ),
     "before: another scan since": Case(
         MATCHING, frames("ped.hspy", random_counts((3, 3, 64, 64)), "1/angstrom"), r"run 05_ped_calibration"
@@ -590,7 +322,7 @@ CASES: dict[str, Case] = {
     "maps: gone": Case(FRACTION, result_without("06_ped.h5"), r"run 06_ped_matching for tiny first"),
     "maps: cut": Case(FRACTION, in_results("06_ped.h5", lambda b: b[: len(b) // 2]), r"tiny/06_ped\.h5: cannot be read"),
     "maps: text": Case(FRACTION, in_results("06_ped.h5", "no map"), r"tiny/06_ped\.h5: cannot be read"),
-    "maps: of an older version": Case(FRACTION, in_results("06_ped.h5", _lacking), r"06_ped\.h5: holds no 'second_share'"),
+    "maps: of an older version": Case(FRACTION, in_results("06_ped.h5", lacking), r"06_ped\.h5: holds no 'second_share'"),
     "maps: JSON of another schema": Case(
         FRACTION, result_with(MATCHING, chance_nats=...), r"06_ped_matching\.json: holds no 'chance_nats'"
     ),
@@ -606,8 +338,8 @@ CASES: dict[str, Case] = {
     "compared: a broken sample": Case(COMPARISON, text("id: ["), "ok"),
     "compared: maps cut": Case(COMPARISON, in_results("06_ped.h5", lambda b: b[:999]), r"06_ped\.h5: cannot be read"),
     "compared: hostile label": Case(COMPARISON, said("label", EVIL), "ok"),
-    "compared: no such sample": Case(COMPARISON, told(leave_out=["x"]), r"leave_out: no sample 'x'"),
-    "compared: no folder": Case(COMPARISON, told(data_dir="/no/such"), r"no such folder"),
+    "compared: no such sample": Case(COMPARISON, with_parameters(leave_out=["x"]), r"leave_out: no sample 'x'"),
+    "compared: no folder": Case(COMPARISON, with_parameters(data_dir="/no/such"), r"no such folder"),
     # by hand
     "by hand: junk": Case(SURFACE, by_hand("a: ["), r"tiny/manual\.yaml.*not YAML"),
     "by hand: billion laughs": Case(SURFACE, by_hand(LAUGHS), r"manual\.yaml.*aliases"),
@@ -624,20 +356,24 @@ CASES: dict[str, Case] = {
         SURFACE, by_hand(f"{SURFACE}: {{parameters: {{seed: four}}, reason: why, date: 2026-01-01}}"), r"seed: got 'four'"
     ),
     # parameters
-    "parameter: unknown": Case(GATE, told(limit_phase="x"), r"unknown parameter limit_phase, .*did you mean limit_phases"),
-    "parameter: of a path": Case(GATE, told(limit_phases="../../x"), r"no phase '\.\./\.\./x'"),
-    "parameter: sample outside": Case(GATE, told(sample_id="../tiny"), r"sample\.yaml"),
-    "parameter: no patterns": Case("00_demo_data", told(scan_patterns=0, cryo_frames=0), r"scan_patterns"),
-    "parameter: text": Case("00_demo_data", told(seed="x"), r"seed: got 'x'"),
-    "parameter: no step between zone axes": Case(MATCHING, told(step_deg=0), r"step_deg: got 0, expected 0\.5 to 10"),
-    "parameter: fewer than no trials": Case(FRACTION, told(trials=-1), r"trials: got -1, expected 1 to 50"),
-    "parameter: more draws than memory": Case(FRACTION, told(draws=10**12), r"draws: got 1000000000000, expected 20 to 100,000"),
-    "parameter: more resamplings than memory": Case(SURFACE, told(bootstrap_draws=10**12), r"bootstrap_draws: got 10+, expected"),
-    "parameter: window of nothing": Case(INTERFACE, told(window_nm=0.0), r"window_nm: got 0\.0, expected"),
-    "parameter: half a pattern": Case(CALIBRATION, told(calibration_patterns=32.5), r"calibration_patterns: got 32\.5, expected int"),
-    "parameter: yes in words": Case(MATCHING, told(mixtures="yes"), r"mixtures: got 'yes', expected bool"),
-    "parameter: seed below zero": Case(FRACTION, told(seed=-1), r"seed: got -1, expected 0 to"),
-    "parameter: of the validation": Case("09_validation", told(fully=True), r"unknown parameter fully"),
+    "parameter: unknown": Case(GATE, with_parameters(limit_phase="x"), r"unknown parameter limit_phase, .*did you mean limit_phases"),
+    "parameter: of a path": Case(GATE, with_parameters(limit_phases="../../x"), r"no phase '\.\./\.\./x'"),
+    "parameter: sample outside": Case(GATE, with_parameters(sample_id="../tiny"), r"sample\.yaml"),
+    "parameter: no patterns": Case("00_demo_data", with_parameters(scan_patterns=0, cryo_frames=0), r"scan_patterns"),
+    "parameter: text": Case("00_demo_data", with_parameters(seed="x"), r"seed: got 'x'"),
+    "parameter: no step between zone axes": Case(MATCHING, with_parameters(step_deg=0), r"step_deg: got 0, expected 0\.5 to 10"),
+    "parameter: fewer than no trials": Case(FRACTION, with_parameters(trials=-1), r"trials: got -1, expected 1 to 50"),
+    "parameter: more draws than memory": Case(FRACTION, with_parameters(draws=10**12), r"draws: got 1000000000000, expected 20 to 100,000"),
+    "parameter: more resamplings than memory": Case(
+        SURFACE, with_parameters(bootstrap_draws=10**12), r"bootstrap_draws: got 10+, expected"
+    ),
+    "parameter: window of nothing": Case(INTERFACE, with_parameters(window_nm=0.0), r"window_nm: got 0\.0, expected"),
+    "parameter: half a pattern": Case(
+        CALIBRATION, with_parameters(calibration_patterns=32.5), r"calibration_patterns: got 32\.5, expected int"
+    ),
+    "parameter: yes in words": Case(MATCHING, with_parameters(mixtures="yes"), r"mixtures: got 'yes', expected bool"),
+    "parameter: seed below zero": Case(FRACTION, with_parameters(seed=-1), r"seed: got -1, expected 0 to"),
+    "parameter: of the validation": Case("09_validation", with_parameters(fully=True), r"unknown parameter fully"),
 }
 
 
@@ -657,11 +393,11 @@ def test_the_hostile_recordings_are_hostile(tmp_path, capsys):
     sample = tmp_path / "data" / "tiny"
     sample.mkdir(parents=True)
     frames("a.hspy", lambda: np.ones((64, 64), np.uint16))(sample)
-    in_hspy("a.hspy", _axis_by_formula)(sample)
+    in_hspy("a.hspy", axis_by_formula)(sample)
     hs.load(sample / "a.hspy")
     assert (tmp_path / MARK).is_dir()
     frames("b.hspy", lambda: np.ones((64, 64), np.uint16))(sample)
-    in_hspy("b.hspy", _name_a_package)(sample)
+    in_hspy("b.hspy", name_a_package)(sample)
     hs.load(sample / "b.hspy")
     assert "Zen of Python" in capsys.readouterr().out
 

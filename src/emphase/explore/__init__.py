@@ -10,7 +10,7 @@ Figures are ipympl canvases (https://matplotlib.org/ipympl) in ipywidgets; they 
 (`in_jupyterlab`) there is nobody to answer, and a notebook skips them.
 """
 
-from .base import HandChoices, in_jupyterlab
+from ..choices import HandChoices, in_jupyterlab
 from .comparison import ComparisonExplorer
 from .drift import DriftExplorer
 from .interface import InterfaceExplorer

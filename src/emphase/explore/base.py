@@ -12,50 +12,13 @@ import functools
 import html
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..choices import HandChoices
 from ..errors import EmphaseError
 from .work import BackgroundWork
-
-
-def in_jupyterlab() -> bool:
-    """Whether this cell runs in JupyterLab, which names the cell to the kernel; batch runs skip explorers.
-
-    Returns
-    -------
-    bool
-    """
-    from IPython import get_ipython
-
-    shell = get_ipython()
-    parent: dict[str, Any] = getattr(shell, "get_parent", dict)()
-    return shell is not None and "cellId" in parent.get("metadata", {})
-
-
-@dataclass(frozen=True)
-class HandChoices:
-    """Whose recording an explorer shows, and what becomes of a choice made in it.
-
-    Parameters
-    ----------
-    title : str
-        Title of the figure.
-    keep : callable, optional
-        ``keep(parameters, reason)`` stores a choice and returns a sentence for the user. Without it there is no button for it.
-    forget : callable, optional
-        ``forget()`` deletes what was stored and returns a sentence for the user. Without it there is no button for it.
-    kept : str
-        What was chosen before, as a sentence.
-    """
-
-    title: str = ""
-    keep: Callable[[dict[str, Any], str], str] | None = None
-    forget: Callable[[], str] | None = None
-    kept: str = ""
-
 
 #: JupyterLab handles arrows and letters as its commands before a control that has the focus, unless that very element carries an
 #: attribute; sliders have no name for a screen reader.

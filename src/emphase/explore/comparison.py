@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .base import Explorer, HandChoices, table_html
+from ..choices import HandChoices
+from .base import Explorer, table_html
 
 #: Kinds of intervals by the label of their button: key of the quantiles, and prefix of a difference's keys.
 _INTERVALS = {"the scanned areas": ("fraction_quantiles", ""), "the lamellae": ("elsewhere_quantiles", "elsewhere_")}

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ..choices import HandChoices
 from ..drawing import scale_bar
 from ..drift.averages import covered_average, placed_frame, sum_frames
 from ..drift.checks import half_average_resolution, some_frames
 from ..drift.counts import DriftSolution
 from ..drift.register import register_stack
-from .base import Explorer, HandChoices, show_image
+from .base import Explorer, show_image
 
 
 @dataclass(frozen=True)

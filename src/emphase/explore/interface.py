@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ..choices import HandChoices
 from ..drawing import scale_bar
 from ..interface.phases import InterfaceResult
-from .base import Explorer, HandChoices, show_image, table_html
+from .base import Explorer, show_image, table_html
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from ..choices import HandChoices
 from ..drawing import colours_of
 from ..errors import EmphaseError
 from ..ped.decide import OPTIONS as DECISION
 from ..ped.maps import map_scan
 from ..ped.scan import Calibration, patterns_at
 from ..ped.templates import TemplateBank
-from .base import Explorer, HandChoices, table_html
+from .base import Explorer, table_html
 from .ped_views import MapView, draw_pattern, draw_spots, draw_zone_axes
 from .readings import Box, MapDisplay, PatternReading, Reading, region_sentence
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ..choices import HandChoices
 from ..drawing import scale_bar
 from ..errors import EmphaseError
 from ..haadf.columns import Columns, column_width
@@ -21,7 +22,7 @@ from ..haadf.contour import drawn_contour
 from ..haadf.image_lattice import ImageLattice
 from ..haadf.layer import SurfaceLayer
 from ..haadf.structures import REGIONS
-from .base import Explorer, HandChoices
+from .base import Explorer
 
 
 @dataclass(frozen=True)
