@@ -1,7 +1,8 @@
 """`make run`: the stages of the Snakefile one after the other, with the arguments of the command line for Snakemake.
 
-Each stage is a process of its own, forked from this one, which has loaded Snakemake and helpers.py: they take longer to load than a graph
-in which nothing is to be done. A stage in which a step failed (status 1) does not keep the others from running; any other status ends the run.
+Each stage is a process of its own, forked from this one, which has loaded Snakemake and helpers.py: they take longer to load than a
+graph in which nothing is to be done. A stage in which a step failed (status 1) does not keep the others from running; any other status
+ends the run.
 """
 
 import multiprocessing
@@ -9,8 +10,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import helpers  # noqa: F401  the Snakefile asks it, and finds it loaded
 from snakemake import cli
+
+import helpers  # noqa: F401  the Snakefile asks it, and finds it loaded
 
 STAGES = ("gate", "steps", "comparison")
 STEP_FAILED = 1
