@@ -8,7 +8,7 @@ of a Bayes factor; MacKay, Information Theory, Inference, and Learning Algorithm
 - A measured spot that no crystal predicts is noise or, at a small share of all places, a stray of any strength over three decades.
 
 So a clear spot earns some 6 to 9 nats where it is predicted, whatever its brightness; one that is off its place by more than the spot's
-uncertainty earns nothing; one that is predicted and missing costs up to -log(`_MISSING`), less where few counts are expected. All of it
+uncertainty earns nothing; one that is predicted and missing costs up to -log(`missing`), less where few counts are expected. All of it
 is compiled; the arrays that a thread works in are made once (`_room`). The orientation is climbed to the most evidence by `_refine`.
 """
 
@@ -21,16 +21,27 @@ import numpy as np
 
 from ..kernels import kernel
 from .scan import Calibration
-from .spots import _MOST_SPOTS, _aperture_of, _good_pixels, first_radius_px
+from .spots import OPTIONS as SPOT_OPTIONS
+from .spots import _aperture_of, _good_pixels, first_radius_px
 from .templates import rocking_curve
 
-_MISSING = 0.08
-_LOG_MEAN = -0.15
-_LOG_SPREAD = 0.8
-_STRAY = 0.003
-_STRAY_DENSITY = 1 / math.log(1000)
-_PLACE_PX = 0.2  # how far a strong spot may be off its place, px, besides Calibration.place_strain
-_LEAST_MEAN = 0.15  # spots expected to have fewer counts are left out
+
+class EvidenceOptions(NamedTuple):
+    """Numbers of the model of a spot; a named tuple, so that kernels can read it."""
+
+    missing: float = 0.08  # how often a predicted spot is absent altogether
+    log_mean: float = -0.15  # of the strength over that expected, and its spread: intensities are neither kinematical nor dynamical
+    log_spread: float = 0.8
+    stray: float = 0.003  # share of all places with a spot of no crystal, ...
+    stray_density: float = 1 / math.log(1000)  # ... whose strength is anything over three decades
+    place_px: float = 0.2  # how far a strong spot may be off its place, besides Calibration.place_strain
+    match_sigma: float = 2.0  # spot widths within which a spot is that predicted
+    least_mean: float = 0.15  # spots expected to have fewer counts are left out
+    clear_nats: float = 4.0  # of spots whose counts are surely diffracted
+    least_share: float = 0.15  # of the diffracted counts that a crystal must explain: its scale is not taken lower
+
+
+OPTIONS = EvidenceOptions()
 
 
 class _Camera(NamedTuple):
@@ -55,7 +66,16 @@ def _camera(calibration: Calibration) -> _Camera:
     sigma = calibration.spot_sigma_px
     metric = np.ascontiguousarray(calibration.metric, dtype=float)
     pixels = _good_pixels(calibration.mask, half) / np.float32(full)
-    return _Camera(metric, np.linalg.inv(metric), pixels, sigma, 2.0 * sigma, first_radius_px(calibration), full, calibration.place_strain)
+    return _Camera(
+        metric,
+        np.linalg.inv(metric),
+        pixels,
+        sigma,
+        OPTIONS.match_sigma * sigma,
+        first_radius_px(calibration),
+        full,
+        calibration.place_strain,
+    )
 
 
 class _View(NamedTuple):
@@ -107,20 +127,20 @@ def _view(table, number, background, centre, camera, work):
     for k in range(number):
         a, b = spots[k, 2], spots[k, 3]
         net = max(a - b, 0.1)
-        if spots[k, 4] > 4:
+        if spots[k, 4] > OPTIONS.clear_nats:
             diffracted += net
         r2 = (spots[k, 0] - centre[0]) ** 2 + (spots[k, 1] - centre[1]) ** 2
         noise = a / (net * net)
-        spread = _LOG_SPREAD**2 + noise
-        place = _PLACE_PX**2 + camera.place_strain**2 * r2 + camera.spot_sigma**2 * noise
+        spread = OPTIONS.log_spread**2 + noise
+        place = OPTIONS.place_px**2 + camera.place_strain**2 * r2 + camera.spot_sigma**2 * noise
         nothing = net / math.sqrt(2 * math.pi * a) * math.exp(-min(spots[k, 4], 600.0))
-        stray = _STRAY * _STRAY_DENSITY
+        stray = OPTIONS.stray * OPTIONS.stray_density
         terms[k, 0] = math.log(net)
         terms[k, 1] = 0.5 / spread
         terms[k, 2] = 0.5 / place
-        terms[k, 3] = (1 - _STRAY) * (1 - _MISSING) / math.sqrt(2 * math.pi * spread) * area / (2 * math.pi * place)
-        terms[k, 4] = (1 - _STRAY) * _MISSING * nothing + stray
-        terms[k, 5] = (1 - _STRAY) * nothing + stray
+        terms[k, 3] = (1 - OPTIONS.stray) * (1 - OPTIONS.missing) / math.sqrt(2 * math.pi * spread) * area / (2 * math.pi * place)
+        terms[k, 4] = (1 - OPTIONS.stray) * OPTIONS.missing * nothing + stray
+        terms[k, 5] = (1 - OPTIONS.stray) * nothing + stray
     view = _View(
         spots, terms, work.owner, background, centre, work.strength[:number], work.off_y[:number], work.off_x[:number], work.missed,
         work.predicted,
@@ -131,10 +151,10 @@ def _view(table, number, background, centre, camera, work):
 @kernel
 def _room(camera, n_reflections):
     """Work space of one thread, in the shape of a `_View`."""
+    most = SPOT_OPTIONS.most_spots
     return _View(
-        np.empty((0, 5), np.float32), np.empty((_MOST_SPOTS, 6)), np.zeros(camera.pixels.shape, np.int16), np.empty(0, np.float32),
-        np.empty(2), np.empty(_MOST_SPOTS), np.empty(_MOST_SPOTS), np.empty(_MOST_SPOTS), np.empty((n_reflections, 2)),
-        np.empty((n_reflections, 4)),
+        np.empty((0, 5), np.float32), np.empty((most, 6)), np.zeros(camera.pixels.shape, np.int16), np.empty(0, np.float32), np.empty(2),
+        np.empty(most), np.empty(most), np.empty(most), np.empty((n_reflections, 2)), np.empty((n_reflections, 4)),
     )  # fmt: skip
 
 
@@ -192,7 +212,7 @@ def _collect(rotation, near, n_near, refs, camera, view):
             off_x[k] += expected * (x - spots[k, 1])
         elif pixels[v, u] > 0.5:
             missed[n_missed, 0] = expected
-            missed[n_missed, 1] = background[min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), last)] * full + 0.02
+            missed[n_missed, 1] = background[min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), last)] * full + SPOT_OPTIONS.empty_counts
             n_missed += 1
         else:
             continue
@@ -207,14 +227,14 @@ def _missed_odds(mean, below):
     The Poisson probability averaged over the spread of strengths falls off as a power, not exponentially.
     """
     lack = 1 + 0.45 * mean * mean / (below + 0.667 * mean)
-    return _MISSING + (1 - _MISSING) / (lack * lack)
+    return OPTIONS.missing + (1 - OPTIONS.missing) / (lack * lack)
 
 
 @kernel(fastmath=True)
 def _judge(strength, off_y, off_x, missed, n_missed, scale, view):
     """Evidence (nats) of what was collected, with ``scale`` counts a unit of strength, and the turn (radians) that would fit best."""
     spots, terms, cy, cx = view.spots, view.terms, view.centre[0], view.centre[1]
-    log_scale, least = math.log(scale) + _LOG_MEAN, _LEAST_MEAN / scale
+    log_scale, least = math.log(scale) + OPTIONS.log_mean, OPTIONS.least_mean / scale
     evidence, odds, torque, inertia = 0.0, 1.0, 0.0, 1e-9
     for k in range(len(spots)):
         expected = strength[k]
@@ -256,7 +276,7 @@ def _evidence(rotation, near, refs, camera, view, diffracted):
     for k in range(len(spots)):
         if strength[k] > 0 and spots[k, 4] > 3:
             matched += spots[k, 2] - spots[k, 3]
-    return _judge(strength, view.off_y, view.off_x, view.missed, n_missed, max(matched, 0.15 * diffracted) / total, view)
+    return _judge(strength, view.off_y, view.off_x, view.missed, n_missed, max(matched, OPTIONS.least_share * diffracted) / total, view)
 
 
 @kernel

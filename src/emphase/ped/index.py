@@ -40,7 +40,8 @@ from .lattices import (
 )
 from .overlap import _MOST_PARTS, _choose_sets, _costs, _Prices
 from .scan import Calibration, _read_box, scan_boxes
-from .search import _TEN_DEGREES, _nearest_operator, chance_evidence, search_phase
+from .search import OPTIONS as SEARCH_OPTIONS
+from .search import _nearest_operator, chance_evidence, search_phase
 from .shares import _measure_shares, _unit_of_phases
 from .spots import Spots, _no_spots, _SpotArrays, find_spots
 from .templates import TemplateBank, _joined_reflections, _Reflections
@@ -382,7 +383,7 @@ def _best_of_phases(parts: _Components, bonus: np.ndarray, alone: _Alone, models
 def _note_runner_up(rotation, evidence, runner_up, new_rotation, new_evidence, better, operators):
     """Keep ``runner_up`` the best evidence at least ten degrees from the solution that stays, the old one or a ``better`` new one."""
     for i in range(len(evidence)):
-        far = _nearest_operator(rotation[i], new_rotation[i], operators)[1] > _TEN_DEGREES
+        far = _nearest_operator(rotation[i], new_rotation[i], operators)[1] > SEARCH_OPTIONS.apart
         if far:
             runner_up[i] = max(runner_up[i], evidence[i] if better[i] else new_evidence[i])
 

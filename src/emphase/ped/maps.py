@@ -22,7 +22,8 @@ from .evidence import _camera, _collect, _near_ewald, _predict, _room, _view
 from .index import Indexing, index_scan
 from .overlap import _MOST_PARTS
 from .scan import Calibration
-from .spots import _MOST_SPOTS, Spots, _SpotArrays, first_radius_px
+from .spots import OPTIONS as SPOT_OPTIONS
+from .spots import Spots, _SpotArrays, first_radius_px
 from .templates import TemplateBank, _joined_reflections
 
 
@@ -44,7 +45,7 @@ def _correlations(spots, refs, first, camera, phase, share, rotation, threads):
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
         near = np.empty(len(refs.g), np.int64)
-        expected = np.empty(_MOST_SPOTS)
+        expected = np.empty(SPOT_OPTIONS.most_spots)
         for i in range(thread, len(phase), threads):
             if phase[i, 0] < 0 or spots.number[i] == 0:
                 continue

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..kernels import kernel
 from .evidence import _collect, _judge, _near_ewald, _room, _view
-from .spots import _MOST_SPOTS
+from .spots import OPTIONS as SPOT_OPTIONS
 
 
 class OverlapOptions(NamedTuple):
@@ -79,7 +79,11 @@ class _Set(NamedTuple):
 def _no_candidates(n_reflections):
     """Room for the candidates of one pattern."""
     most = OPTIONS.likeliest
-    strength, off_y, off_x = np.zeros((most, _MOST_SPOTS)), np.zeros((most, _MOST_SPOTS)), np.zeros((most, _MOST_SPOTS))
+    strength, off_y, off_x = (
+        np.zeros((most, SPOT_OPTIONS.most_spots)),
+        np.zeros((most, SPOT_OPTIONS.most_spots)),
+        np.zeros((most, SPOT_OPTIONS.most_spots)),
+    )
     missed, missed_start = np.zeros((OPTIONS.room_missed, 2)), np.zeros(most + 1, np.int64)
     component, near = np.zeros(most, np.int64), np.empty(n_reflections, np.int64)
     cost, bonus, total = np.zeros(most), np.zeros(most), np.zeros(most)

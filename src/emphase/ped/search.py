@@ -23,15 +23,28 @@ from ..crystals import Crystal
 from ..kernels import kernel
 from .evidence import _camera, _predict, _refine, _room, _spun, _turned, _view
 from .scan import Calibration
+from .spots import OPTIONS as SPOT_OPTIONS
 from .spots import Spots, _SpotArrays, find_spots
-from .templates import _ANGLE_BINS, _RADIAL_BIN, _RADIAL_TOLERANCE, _VOTE_UNIT, TemplateBank
+from .templates import OPTIONS as TEMPLATE_OPTIONS
+from .templates import TemplateBank
 
-_COARSE_CANDIDATES = 10
-_FINE_CANDIDATES = 4
-_BEHIND = 25.0  # nats behind the best, at which a candidate is not climbed further
-_HOPELESS = -10.0  # nats, from which none is: chance alone gives more than ten
-_VOTING_SPOTS = 20
-_TEN_DEGREES = math.radians(10)
+
+class SearchOptions(NamedTuple):
+    """Tuning numbers of the search of orientations; a named tuple, so that kernels can read it."""
+
+    coarse_candidates: int = 10  # templates with the most votes that are compared by evidence
+    fine_candidates: int = 4  # of these are climbed a little, and half of them to the end
+    behind_nats: float = 25.0  # behind the best: a candidate is not climbed further
+    hopeless_nats: float = -10.0  # from which none is: chance alone gives more than ten
+    voting_spots: int = 20  # the surest of a pattern
+    apart: float = math.radians(10)  # orientations farther from each other are two
+    radial_tolerance_invA: float = 0.015  # of a spot that votes, besides Calibration.place_strain
+    angle_bins: int = 120  # of the in-plane angle: 3 degrees, which the turn in the plane then makes exact
+    vote_unit: float = 256.0  # votes are whole numbers, which add and compare faster
+    first_tilt: float = 0.4  # of the distance of templates, in which the climb begins
+
+
+OPTIONS = SearchOptions()
 
 
 @kernel(fastmath=True)
@@ -41,12 +54,12 @@ def _vote(weights, radius, turn, coarse, tolerance, votes):
     last = len(coarse.bin_start) - 1
     spot_radius, spot_turn, spot_weight, template = coarse.radius, coarse.turn, coarse.weight, coarse.template
     for k in range(len(radius)):
-        low = max(0, int((radius[k] - tolerance) / _RADIAL_BIN))
-        high = min(last, int((radius[k] + tolerance) / _RADIAL_BIN) + 1)
+        low = max(0, int((radius[k] - tolerance) / TEMPLATE_OPTIONS.radial_bin_invA))
+        high = min(last, int((radius[k] + tolerance) / TEMPLATE_OPTIONS.radial_bin_invA) + 1)
         if low > last:
             continue
         here, angle, per_tolerance = np.float32(radius[k]), np.float32(turn[k]), np.float32(1 / tolerance)
-        weight = np.float32(weights[k] * _VOTE_UNIT)
+        weight = np.float32(weights[k] * OPTIONS.vote_unit)
         for i in range(coarse.bin_start[low], coarse.bin_start[high]):
             off = (spot_radius[i] - here) * per_tolerance
             near = np.float32(1) - off * off
@@ -55,7 +68,7 @@ def _vote(weights, radius, turn, coarse, tolerance, votes):
             between = angle - spot_turn[i]
             if between < 0:
                 between += np.float32(1)
-            between *= np.float32(_ANGLE_BINS)
+            between *= np.float32(OPTIONS.angle_bins)
             j = int(between)
             value = weight * spot_weight[i] * near
             second = value * (between - np.float32(j))
@@ -68,15 +81,15 @@ def _most_votes(votes, height, templates, bins):
     """The templates with the highest votes and their best angles, the highest first; returns how many."""
     for t in range(len(votes)):
         row = votes[t]
-        row[0] += row[_ANGLE_BINS]
+        row[0] += row[OPTIONS.angle_bins]
         highest = np.uint16(0)
-        for j in range(_ANGLE_BINS):
+        for j in range(OPTIONS.angle_bins):
             highest = max(highest, row[j])
         height[t] = highest
     most = min(len(templates), len(votes))
     for m in range(most):
         t = int(np.argmax(height))
-        templates[m], bins[m], height[t] = t, np.argmax(votes[t, :_ANGLE_BINS]), -1
+        templates[m], bins[m], height[t] = t, np.argmax(votes[t, : OPTIONS.angle_bins]), -1
     return most
 
 
@@ -105,7 +118,7 @@ def _best_of(candidates, value, n, operators, rotation, result):
     rotation[:] = candidates[best]
     result[0] = value[best]
     for c in range(n):
-        if value[c] > result[1] and _nearest_operator(candidates[c], candidates[best], operators)[1] > _TEN_DEGREES:
+        if value[c] > result[1] and _nearest_operator(candidates[c], candidates[best], operators)[1] > OPTIONS.apart:
             result[1] = value[c]
 
 
@@ -114,7 +127,7 @@ def _voting_spots(spots, votes_cast, centre, camera, radius, turn, weights):
     """Radius (1/Å), turn (of a full one) and weight of the surest spots that may vote, into the arrays; returns how many."""
     voting = 0
     for k in range(len(spots)):
-        if voting < _VOTING_SPOTS and votes_cast[k]:
+        if voting < OPTIONS.voting_spots and votes_cast[k]:
             y, x = spots[k, 0] - centre[0], spots[k, 1] - centre[1]
             gx = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y
             gy = camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
@@ -139,26 +152,26 @@ def _search_templates(spots, votes_cast, coarse, refs, camera, plan, rotation, r
     table, number, background, centre = spots.table, spots.number, spots.background, spots.centre
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
-        votes = np.zeros((len(coarse.frames), _ANGLE_BINS + 1), np.uint16)
+        votes = np.zeros((len(coarse.frames), OPTIONS.angle_bins + 1), np.uint16)
         height = np.zeros(len(coarse.frames), np.int32)
         templates, bins = np.zeros(candidates_each, np.int64), np.zeros(candidates_each, np.int64)
         candidates, value = np.zeros((candidates_each, 3, 3)), np.zeros(candidates_each)
-        radius, turn, weights = np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS, np.float32)
+        radius, turn, weights = np.zeros(OPTIONS.voting_spots), np.zeros(OPTIONS.voting_spots), np.zeros(OPTIONS.voting_spots, np.float32)
         for i in range(thread, len(table), threads):
             if number[i] == 0:
                 rotation[i] = np.eye(3)
                 continue
             view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
             voting = _voting_spots(view.spots, votes_cast[i], centre[i], camera, radius, turn, weights)
-            _vote(weights, radius[:voting], turn[:voting], coarse, _RADIAL_TOLERANCE + camera.place_strain, votes)
+            _vote(weights, radius[:voting], turn[:voting], coarse, OPTIONS.radial_tolerance_invA + camera.place_strain, votes)
             n = _most_votes(votes, height, templates, bins)
             for c in range(n):
                 t = templates[c]
-                _turned(coarse.frames[t], 2, -2 * math.pi * bins[c] / _ANGLE_BINS, candidates[c])
+                _turned(coarse.frames[t], 2, -2 * math.pi * bins[c] / OPTIONS.angle_bins, candidates[c])
                 near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
                 value[c] = _spun(candidates[c], near, refs, camera, view, diffracted)
             for levels, most in ((1, n_fine), (3, (n_fine + 1) // 2)):  # few are climbed a little, the best of them to the end
-                least = max(value[:n].max() - _BEHIND, _HOPELESS if levels > 1 else -1e9)
+                least = max(value[:n].max() - OPTIONS.behind_nats, OPTIONS.hopeless_nats if levels > 1 else -1e9)
                 for c in np.argsort(-value[:n], kind="mergesort")[:most]:
                     if value[c] < least:
                         break
@@ -174,8 +187,8 @@ def search_phase(
     bank: TemplateBank,
     *,
     voters: np.ndarray | None = None,
-    n_coarse: int = _COARSE_CANDIDATES,
-    n_fine: int = _FINE_CANDIDATES,
+    n_coarse: int = OPTIONS.coarse_candidates,
+    n_fine: int = OPTIONS.fine_candidates,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The best orientation of one phase in every pattern, from the spots of each pattern alone.
 
@@ -208,7 +221,7 @@ def search_phase(
     if len(bank.spot_radius):
         step = math.sqrt(4 * math.pi / (len(bank.operators) * len(bank.frames) * math.sqrt(3) / 2))
         votes_cast = spots.table[:, :, 4] > 0 if voters is None else voters
-        plan = _Plan(0.4 * step, n_fine, n_coarse, numba.get_num_threads())
+        plan = _Plan(OPTIONS.first_tilt * step, n_fine, n_coarse, numba.get_num_threads())
         _search_templates(
             _SpotArrays(*spots.arrays), votes_cast, bank.coarse, bank.reflections, _camera(calibration), plan, rotation, result
         )
@@ -220,14 +233,14 @@ def _zone_evidence(table, number, background, centre, coarse, refs, camera, evid
     """Evidence of every template at the in-plane angle that has the most votes, for one pattern."""
     work = _room(camera, len(refs.g))
     view, diffracted = _view(table, number, background, centre, camera, work)
-    radius, turn, weights = np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS), np.zeros(_VOTING_SPOTS, np.float32)
+    radius, turn, weights = np.zeros(OPTIONS.voting_spots), np.zeros(OPTIONS.voting_spots), np.zeros(OPTIONS.voting_spots, np.float32)
     voting = _voting_spots(view.spots, view.spots[:, 4] > 0, centre, camera, radius, turn, weights)
-    votes = np.zeros((len(coarse.frames), _ANGLE_BINS + 1), np.uint16)
-    _vote(weights, radius[:voting], turn[:voting], coarse, _RADIAL_TOLERANCE + camera.place_strain, votes)
+    votes = np.zeros((len(coarse.frames), OPTIONS.angle_bins + 1), np.uint16)
+    _vote(weights, radius[:voting], turn[:voting], coarse, OPTIONS.radial_tolerance_invA + camera.place_strain, votes)
     turned = np.empty((3, 3))
     for t in range(len(coarse.frames)):
-        votes[t, 0] += votes[t, _ANGLE_BINS]
-        _turned(coarse.frames[t], 2, -2 * math.pi * np.argmax(votes[t, :_ANGLE_BINS]) / _ANGLE_BINS, turned)
+        votes[t, 0] += votes[t, OPTIONS.angle_bins]
+        _turned(coarse.frames[t], 2, -2 * math.pi * np.argmax(votes[t, : OPTIONS.angle_bins]) / OPTIONS.angle_bins, turned)
         near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
         evidence[t] = _spun(turned, near, refs, camera, view, diffracted)
 
@@ -352,7 +365,7 @@ def compare_spots(
     scale = float(np.sum(measured[net, 2] - measured[net, 3])) / max(float(strength[seen].sum()), 1e-12)
     mean = scale * strength
     radius = np.minimum(np.linalg.norm(places - centre, axis=1).astype(int), spots.background.shape[1] - 1)
-    below = spots.background[0, radius] * camera.full + 0.02
+    below = spots.background[0, radius] * camera.full + SPOT_OPTIONS.empty_counts
     bright = (mean + below) * np.log((mean + below) / below) - mean > least_nats
     good = camera.pixels[tuple(np.rint(places).astype(int).T)] > 0.5
     return SpotComparison(places, seen, bright & ~seen & good, measured[cKDTree(places).query(measured[:, :2])[0] > camera.match, :2])

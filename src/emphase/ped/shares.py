@@ -21,10 +21,12 @@ import numba
 import numpy as np
 
 from ..kernels import kernel
-from .evidence import _LEAST_MEAN, _Camera, _near_ewald, _predict, _room, _view
+from .evidence import OPTIONS as EVIDENCE_OPTIONS
+from .evidence import _Camera, _near_ewald, _predict, _room, _view
 from .lattices import _Components
 from .overlap import _MOST_PARTS
-from .spots import _MOST_SPOTS, Spots, _SpotArrays
+from .spots import OPTIONS as SPOT_OPTIONS
+from .spots import Spots, _SpotArrays
 from .templates import _Reflections
 
 
@@ -110,7 +112,7 @@ def _predict_chosen(spots, refs, first, camera, parts, chosen, scale, rows):
             for j in range(_predict(rotation, near, n_near, refs, camera, view.centre, view.predicted)):
                 y, x, strength = view.predicted[j, 0], view.predicted[j, 1], scale[phase] * view.predicted[j, 2]
                 v, u = int(y + 0.5), int(x + 0.5)
-                if strength < _LEAST_MEAN or camera.pixels[v, u] < 0.5:
+                if strength < EVIDENCE_OPTIONS.least_mean or camera.pixels[v, u] < 0.5:
                     continue
                 if len(rows.owner) > 0:
                     k = view.owner[v, u] - 1
@@ -146,7 +148,7 @@ def _non_negative(normal, right, n, weights):
 @kernel
 def _no_sums():
     """Room for the sums of one pattern."""
-    shape = (_MOST_SPOTS, _MOST_PARTS)
+    shape = (SPOT_OPTIONS.most_spots, _MOST_PARTS)
     return _Sums(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape))
 
 

@@ -23,8 +23,22 @@ import numpy as np
 from ..kernels import kernel
 from .scan import Calibration
 
-_MOST_SPOTS = 64
-_LEAST_NATS = 2.0  # local maxima with less evidence against background are not kept
+
+class SpotOptions(NamedTuple):
+    """Tuning numbers of spot finding; a named tuple, so that kernels can read it."""
+
+    most_spots: int = 64  # of a pattern: more than tell phases apart, and a table that stays in the cache
+    least_nats: float = 2.0  # local maxima with less evidence against background are not kept
+    aperture_sigma: float = 1.8  # radius of the disc over which a spot is counted: 80 % of a Gaussian spot, and little background
+    beam_sigma: float = 4.5  # no spot is looked for nearer to the direct beam, whose tail is 1e-5 of its height there
+    background_rounds: int = 3  # until the discs that are left out no longer change
+    stands_out_sd: float = 2.5  # a disc so far above the background is left out of it ...
+    stands_out_counts: float = 1.5  # ... where it also has so many counts more
+    least_good_share: float = 0.5  # of the pixels in a disc, for a spot to be looked for
+    empty_counts: float = 0.02  # of a disc on no background at all, so that its logarithm exists
+
+
+OPTIONS = SpotOptions()
 
 
 class _SpotArrays(NamedTuple):
@@ -92,7 +106,7 @@ def _aperture(radius_px: float) -> np.ndarray:
 
 
 def _aperture_of(calibration: Calibration) -> np.ndarray:
-    return _aperture(1.8 * calibration.spot_sigma_px)
+    return _aperture(OPTIONS.aperture_sigma * calibration.spot_sigma_px)
 
 
 def _good_pixels(mask: np.ndarray, half: np.ndarray) -> np.ndarray:
@@ -105,7 +119,7 @@ def _good_pixels(mask: np.ndarray, half: np.ndarray) -> np.ndarray:
 
 def first_radius_px(calibration: Calibration) -> float:
     """The distance from the direct beam below which no spot is looked for, from the spot size."""
-    return 4.5 * calibration.spot_sigma_px
+    return OPTIONS.beam_sigma * calibration.spot_sigma_px
 
 
 @kernel(fastmath=True)
@@ -143,7 +157,7 @@ def _radial_background(image, detector, counts, radius, background, ceiling):
     mask, full = detector.mask, detector.full
     total, number = np.zeros(n_radii + 1), np.zeros(n_radii + 1)
     ceiling[:] = 1e30
-    for _ in range(3):
+    for _ in range(OPTIONS.background_rounds):
         total[:] = 0
         number[:] = 0
         for y in range(ny):
@@ -160,14 +174,14 @@ def _radial_background(image, detector, counts, radius, background, ceiling):
             low, high = max(0, r - reach), min(n_radii, r + reach + 1)
             background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
             expected = background[r] * full
-            ceiling[r] = expected + 2.5 * math.sqrt(expected) + 1.5
+            ceiling[r] = expected + OPTIONS.stands_out_sd * math.sqrt(expected) + OPTIONS.stands_out_counts
 
 
 @kernel
 def _least_counts(background, full, nats, least):
     """The counts in a full aperture at every radius that make ``nats`` against background, into ``least``, by Newton's method."""
     for r in range(len(background)):
-        b = background[r] * full + 0.02
+        b = background[r] * full + OPTIONS.empty_counts
         a = b + math.sqrt(2 * b * nats) + 0.5
         for _ in range(20):
             slope = math.log(a / b)
@@ -188,7 +202,7 @@ def _local_maxima(counts, detector, radius, beam, background, least, table):
     for y in range(2, ny - 2):
         for x in range(2, nx - 2):
             a, r = counts[y, x], radius[y, x]
-            if a * full < least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < 0.5 * full:
+            if a * full < least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < OPTIONS.least_good_share * full:
                 continue
             highest = True
             for dy in range(-2, 3):
@@ -196,7 +210,7 @@ def _local_maxima(counts, detector, radius, beam, background, least, table):
                     other = counts[y + dy, x + dx]
                     if other > a or (other == a and (dy < 0 or (dy == 0 and dx < 0))):
                         highest = False
-            b = background[r] * pixels[y, x] + 0.02
+            b = background[r] * pixels[y, x] + OPTIONS.empty_counts
             evidence = a * math.log(a / b) - (a - b)
             if not highest or a <= b or evidence < nats:
                 continue
@@ -243,7 +257,7 @@ def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
     """Room for the spots of n patterns of ``shape`` (ky, kx)."""
     n = len(centre_px)
     background = np.zeros((n, int(0.75 * max(shape))), np.float32)
-    return Spots(np.zeros((n, _MOST_SPOTS, 5), np.float32), np.zeros(n, np.int64), background, np.array(centre_px, float))
+    return Spots(np.zeros((n, OPTIONS.most_spots, 5), np.float32), np.zeros(n, np.int64), background, np.array(centre_px, float))
 
 
 def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> Spots:
@@ -273,7 +287,7 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
     spots = _no_spots(centre_px, patterns.shape[1:])
     detector = _Detector(
         calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
-        calibration.gain, calibration.offset, first_radius_px(calibration), _LEAST_NATS,
+        calibration.gain, calibration.offset, first_radius_px(calibration), OPTIONS.least_nats,
     )  # fmt: skip
     _find_spots(patterns, spots.centre_px, detector, spots.table, spots.number, spots.background, numba.get_num_threads())
     return spots

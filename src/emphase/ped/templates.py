@@ -27,6 +27,20 @@ from ..files import write_atomically
 from ..kernels import kernel
 
 
+class TemplateOptions(NamedTuple):
+    """Tuning numbers of template banks; a named tuple, so that kernels can read it."""
+
+    strength_power: float = 0.7  # of the kinematical intensity: 1 is its limit for thin crystals, 0.5 that of two beams in thick ones
+    faint: float = 1e-4  # of a pattern's strength: what no dose of these patterns can show
+    most_spots: int = 80  # of a coarse template, the brightest
+    least_strength: float = 0.01  # of the brightest spot of a coarse template
+    weight_power: float = 0.3  # of a spot's strength, for its vote: intensities are little to go by, so faint spots count too
+    radial_bin_invA: float = 0.005  # of the spots sorted by radius
+
+
+OPTIONS = TemplateOptions()
+
+
 class _Reflections(NamedTuple):
     """Reflections as the kernels take them: g (n, 3) in 1/Å, strength (n,), cone (n,) = |g| times the precession angle.
 
@@ -111,17 +125,11 @@ class TemplateBank:
     @property
     def coarse(self) -> _Coarse:
         """The coarse search as the kernels take it."""
-        edges = np.arange(0, self.spot_radius.max(initial=0) + 0.1, _RADIAL_BIN)
+        edges = np.arange(0, self.spot_radius.max(initial=0) + 0.1, OPTIONS.radial_bin_invA)
         return _Coarse(
             self.frames, self.near, self.near_start, self.spot_radius, self.spot_turn, self.spot_weight, self.spot_template,
             np.searchsorted(self.spot_radius, edges).astype(np.int64), self.operators,
         )  # fmt: skip
-
-
-_RADIAL_BIN = 0.005  # 1/Å
-_RADIAL_TOLERANCE = 0.015  # 1/Å, besides Calibration.place_strain
-_ANGLE_BINS = 120
-_VOTE_UNIT = 256.0  # votes are whole numbers, which add and compare faster
 
 
 def zone_axes(operators: np.ndarray, step_deg: float) -> np.ndarray:
@@ -237,28 +245,25 @@ def template_bank(
     """
     reflected = reflections(crystal, max_g_invA, min_relative_intensity)
     wavelength = electron_wavelength_A(beam_energy_keV)
-    strength = reflected.intensity**0.7
+    strength = reflected.intensity**OPTIONS.strength_power
     cone = np.linalg.norm(reflected.g, axis=1) * max(math.radians(precession_deg), 1e-4)
     operators = crystal.laue_rotations
     reach = _excited_reach(reflected.g, strength, cone, excitation_width_invA, wavelength, zone_axes(operators, 10 * step_deg))
     bright = reach > 0
     refs = _Reflections(reflected.g[bright], strength[bright], cone[bright], reach[bright], excitation_width_invA, wavelength)
-    coarse = _cached_arrays(cache, lambda: _coarse_templates(refs, operators, step_deg), *refs, operators, step_deg)
+    coarse = _cached_arrays(cache, lambda: _coarse_templates(refs, operators, step_deg), *refs, operators, step_deg, OPTIONS)
     arrays: dict[str, Any] = {name: coarse[name] for name in _COARSE_ARRAYS}
     return TemplateBank(crystal, reflected.hkl[bright], *refs, **arrays, operators=operators)
-
-
-_FAINT = 1e-4  # of a pattern's strength: what no dose of these patterns can show
 
 
 def _excited_reach(
     g: np.ndarray, strength: np.ndarray, cone: np.ndarray, half_width: float, wavelength: float, zones: np.ndarray
 ) -> np.ndarray:
-    """The excitation error (n,) at which each reflection falls under `_FAINT` of a usual pattern's whole; 0 where it never is above."""
+    """The excitation error (n,) at which each reflection falls under `faint` of a usual pattern's whole; 0 where it never is above."""
     whole = [np.sum(strength * rocking_curve(excitation_error(g @ rotation_to_zone(zone), wavelength), cone, half_width)) for zone in zones]
     outside = np.linspace(0, 8, 65)
     s = cone[:, None] + half_width * outside
-    shines = strength[:, None] * rocking_curve(s, cone[:, None], half_width) > _FAINT * np.median(whole)
+    shines = strength[:, None] * rocking_curve(s, cone[:, None], half_width) > OPTIONS.faint * np.median(whole)
     last = shines.shape[1] - 1 - np.argmax(shines[:, ::-1], axis=1)
     return np.where(shines.any(axis=1), cone + half_width * outside[last], 0.0)
 
@@ -288,7 +293,9 @@ def _cached_arrays(folder: str | Path | None, make: Any, *depends_on: Any) -> di
     return arrays
 
 
-def _coarse_templates(refs: _Reflections, operators: np.ndarray, step_deg: float, most_spots: int = 80) -> dict[str, np.ndarray]:
+def _coarse_templates(
+    refs: _Reflections, operators: np.ndarray, step_deg: float, most_spots: int = OPTIONS.most_spots
+) -> dict[str, np.ndarray]:
     """For every zone axis the reflections that shine within its reach, and its spots; all spots sorted by radius."""
     step = math.radians(step_deg)
     length = np.linalg.norm(refs.g, axis=1)
@@ -304,8 +311,8 @@ def _coarse_templates(refs: _Reflections, operators: np.ndarray, step_deg: float
         broad = np.hypot(refs.cone[close], 0.5 * length[close] * step)
         strength = refs.strength[close] * rocking_curve(s[close], broad, refs.half_width + 0.1 * length[close] * step)
         brightest = np.argsort(-strength, kind="stable")[:most_spots]
-        brightest = brightest[strength[brightest] > 0.01 * strength.max(initial=0)]
-        weight = strength[brightest] ** 0.3
+        brightest = brightest[strength[brightest] > OPTIONS.least_strength * strength.max(initial=0)]
+        weight = strength[brightest] ** OPTIONS.weight_power
         x, y = g[close[brightest], :2].T
         values = (np.hypot(x, y), np.arctan2(y, x) / (2 * np.pi) % 1, weight / max(np.linalg.norm(weight), 1e-12))
         for column, value in zip(columns, (*values, np.full(len(weight), number)), strict=True):
