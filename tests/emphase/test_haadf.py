@@ -289,7 +289,7 @@ def test_strontium_titanate_gives_the_true_pixel_size(file, stated_nm):
     assert pixel == pytest.approx(by_correlation, rel=0.01)
     heights = emphase.haadf.columns.sublattice_heights(image, lattice)
     assert np.median(heights["Sr"]) > 1.3 * np.median(heights["Ti"]) > 0
-    with pytest.raises(emphase.EmphaseError, match="no layer can be told"):
+    with pytest.raises(emphase.EmphaseError, match="no layer can be measured"):
         emphase.haadf.cation_lattice(lattice.columns)
 
 

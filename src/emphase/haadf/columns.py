@@ -22,6 +22,34 @@ from .spectrum import _angle, _band_passed, _binned, _binning
 
 
 @dataclass(frozen=True)
+class ColumnOptions:
+    """Tuning of `measure_columns`; lengths are in spacings of columns, levels in full metal columns."""
+
+    heavy_brightness: float = 0.4  # of the brightest column, of one that is called heavy
+    angles_deg: tuple[float, float] = (65.0, 76.0)  # between the steps of the cation lattice along <110>: 70.5 in a cubic one
+    window: float = 1.15  # radius in which a column is fitted: its next neighbours stand inside, those after them outside
+    neighbours: int = 12  # of a column that are fitted with it, ...
+    neighbours_within: float = 2.1  # ... and how far they may be: those whose flanks reach into the window
+    ridge: float = 1e-3  # of the normal equations: places over the edge of the image have no pixels
+    widths: tuple[float, float] = (0.1, 0.45)  # of a column, that are tried
+    band: tuple[float, float] = (0.12, 1.2)  # widths between which an image is passed before places are refined
+    search: tuple[float, float] = (0.2, 0.25)  # width and reach of the refinement of a place
+    margin: float = 0.45  # at the border of an image, where columns are cut
+    strong_level: float = 0.3  # of bright places: metal columns, which set the width
+    least_columns: int = 30  # strong ones, for the width and level of a column to be known
+    reference_percentile: float = 60.0  # of the heights of strong columns: a layer at the surface lowers the others
+    noise_excess: float = 1.5  # of the scatter of heights over that of counts: neighbours and background are fitted too
+    occupied: tuple[float, float] = (0.28, 0.2)  # least height of a column that is there: at first, and against the level about it
+    least_of_full: float = 0.08  # of the image's reference, also where the level about it is low
+    clear_noise: float = 4.0  # standard errors, of a column that is there
+    level_reach_nm: float = 0.7  # over which the height of full columns is a plane
+    surroundings: float = 1.2  # over which the counts about a column are averaged
+
+
+OPTIONS = ColumnOptions()
+
+
+@dataclass(frozen=True)
 class CationLattice:
     """The lattice that metal and lithium columns of the layered structure share with rocksalt and spinel.
 
@@ -41,13 +69,15 @@ class CationLattice:
         return float(np.linalg.norm(self.steps_nm, axis=1).mean())
 
 
-def cation_lattice(columns: ProjectedColumns) -> CationLattice:
+def cation_lattice(columns: ProjectedColumns, filling: str = "Li") -> CationLattice:
     """Cation lattice that layered, spinel and rocksalt structures share, from the projected columns of a layered oxide.
 
     Parameters
     ----------
     columns
         From `project_columns`.
+    filling
+        The element between the metal layers, whose columns fill with metal where the oxide transforms.
 
     Returns
     -------
@@ -56,19 +86,21 @@ def cation_lattice(columns: ProjectedColumns) -> CationLattice:
     Raises
     ------
     EmphaseError
-        Where the zone axis does not show it: metal and lithium columns have to be apart, two lithium steps making a lattice step, as along
-        [100]hex, which is <110> of the cubic phases.
+        Where the zone axis does not show it: metal and filling columns have to be apart, two steps from one to the other making a
+        lattice step, as along [100]hex, which is <110> of the cubic phases.
     """
     axis = direction_name(columns.zone_axis)
-    lithium = [k for k, e in enumerate(columns.elements) if e == "Li"]
-    heavy = [k for k, b in enumerate(columns.brightness) if b > 0.4]
-    if len(lithium) != 1 or len(heavy) != 1:
+    empty = [k for k, e in enumerate(columns.elements) if e == filling]
+    heavy = [k for k, b in enumerate(columns.brightness) if b > OPTIONS.heavy_brightness]
+    if len(empty) != 1 or len(heavy) != 1:
         raise EmphaseError(
-            f"zone axis {axis} of {columns.name} does not show lithium columns apart from metal columns: no layer can be told there"
+            f"zone axis {axis} of {columns.name} does not show {filling} columns apart from metal columns: no layer can be measured there"
         )
-    offset = columns.sites[lithium[0]] - columns.sites[heavy[0]]
+    offset = columns.sites[empty[0]] - columns.sites[heavy[0]]
     if not np.allclose(2 * offset, np.rint(2 * offset), atol=0.02):
-        raise EmphaseError(f"zone axis {axis} of {columns.name}: metal and lithium columns share no lattice: no layer can be told there")
+        raise EmphaseError(
+            f"zone axis {axis} of {columns.name}: metal and {filling} columns share no lattice: no layer can be measured there"
+        )
     cells = np.array(list(product(range(-2, 3), repeat=2)))
     by_length = lambda v: v[np.argsort(np.round(np.linalg.norm(v @ columns.basis_nm, axis=1), 6), kind="stable")]
     a = by_length(cells[np.any(cells != 0, axis=1)])[0].astype(float)
@@ -78,9 +110,9 @@ def cation_lattice(columns: ProjectedColumns) -> CationLattice:
     steps = np.array([a, s])
     steps_nm = steps @ columns.basis_nm
     angle = abs(math.degrees(_angle(steps_nm[0], steps_nm[1])))
-    if not 65 < angle < 76:
+    if not OPTIONS.angles_deg[0] < angle < OPTIONS.angles_deg[1]:
         raise EmphaseError(
-            f"zone axis {axis} of {columns.name} is not along <110> of the cubic phases; spinel and rocksalt cannot be told there"
+            f"zone axis {axis} of {columns.name} is not along <110> of the cubic phases; spinel and rocksalt cannot be told apart there"
         )
     return CationLattice(steps, steps_nm)
 
@@ -108,13 +140,15 @@ def column_amplitudes(
 
     Notes
     -----
-    Linear least squares of Gaussians of one width in a round window of 1.15 spacings for every column.
+    Linear least squares of Gaussians of one width in a round window of ``window`` spacings for every column.
     """
     from scipy.spatial import cKDTree
 
-    half = round(1.15 * spacing_px)
+    half = round(OPTIONS.window * spacing_px)
     padded = np.pad(image, half + 1, constant_values=np.nan)
-    _, neighbours = cKDTree(positions).query(positions[wanted], k=min(12, len(positions)), distance_upper_bound=2.1 * spacing_px)
+    _, neighbours = cKDTree(positions).query(
+        positions[wanted], k=min(OPTIONS.neighbours, len(positions)), distance_upper_bound=OPTIONS.neighbours_within * spacing_px
+    )
     far = np.concatenate([positions, [[-1e6, -1e6]]])
     offsets = np.arange(-half, half + 1)
     taper = np.clip(1.2 - np.hypot(offsets[:, None], offsets) / half, 0, 1) * (np.hypot(offsets[:, None], offsets) <= half)
@@ -133,14 +167,28 @@ def column_amplitudes(
         known = np.isfinite(window).reshape(len(corner), 1, -1)
         window = np.nan_to_num(window)
         weighted = design * taper.ravel() * known
-        normal = weighted @ design.transpose(0, 2, 1) + 1e-3 * np.eye(design.shape[1])
+        normal = weighted @ design.transpose(0, 2, 1) + OPTIONS.ridge * np.eye(design.shape[1])
         found = np.linalg.solve(normal, weighted @ window.reshape(len(corner), -1, 1))[..., 0]
         heights[part], grounds[part] = found[:, 0], found[:, -3]
     return heights, grounds
 
 
 def column_width(image: np.ndarray, positions: np.ndarray, spacing_px: float) -> float:
-    """Standard deviation (px) of the Gaussian that describes the mean of isolated-enough columns best."""
+    """The width of a column, from the mean of many.
+
+    Parameters
+    ----------
+    image
+        (y, x), counts.
+    positions
+        (n, 2) px of strong columns; the first 400 are used.
+    spacing_px
+        Distance of neighbouring columns.
+
+    Returns
+    -------
+    Standard deviation (px) of the Gaussian that fits the mean column best within half a spacing.
+    """
     from scipy.ndimage import map_coordinates
     from scipy.optimize import minimize_scalar
 
@@ -154,11 +202,25 @@ def column_width(image: np.ndarray, positions: np.ndarray, spacing_px: float) ->
         design = np.stack([np.exp(-(grid**2).sum(axis=0) / (2 * sigma**2))[inside], np.ones(inside.sum())], axis=1)
         return float(np.sum((mean[inside] - design @ np.linalg.lstsq(design, mean[inside], rcond=None)[0]) ** 2))
 
-    return float(minimize_scalar(misfit, bounds=(0.1 * spacing_px, 0.45 * spacing_px), method="bounded").x)
+    return float(minimize_scalar(misfit, bounds=tuple(w * spacing_px for w in OPTIONS.widths), method="bounded").x)
 
 
 def sublattice_heights(image: np.ndarray, lattice: ImageLattice, faintest: float = 0.2) -> dict[str, np.ndarray]:
-    """Heights in counts of all columns of each sublattice, by its main element; those expected fainter than ``faintest`` are left out."""
+    """Heights of all columns of each sublattice of a crystal, from an image of it alone.
+
+    Parameters
+    ----------
+    image
+        (y, x), counts.
+    lattice
+        From `find_image_lattice`.
+    faintest
+        Sublattices that are expected to be fainter, relative to the brightest, are left out.
+
+    Returns
+    -------
+    Heights (n,) in counts, by the main element of each sublattice.
+    """
     factor = _binning(lattice.scan()["pixel_size_nm"])
     image, lattice = _binned(image, factor), lattice.rescaled(1 / factor)
     seen = np.flatnonzero(lattice.columns.brightness >= faintest)
@@ -236,25 +298,30 @@ def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLat
     spacing = float(np.linalg.norm(matrix, axis=1).mean())
     to_px = lambda points: lattice.to_px(points @ cations.steps)
     index, px = _sites_in(image.shape, to_px, matrix, to_px(np.zeros((1, 2)))[0], -1.2 * spacing)
-    seen = np.all((px >= 0.45 * spacing) & (px <= np.array(image.shape) - 1 - 0.45 * spacing), axis=1)
-    smooth = _band_passed(image, 0.12 * spacing, 1.2 * spacing)
+    seen = np.all((px >= OPTIONS.margin * spacing) & (px <= np.array(image.shape) - 1 - OPTIONS.margin * spacing), axis=1)
+    smooth = _band_passed(image, OPTIONS.band[0] * spacing, OPTIONS.band[1] * spacing)
     metal = index[:, 1] % 2 == 0
-    place, level = _refined_positions(smooth, px, 0.2 * spacing, 0.25 * spacing)
-    strong = metal & seen & (level > 0.3 * np.percentile(level[metal & seen], 80))
-    if strong.sum() < 30:
-        raise EmphaseError(f"{int(strong.sum())} columns stand in the image, expected 30 or more")
+    place, level = _refined_positions(smooth, px, OPTIONS.search[0] * spacing, OPTIONS.search[1] * spacing)
+    strong = metal & seen & (level > OPTIONS.strong_level * np.percentile(level[metal & seen], 80))
+    if strong.sum() < OPTIONS.least_columns:
+        raise EmphaseError(f"{int(strong.sum())} columns stand in the image, expected {OPTIONS.least_columns} or more")
     sigma = column_width(image, place[strong], spacing)
     px = np.where(strong[:, None], 0.5 * (px + place), px)
     height, ground = column_amplitudes(image, px, sigma, spacing, seen)
     index, px, metal, strong = index[seen], px[seen], metal[seen], strong[seen]
-    full = float(np.percentile(height[strong], 60))
+    full = float(np.percentile(height[strong], OPTIONS.reference_percentile))
     nm = index @ cations.steps_nm
-    noise = np.sqrt(np.maximum(ground + 0.6 * height, 0.02) / (4 * np.pi * sigma**2)) * 1.5
-    present = _connected(index, height > 0.28 * full)
+    noise = np.sqrt(np.maximum(ground + 0.6 * height, 0.02) / (4 * np.pi * sigma**2)) * OPTIONS.noise_excess
+    present = _connected(index, height > OPTIONS.occupied[0] * full)
     for _ in range(2):
         level = _metal_level(nm, height, metal & present)
-        present = _connected(index, (height > 0.2 * level) & (height > 0.08 * full) & (height > 4 * noise / factor))
-    around = gaussian_filter(image, 1.2 * spacing)[tuple(np.rint(px).astype(int).T)]
+        present = _connected(
+            index,
+            (height > OPTIONS.occupied[1] * level)
+            & (height > OPTIONS.least_of_full * full)
+            & (height > OPTIONS.clear_noise * noise / factor),
+        )
+    around = gaussian_filter(image, OPTIONS.surroundings * spacing)[tuple(np.rint(px).astype(int).T)]
     px = (px + 0.5) * factor - 0.5
     return Columns(index, px, nm, height, ground, height / level, noise / level / factor, present, around)
 
@@ -271,7 +338,7 @@ def _metal_level(nm: np.ndarray, height: np.ndarray, usable: np.ndarray, expecte
     else:
         good = usable & (expected > 0.3)
         nm_ref, values = nm[good], height[good] / expected[good]
-    return np.maximum(_local_level(nm_ref, values, np.ones(len(values)), nm, 0.7), 0.2 * float(np.median(values)))
+    return np.maximum(_local_level(nm_ref, values, np.ones(len(values)), nm, OPTIONS.level_reach_nm), 0.2 * float(np.median(values)))
 
 
 def _connected(index: np.ndarray, present: np.ndarray) -> np.ndarray:

@@ -18,6 +18,28 @@ from .profiles import _edge_curve
 
 
 @dataclass(frozen=True)
+class ContourOptions:
+    """Tuning of `surface_contour` and of an edge drawn by hand."""
+
+    base_blur_nm: float = 2.5  # over which the surface's direction is taken; what is rougher is height over the base line
+    occupancy_blur_nm: float = 0.8  # three spacings of columns: one that is missing makes no edge
+    grid_nm: float = 0.1  # of the blurred occupancy
+    point_nm: float = 0.02  # between points of the base line
+    least_length_nm: float = 1.0  # of an edge
+    least_places: int = 12  # with a column, and as many without, ...
+    least_empty: float = 0.02  # ... which are such a share of all: an edge, not vacancies
+    vacuum_within_nm: float = (
+        3.0  # outside the edge, within which it gets dark where the surface is free: contamination ends, a grain does not
+    )
+    dark: float = 0.6  # of the counts in the crystal
+    drawn_error: float = 0.25  # spacings, by which a hand is off
+    least_contrast: float = 0.1  # between the occupied shares on the sides of a line drawn by hand
+
+
+OPTIONS = ContourOptions()
+
+
+@dataclass(frozen=True)
 class SurfaceContour:
     """The edge of the crystal: a smooth base line, as curved as the surface is, and the edge's height over it.
 
@@ -76,9 +98,6 @@ def _beside(base: np.ndarray, inwards: np.ndarray, length: np.ndarray, nm: np.nd
     return length[nearest] + np.sum(apart * tangent[nearest], axis=1), np.sum(apart * inwards[nearest], axis=1)
 
 
-_BASE_BLUR_NM = 2.5  # over which the surface's direction is taken; what is rougher is height over the base line
-
-
 def _locally_straight(along: np.ndarray, line: np.ndarray, reach: float) -> np.ndarray:
     """A line (m, 2) smoothed by local straight fits with Gaussian weights over the distance along it: its ends are not drawn in."""
     apart = along[None, :] - along[:, None]
@@ -101,24 +120,24 @@ def _base_line(columns: Columns, present: np.ndarray, nm: np.ndarray) -> tuple[n
     from scipy.ndimage import gaussian_filter
     from skimage.measure import find_contours
 
-    step = 0.1
+    step = OPTIONS.grid_nm
     low = nm.min(axis=0) - step
     shape = np.ceil((nm.max(axis=0) - low) / step).astype(int) + 2
     full, mass = np.zeros(shape), np.zeros(shape)
     at = tuple(np.rint((nm - low) / step).astype(int).T)
     np.add.at(full, at, present.astype(float))
     np.add.at(mass, at, 1.0)
-    full, mass = (gaussian_filter(v, 0.8 / step, mode="constant") for v in (full, mass))
+    full, mass = (gaussian_filter(v, OPTIONS.occupancy_blur_nm / step, mode="constant") for v in (full, mass))
     share = full / np.maximum(mass, 1e-12)
     lines = find_contours(share, 0.5, mask=mass > 0.35 * np.median(mass[at]))
     if not lines:
         return None
     line = max(lines, key=len) * step + low
     along = np.append(0.0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1)))
-    if along[-1] < 1.0:
+    if along[-1] < OPTIONS.least_length_nm:
         return None
-    coarse, fine = np.linspace(0.0, along[-1], max(30, int(along[-1] / 0.1))), np.arange(0.0, along[-1], 0.02)
-    line = _locally_straight(coarse, np.stack([np.interp(coarse, along, line[:, k]) for k in (0, 1)], axis=1), _BASE_BLUR_NM)
+    coarse, fine = np.linspace(0.0, along[-1], max(30, int(along[-1] / OPTIONS.grid_nm))), np.arange(0.0, along[-1], OPTIONS.point_nm)
+    line = _locally_straight(coarse, np.stack([np.interp(coarse, along, line[:, k]) for k in (0, 1)], axis=1), OPTIONS.base_blur_nm)
     line = CubicSpline(coarse, line)(fine)
     inwards, length = _normals_and_length(line)
     probe = np.rint((line + 0.3 * inwards - low) / step).astype(int), np.rint((line - 0.3 * inwards - low) / step).astype(int)
@@ -144,7 +163,7 @@ def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | N
     use = columns.is_metal if visible is None else visible
     vacuum = _connected(columns.index, ~columns.present & columns.is_metal) | (~columns.present & ~columns.is_metal)
     present, empty = columns.present & use, vacuum & ~columns.present & use
-    if present.sum() < 12 or empty.sum() < 12 or empty.sum() < 0.02 * (present.sum() + empty.sum()):
+    if min(present.sum(), empty.sum()) < OPTIONS.least_places or empty.sum() < OPTIONS.least_empty * (present.sum() + empty.sum()):
         return None
     chosen = present | empty
     nm, occupied = columns.nm[chosen], present[chosen]
@@ -158,7 +177,24 @@ def surface_contour(columns: Columns, spacing_nm: float, visible: np.ndarray | N
 
 
 def drawn_points(surface_px: Any, shape: tuple[int, int]) -> np.ndarray:
-    """The points (k, 2), (y, x) px, of a surface drawn by hand on an image of ``shape``; `EmphaseError` where they cannot be those."""
+    """The points of a surface drawn by hand, checked.
+
+    Parameters
+    ----------
+    surface_px
+        What was given for it.
+    shape
+        (ny, nx) of the image on which it was drawn.
+
+    Returns
+    -------
+    (k, 2), (y, x) px.
+
+    Raises
+    ------
+    EmphaseError
+        Where these are not three points [y, x] or more, or one lies outside the image.
+    """
     try:
         points = np.asarray(surface_px, dtype=float)
     except (TypeError, ValueError):
@@ -171,11 +207,26 @@ def drawn_points(surface_px: Any, shape: tuple[int, int]) -> np.ndarray:
 
 
 def drawn_contour(columns: Columns, points_nm: np.ndarray, spacing_nm: float) -> SurfaceContour:
-    """The edge of the crystal as drawn by hand through points (k, 2) of the crystal plane, one after the other.
+    """The edge of the crystal as drawn by hand.
 
-    A cubic spline by chord length; the side with more occupied places is inside, and all of it counts as facing vacuum. Where a hand
-    draws an edge is uncertain by a quarter of a column spacing, all along. `EmphaseError` for fewer than three points, a line shorter
-    than 1 nm or one that turns back on itself, and where both sides look alike.
+    Parameters
+    ----------
+    columns
+        From `measure_columns`: the side with more occupied places is inside.
+    points_nm
+        (k, 2) in the crystal plane, one after the other along the edge.
+    spacing_nm
+        Mean distance of neighbouring columns; a hand is off by a quarter of it, all along.
+
+    Returns
+    -------
+    SurfaceContour
+        A cubic spline by chord length; all of it counts as facing vacuum.
+
+    Raises
+    ------
+    EmphaseError
+        For fewer than three points, a line that is too short or turns back on itself, and where both sides look alike.
     """
     from scipy.interpolate import CubicSpline
 
@@ -184,35 +235,37 @@ def drawn_contour(columns: Columns, points_nm: np.ndarray, spacing_nm: float) ->
         raise EmphaseError(f"surface drawn by hand: got points of shape {points.shape}, expected three or more of two coordinates")
     steps = np.diff(points, axis=0)
     chords = np.linalg.norm(steps, axis=1)
-    if chords.min() <= 0 or chords.sum() < 1.0:
-        raise EmphaseError(f"surface drawn by hand: {chords.sum():.2f} nm long, expected 1 nm or more with no point twice")
+    if chords.min() <= 0 or chords.sum() < OPTIONS.least_length_nm:
+        raise EmphaseError(
+            f"surface drawn by hand: {chords.sum():.2f} nm long, expected {OPTIONS.least_length_nm:g} nm or more with no point twice"
+        )
     if (np.sum(steps[1:] * steps[:-1], axis=1) < -0.5 * chords[1:] * chords[:-1]).any():
         raise EmphaseError("surface drawn by hand: it turns back on itself, expected points one after the other along the edge")
     along = np.append(0.0, np.cumsum(chords))
-    line = CubicSpline(along, points)(np.arange(0.0, along[-1], 0.02))
+    line = CubicSpline(along, points)(np.arange(0.0, along[-1], OPTIONS.point_nm))
     inwards, length = _normals_and_length(line)
     s, u = _beside(line, inwards, length, columns.nm[columns.is_metal])
     beside, occupied = (s > 0) & (s < length[-1]), columns.present[columns.is_metal]
     inner, outer = (float(occupied[side].mean()) if side.any() else 0.0 for side in (beside & (u > 0), beside & (u < 0)))
-    if abs(inner - outer) < 0.1:
+    if abs(inner - outer) < OPTIONS.least_contrast:
         raise EmphaseError(
             f"surface drawn by hand: {100 * inner:.0f} % and {100 * outer:.0f} % of the places on its sides hold a column, so that neither "
             "is the vacuum; expected the line along the edge of the crystal"
         )
     knots = np.linspace(0.0, length[-1], 4)
     return SurfaceContour(
-        line, inwards if inner > outer else -inwards, length, np.ones(len(line), bool), knots, np.zeros(4), 0.25 * spacing_nm
+        line, inwards if inner > outer else -inwards, length, np.ones(len(line), bool), knots, np.zeros(4), OPTIONS.drawn_error * spacing_nm
     )
 
 
 def _faces_vacuum(columns: Columns, base: np.ndarray, inwards: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """For every point of a base line (m,), whether the image gets dark within 3 nm outside it; true where nothing is seen outside.
+    """For every point of a base line (m,), whether the image gets dark a little outside it; true where nothing is seen outside.
 
     Contamination ends in the dark; another grain or a support does not.
     """
     s, u = _beside(base, inwards, length, columns.nm)
-    outside = (u < -0.1) & (u > -3.0) & ~columns.present
-    bright = 0.6 * float(np.median(columns.surroundings[columns.present]))
+    outside = (u < -0.1) & (u > -OPTIONS.vacuum_within_nm) & ~columns.present
+    bright = OPTIONS.dark * float(np.median(columns.surroundings[columns.present]))
     bins = np.clip((s[outside] / 0.5).astype(int), 0, int(length[-1] / 0.5))
     least = np.full(int(length[-1] / 0.5) + 3, np.inf)
     np.minimum.at(least, bins + 1, columns.surroundings[outside])

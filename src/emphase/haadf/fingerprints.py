@@ -18,6 +18,26 @@ from .image_lattice import ImageLattice
 from .layer import OPTIONS, transformed_share
 from .spectrum import _binned
 
+
+@dataclass(frozen=True)
+class FingerprintOptions:
+    """Tuning of the fingerprints; levels are relative to the 003 of the bulk."""
+
+    blur_nm: float = 0.35  # over which a frequency is followed: three periods of 003 in four standard deviations
+    pixel_nm: float = 0.04  # of the maps: far below the blur
+    depth_step_nm: float = 0.05  # of the profile
+    least_pixels: int = 20  # of a step of the profile, ...
+    least_share: float = 0.3  # ... and of the usual number: where the image ends, a mean over the surface is one over a piece of it
+    width_nm: float = 0.12  # of the step between layer and bulk, which the blur hides
+    trial_nm: float = 0.02  # between thicknesses that are tried
+    deepest: float = 0.9  # of the profile that a layer may fill: the rest is needed as bulk
+    none_above: float = 0.85  # level of the 003 in a layer that is none
+    least_220: float = 0.12  # of M3O4: what noise leaves of a modulus stays below
+    least_111: float = 0.2  # of LiM2O4, expected one half
+    over_220: float = 1.5  # times the 220, of the 111 of LiM2O4
+
+
+LIMITS = FingerprintOptions()
 FINGERPRINTS = {
     "003": ((0.0, 0.5), "layered 003 / spinel 111, 0.474 nm"),
     "111": ((0.5, 0.0), "second spinel 111 at 70.5°, 0.474 nm"),
@@ -25,7 +45,9 @@ FINGERPRINTS = {
 }
 
 
-def fingerprint_maps(image: np.ndarray, lattice: ImageLattice, cations: CationLattice, blur_nm: float = 0.35) -> dict[str, np.ndarray]:
+def fingerprint_maps(
+    image: np.ndarray, lattice: ImageLattice, cations: CationLattice, blur_nm: float = LIMITS.blur_nm
+) -> dict[str, np.ndarray]:
     """Local amplitude of the frequencies that differ between the phases, and of those that all of them share.
 
     Parameters
@@ -35,7 +57,7 @@ def fingerprint_maps(image: np.ndarray, lattice: ImageLattice, cations: CationLa
     lattice, cations
         From `find_image_lattice` and `cation_lattice`.
     blur_nm
-        Standard deviation of the Gaussian over which a frequency is followed, in steps of 0.04 nm.
+        Standard deviation of the Gaussian over which a frequency is followed.
 
     Returns
     -------
@@ -51,7 +73,7 @@ def fingerprint_maps(image: np.ndarray, lattice: ImageLattice, cations: CationLa
 
     image = np.asarray(image, dtype=float)
     pixel_nm = lattice.scan()["pixel_size_nm"]
-    factor = max(1, int(0.04 / pixel_nm))
+    factor = max(1, int(LIMITS.pixel_nm / pixel_nm))
     coarse, lattice, blur = _binned(image, factor), lattice.rescaled(1 / factor), blur_nm / (pixel_nm * factor)
     flat = coarse - gaussian_filter(coarse, blur)
     y, x = np.meshgrid(np.arange(coarse.shape[0]), np.arange(coarse.shape[1]), indexing="ij")
@@ -70,9 +92,9 @@ def fingerprint_maps(image: np.ndarray, lattice: ImageLattice, cations: CationLa
 
 
 def fingerprint_profile(
-    maps: dict[str, np.ndarray], lattice: ImageLattice, contour: SurfaceContour, blur_nm: float = 0.35
+    maps: dict[str, np.ndarray], lattice: ImageLattice, contour: SurfaceContour, blur_nm: float = LIMITS.blur_nm
 ) -> dict[str, np.ndarray]:
-    """Mean over the surface of every fingerprint, relative to the shared frequencies, against depth in steps of 0.05 nm.
+    """Mean over the surface of every fingerprint, relative to the shared frequencies, against depth.
 
     Parameters
     ----------
@@ -87,19 +109,19 @@ def fingerprint_profile(
         ``depth_nm`` (m,) and one array (m,) for each fingerprint, all in units of the 003 of the bulk.
     """
     shape = maps["shared"].shape
-    step = max(1, round(0.04 / lattice.scan()["pixel_size_nm"]))
+    step = max(1, round(LIMITS.pixel_nm / lattice.scan()["pixel_size_nm"]))
     edge = round(blur_nm / lattice.scan()["pixel_size_nm"])
     y, x = (g.ravel() for g in np.meshgrid(np.arange(edge, shape[0] - edge, step), np.arange(edge, shape[1] - edge, step), indexing="ij"))
     _, depth, seen = contour.places(lattice.to_lattice(np.stack([y, x], axis=1)) @ lattice.columns.basis_nm)
     seen &= depth >= 0
-    bins = np.floor(depth[seen] / 0.05).astype(int)
+    bins = np.floor(depth[seen] / LIMITS.depth_step_nm).astype(int)
     count = np.bincount(bins)
-    good = count >= max(20, 0.3 * float(np.median(count)))
+    good = count >= max(LIMITS.least_pixels, LIMITS.least_share * float(np.median(count)))
     last = int(np.argmin(good)) if not good.all() else len(good)
     total = {k: np.bincount(bins, weights=m[y, x][seen])[:last] for k, m in maps.items()}
     out = {k: v / total["shared"] for k, v in total.items() if k != "shared"}
     bulk = float(np.median(out["003"][-max(10, last // 5) :]))
-    return {"depth_nm": (np.arange(last) + 0.5) * 0.05, **{k: v / bulk for k, v in out.items()}}
+    return {"depth_nm": (np.arange(last) + 0.5) * LIMITS.depth_step_nm, **{k: v / bulk for k, v in out.items()}}
 
 
 @dataclass(frozen=True)
@@ -120,7 +142,7 @@ class FingerprintLayer:
         return "spinel" if self.phase in ("LiM2O4", "M3O4") else self.phase
 
 
-def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = 0.35) -> FingerprintLayer:
+def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = LIMITS.blur_nm) -> FingerprintLayer:
     """Thickness and phase of the layer from the fingerprint frequencies, without any column.
 
     Parameters
@@ -136,28 +158,28 @@ def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = 0.35) -> 
 
     Notes
     -----
-    The share falls by a step with a width of 0.12 nm; blur and edge of the crystal are part of the model. In a rocksalt
+    The share falls by a step of one width; blur and edge of the crystal are part of the model. In a rocksalt
     the frequencies that all share grow by as much as the 003 shrinks, which moves the half value of their ratio; in a spinel they
     stay. Expected of the four columns (1, 1/2, 1/2, 0) and the metal of the 8a columns: LiM₂O₄ 003 and 111 of 1/2 and no 220; M₃O₄
     220 the strongest.
     """
     depth, seen = profile["depth_nm"], profile["003"]
-    x = np.arange(-2.0, depth[-1] + 2.0, 0.02)
+    x = np.arange(-2.0, depth[-1] + 2.0, LIMITS.trial_nm)
     kernel = np.exp(-0.5 * ((depth[:, None] - x) / blur_nm) ** 2) * (x > 0)
     kernel /= kernel.sum(axis=1, keepdims=True)
-    trials = np.arange(0.02, 0.9 * depth[-1], 0.02)
-    blurred = kernel @ transformed_share(x[:, None], trials, 0.12)
+    trials = np.arange(LIMITS.trial_nm, LIMITS.deepest * depth[-1], LIMITS.trial_nm)
+    blurred = kernel @ transformed_share(x[:, None], trials, LIMITS.width_nm)
     best, level, fitted = _fit_003(seen, blurred, 0.0)
     share = blurred[:, best]
     levels = {"003": level} | {k: _level_over_bulk(profile[k], share) for k in ("111", "220")}
-    if level > 0.85 or trials[best] < OPTIONS.least_limit_nm:
+    if level > LIMITS.none_above or trials[best] < OPTIONS.least_limit_nm:
         return FingerprintLayer(0.0, "none", levels, np.ones_like(seen))
-    if levels["220"] > max(0.12, levels["111"]):
+    if levels["220"] > max(LIMITS.least_220, levels["111"]):
         phase = "M3O4"
-    elif levels["111"] > max(0.2, 1.5 * levels["220"]):
+    elif levels["111"] > max(LIMITS.least_111, LIMITS.over_220 * levels["220"]):
         phase = "LiM2O4"
     else:
-        phase = "rocksalt" if max(levels["111"], levels["220"]) < 0.12 else "undecided"
+        phase = "rocksalt" if max(levels["111"], levels["220"]) < LIMITS.least_220 else "undecided"
     if phase == "rocksalt":
         best, levels["003"], fitted = _fit_003(seen, blurred, 1.0)
     return FingerprintLayer(float(trials[best]), phase, levels, fitted)

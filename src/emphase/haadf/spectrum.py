@@ -15,9 +15,28 @@ import numpy as np
 from .projection import ProjectedColumns
 
 
+@dataclass(frozen=True)
+class SpectrumOptions:
+    """Tuning of the spectra of patches and of their match with a projection."""
+
+    coarsest_nm: float = 0.0255  # of binned pixels: columns are broad, so pixels of 0.025 nm lose nothing
+    most_peaks: int = 40  # of a spectrum, the strongest
+    clear_noise: float = 6.0  # times the noise, of a peak that may be a lattice's: none of the 1e4 pixels of a patch by chance
+    seen_noise: float = 4.0  # times the noise, of an amplitude at an expected place, where one looks once
+    seeds: int = 14  # peaks seen that are tried in pairs, ...
+    expected_seeds: int = 6  # ... as pairs of so many expected frequencies
+    least_angle_sine: float = 0.2  # of a pair: near to one line it says nothing across
+    most_stretch: float = 0.06  # of one direction against the other: drift of the scan
+    most_shear_deg: float = 5.0  # of a pair's angle
+    stretch_spread: float = 0.08  # the logarithm of a distortion that costs a standard deviation
+
+
+OPTIONS = SpectrumOptions()
+
+
 def _binning(pixel_nm: float) -> int:
-    """How many pixels to add up a side: columns are broad, so pixels above 0.025 nm lose nothing."""
-    return max(1, int(0.0255 / pixel_nm))
+    """How many pixels to add up a side."""
+    return max(1, int(OPTIONS.coarsest_nm / pixel_nm))
 
 
 def _binned(image: np.ndarray, factor: int) -> np.ndarray:
@@ -70,7 +89,7 @@ def _spectrum(patch: np.ndarray, lowest: float) -> _Spectrum:
     half = (axis[:, None] > 0) | ((axis[:, None] == 0) & (axis > 0))
     y, x = peak_local_max(amplitude, min_distance=2, threshold_abs=0, exclude_border=False).T
     used = (half & (length < 0.48))[y, x]
-    y, x = y[used][:40], x[used][:40]
+    y, x = y[used][: OPTIONS.most_peaks], x[used][: OPTIONS.most_peaks]
     peaks = np.array([_vertex(amplitude, a, b) for a, b in zip(y.tolist(), x.tolist(), strict=True)]).reshape(-1, 2)
     return _Spectrum(maximum_filter(amplitude, 3), (peaks - size // 2) / size, amplitude[y, x], max(noise, 1e-12))
 
@@ -94,41 +113,41 @@ def _match_spectrum(
     """The best map (2, 2) from 1/nm to cycles a pixel, and how well its spectrum is the one seen, 0 to 1.
 
     Every pair of strong peaks is tried as every pair of strong expected frequencies, turned or
-    mirrored; lengths may differ by ``scales`` (ratio to the stated pixel), with 6 % and 5° of distortion. Agreement is Bhattacharyya's
-    coefficient of expected and seen amplitudes, so that strong peaks which no frequency explains count against a map; a distortion
-    of 8 % between two directions costs as much as a standard deviation.
+    mirrored; lengths may differ by ``scales`` (ratio to the stated pixel), with a little distortion. Agreement is Bhattacharyya's
+    coefficient of expected and seen amplitudes, so that strong peaks which no frequency explains count against a map, and so
+    does its distortion.
     """
     _, vectors, amplitudes = columns.frequencies()
     strength = np.abs(amplitudes) / np.sum(np.abs(amplitudes))
-    clear = spectrum.heights > 6 * spectrum.noise
+    clear = spectrum.heights > OPTIONS.clear_noise * spectrum.noise
     farthest = float(np.linalg.norm(vectors, axis=1).max())
     heights, far = spectrum.heights[clear], np.linalg.norm(spectrum.peaks[clear], axis=1)
-    seen = spectrum.peaks[clear][:14]
+    seen = spectrum.peaks[clear][: OPTIONS.seeds]
     best, best_map = 0.0, np.zeros((2, 2))
     if len(seen) < 2:
         return best, best_map
     seen = np.concatenate([seen, -seen])
-    top = min(6, len(vectors))
+    top = min(OPTIONS.expected_seeds, len(vectors))
     for one, two in ((a, b) for a in range(top) for b in range(a + 1, top)):
         g = vectors[[one, two]]
-        if abs(np.linalg.det(g)) < 0.2 * np.linalg.norm(g[0]) * np.linalg.norm(g[1]):
+        if abs(np.linalg.det(g)) < OPTIONS.least_angle_sine * np.linalg.norm(g[0]) * np.linalg.norm(g[1]):
             continue
         for a in range(len(seen) // 2):
             ratio = np.linalg.norm(seen[a]) / np.linalg.norm(g[0]) / pixel_nm
             if not scales[0] < ratio < scales[1]:
                 continue
             other = np.linalg.norm(seen, axis=1) / np.linalg.norm(g[1]) / pixel_nm
-            for b in np.flatnonzero(np.abs(other / ratio - 1) < 0.06).tolist():
+            for b in np.flatnonzero(np.abs(other / ratio - 1) < OPTIONS.most_stretch).tolist():
                 turn = _angle(seen[a], seen[b]), _angle(g[0], g[1])
-                if abs(abs(turn[0]) - abs(turn[1])) > math.radians(5):
+                if abs(abs(turn[0]) - abs(turn[1])) > math.radians(OPTIONS.most_shear_deg):
                     continue
                 trial = np.linalg.solve(g, seen[[a, b]])
                 stretch = np.linalg.svd(trial, compute_uv=False)
                 level = spectrum.at(vectors @ trial)
-                level = np.where(level > 4 * spectrum.noise, level, 0.0)
+                level = np.where(level > OPTIONS.seen_noise * spectrum.noise, level, 0.0)
                 total = max(float(level.sum()), float(np.sum(heights[far < farthest * math.sqrt(stretch[0] * stretch[1])])))
                 score = float(np.sum(np.sqrt(strength * level))) / math.sqrt(total)
-                score *= math.exp(-0.5 * (math.log(stretch[0] / stretch[1]) / 0.08) ** 2 - 0.25 * abs(math.log(ratio)))
+                score *= math.exp(-0.5 * (math.log(stretch[0] / stretch[1]) / OPTIONS.stretch_spread) ** 2 - 0.25 * abs(math.log(ratio)))
                 if score > best:
                     best, best_map = score, trial
     return best, best_map

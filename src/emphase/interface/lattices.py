@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .spectra import _MAX_Q, _MIN_Q, Lattice, WindowSpectra, _match, _missing, _PatternBank, _sigma, spectrum_peaks
+from .spectra import Lattice, WindowSpectra, _half_plane_area, _match, _missing, _PatternBank, _sigma, spectrum_peaks
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,15 @@ class LatticeOptions:
     least_support: float = 25.0  # nats of all windows that need it
     most_lattices: int = 8
     same_spots: float = 0.8  # weight of the spots in common, from which two placed patterns are one lattice
+    same_place_invA: float = 0.012  # within which two spots are one: the width of a peak of a window
+    mean_threshold: float = 3.0  # least power over background of a peak of the mean spectrum of many windows
+    mean_error: tuple[float, float] = (0.08, 0.004)  # of its peaks, in bins and as a share of q: noise and strain average out
+    explained_within: float = 3.5  # errors of a peak
+    kernel_steps: float = 2.5  # of the grid in a standard deviation of the lock-in
+    common_spots: float = 0.02  # over the kernel: frequencies nearer to each other are one to the lock-in
+    amplitude_error: tuple[float, float] = (0.3, 0.1)  # of a spot, as a share of its own and of the usual amplitude
+    alone: tuple[float, float] = (0.6, 0.25)  # least share of a lattice, and largest of the others, where it sets its amplitudes
+    share_error: float = 0.05  # of a share, beside that of noise: thickness varies
     strange_peak: float = 20.0  # power over background of a peak that has to belong to a lattice
 
 
@@ -108,13 +117,13 @@ def _score_placed(window: _Window, spots: np.ndarray, weight: np.ndarray, amplit
         return -1e9
     matched = np.empty(len(window.q), dtype=np.int64)
     nothing_excused = np.zeros(len(window.q), dtype=bool)
-    score = _match(window.q, window.sigma, spots, weight, math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2, nothing_excused, matched)
+    score = _match(window.q, window.sigma, spots, weight, _half_plane_area(), nothing_excused, matched)
     if amplitude is not None:
         score += _missing(window.q, window.strength, spots, amplitude, matched, OPTIONS.peak_threshold)[0]
     return score
 
 
-def _same_spots(a: np.ndarray, weight: np.ndarray, b: np.ndarray, reach: float = 0.012) -> float:
+def _same_spots(a: np.ndarray, weight: np.ndarray, b: np.ndarray, reach: float = OPTIONS.same_place_invA) -> float:
     """Share of the weight of the first spots that has a spot of the second within reach."""
     near = np.abs(a[:, None] - b[None, :]).min(axis=1) < reach
     return float(weight[near].sum() / weight.sum())
@@ -169,18 +178,18 @@ def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list
 def _identified(spectra: WindowSpectra, chosen: np.ndarray, scale: float, bank: _PatternBank, neighbours: np.ndarray) -> Lattice | None:
     """The lattice that the mean spectrum of some windows shows; peaks at spots of its ``neighbours`` (complex) need no explanation."""
     n, bin_invA = len(chosen), spectra.bin_invA
-    threshold = max(3.0, OPTIONS.peak_threshold / math.sqrt(n))
+    threshold = max(OPTIONS.mean_threshold, OPTIONS.peak_threshold / math.sqrt(n))
     q, strength = spectrum_peaks(*spectra.mean(chosen), bin_invA, threshold)
     q = q / scale
     if len(q) < 3:
         return None
-    sigma = _sigma(q, bin_invA, 0.08, 0.004)
+    sigma = _sigma(q, bin_invA, *OPTIONS.mean_error)
     excused = np.min(np.abs(q[:, None] - neighbours), axis=1, initial=1.0) < 3 * sigma
     score, turn, hand = bank.search(q, sigma, strength, OPTIONS.strain_tolerance, threshold, excused)
     best = int(np.argmax(score))
     spots = bank.placed(best, turn[best], hand[best])
     nearest = np.abs(q[:, None] - spots[None, :]).argmin(axis=1)
-    explained = np.abs(q - spots[nearest]) < 3.5 * sigma
+    explained = np.abs(q - spots[nearest]) < OPTIONS.explained_within * sigma
     posterior = dict(zip([*bank.phases, "unknown"], bank.phase_posterior(score).tolist(), strict=True))
     zones = bank.zone_posterior(score)
     return Lattice(bank.patterns[best], turn[best], spots, posterior, zones, q[explained], strength[explained], nearest[explained], n)
@@ -198,15 +207,29 @@ def _strange_peaks(window: _Window, lattices: list[Lattice]) -> bool:
 def find_lattices(
     spectra: WindowSpectra, bank: _PatternBank, scale: float, progress: Any = iter
 ) -> tuple[list[Lattice], np.ndarray, list[dict[str, float]]]:
-    """The crystal lattices in an image, and for every window which it shows most clearly.
+    """The crystal lattices in an image, from the spectra of its windows.
 
-    Every window is searched by itself; the lattices that several windows need are then
-    identified from the mean spectrum of the windows that show them best.
+    Every window is searched by itself; the lattices that several windows need are then identified from the mean spectrum of the windows
+    that show them best.
+
+    Parameters
+    ----------
+    spectra, bank
+        Spectra of windows, and the candidate patterns.
+    scale
+        True size of a pixel over its nominal one, from `calibrate_on_lattice`.
+    progress
+        Wraps the iteration over the windows.
 
     Returns
     -------
-    lattices, and per window: its lattice, -1 where nothing is found, -2 where there are peaks
-    that no candidate explains; and the posterior of each phase in each zone axis from that window alone.
+    lattices
+        The most supported first.
+    owner
+        (n,) for every window the lattice that it shows most clearly; -1 where nothing is found, -2 where there are peaks that no candidate
+        explains.
+    zones
+        For every window the posterior of each phase in each zone axis, from that window alone.
     """
     windows = _searched_windows(spectra, bank, scale, progress)
     accepted, scores = _accepted_lattices(windows, bank)
@@ -313,21 +336,40 @@ def lattice_shares(
 ) -> tuple[np.ndarray, float, np.ndarray, np.ndarray]:
     """How much of each lattice there is around every point of a grid.
 
-    The amplitude of every spot is measured by lock-in with a Gaussian kernel, less that of frequencies of the same length
-    where no lattice has a spot, and explained as a sum of the amplitudes of the lattices, taken from the windows that each of them owns.
-    Spots that two lattices share therefore count for both, and those of one only decide.
+    Parameters
+    ----------
+    image
+        (y, x).
+    pixel_size_nm
+        As calibrated.
+    spectra, lattices, owner
+        The spectra of its windows, and what `find_lattices` found in them.
+    kernel_nm
+        Standard deviation of the Gaussian over which an amplitude is measured.
 
     Returns
     -------
-    shares (lattices, y, x), 1 inside a lattice; the grid's step in nm; the standard error of
-    the shares (lattices,); and the misfit (y, x), the share of the amplitudes, weighted, that
-    the sum does not explain: 0 where all do, 1 where none does, 0 where there is no more than noise.
+    shares
+        (lattices, y, x), 1 inside a lattice.
+    step_nm
+        Of the grid.
+    error
+        (lattices,) standard error of the shares.
+    misfit
+        (y, x), the share of the amplitudes, weighted, that the sum does not explain: 0 where all do or where there is no more than noise, 1
+        where none does.
+
+    Notes
+    -----
+    The amplitude of every spot is measured by lock-in, less that of frequencies of the same length where no lattice has a spot, and
+    explained as a sum of the amplitudes of the lattices, taken from the windows that each of them owns. Spots that two lattices share count
+    for both, and those of one only decide.
     """
     from scipy.ndimage import gaussian_filter
 
-    step_px = max(1, round(kernel_nm / 2.5 / pixel_size_nm))
+    step_px = max(1, round(kernel_nm / OPTIONS.kernel_steps / pixel_size_nm))
     grid = tuple(max(8, n // step_px) for n in image.shape)
-    spots = _common_spots(lattices, 0.02 / kernel_nm)
+    spots = _common_spots(lattices, OPTIONS.common_spots / kernel_nm)
     sigma_px = kernel_nm / pixel_size_nm
     lock_in = lambda q: _lock_in(image.astype(np.float32), q * 10 * pixel_size_nm, sigma_px, grid)
     power = lock_in(spots).reshape(len(spots), -1).T.astype(float) ** 2
@@ -339,19 +381,19 @@ def lattice_shares(
     at = centres[:, 0] * grid[1] + centres[:, 1]
     signatures = np.array([np.median(flat[at[owner == v]], axis=0) for v in range(len(lattices))]).T
     scale = signatures.max(axis=1) + 1e-9
-    weight = 1 / (0.3 * scale + np.median(scale) * 0.1) ** 2
+    weight = 1 / (OPTIONS.amplitude_error[0] * scale + np.median(scale) * OPTIONS.amplitude_error[1]) ** 2
     for _ in range(2):
         shares = _non_negative_shares(flat, signatures, weight)
-        winner = np.where(shares.max(axis=1) > 0.6, shares.argmax(axis=1), -1)
+        winner = np.where(shares.max(axis=1) > OPTIONS.alone[0], shares.argmax(axis=1), -1)
         for v in range(len(lattices)):
-            core = (winner == v) & (np.delete(shares, v, axis=1).max(axis=1, initial=0) < 0.25)
+            core = (winner == v) & (np.delete(shares, v, axis=1).max(axis=1, initial=0) < OPTIONS.alone[1])
             if core.sum() >= 8:
                 signatures[:, v] = np.median(flat[core], axis=0)
     shares = _non_negative_shares(flat, signatures, weight)
     rest = flat - shares @ signatures.T
     variance = float(np.average(np.median(rest**2, axis=0), weights=weight))
     covariance = np.linalg.inv((signatures * weight[:, None]).T @ signatures) * variance * weight.mean()
-    error = np.sqrt(np.diag(covariance)) + 0.05
+    error = np.sqrt(np.diag(covariance)) + OPTIONS.share_error
     present = np.sqrt((flat**2) @ weight) / np.sqrt(np.median((signatures**2).T @ weight))
     unexplained = np.clip((rest**2) @ weight - noise @ weight, 0, None)
     misfit = np.sqrt(unexplained / np.maximum((flat**2) @ weight, 1e-12))

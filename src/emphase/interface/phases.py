@@ -16,7 +16,7 @@ import numpy as np
 from ..crystals import Crystal
 from ..errors import EmphaseError
 from .lattices import calibrate_on_lattice, find_lattices, lattice_shares
-from .spectra import _MISFIT, Lattice, WindowSpectra, _PatternBank, window_spectra, zone_patterns
+from .spectra import Lattice, WindowSpectra, _PatternBank, window_spectra, zone_patterns
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,16 @@ class PhaseOptions:
     faint: float = 0.6  # of a share that a lattice may have where it is thin
     amorphous_level: float = 0.8  # of what the shares lack: the rest is their error
     amorphous_error: float = 0.08  # of that level
+    most_misfit: float = 0.4  # share of the amplitudes that the lattices found leave unexplained before a point is ambiguous
     least_posterior: float = 0.9  # of a phase, before a point is ambiguous
     half_value_error_nm: float = 0.13  # of a half-way contour, a quarter of the kernel of the lock-in
     block_nm: float = 2.0  # of the bootstrap along a contour, over which its error is taken as common
     draws: int = 400  # of the bootstrap
     least_side: float = 0.02  # of the map, of a lattice that is a side of the interface
+    most_clipped: float = 0.02  # share of pixels at the highest or the lowest value, before an image is called saturated, ...
+    least_contrast: float = 8.0  # ... where that value is so far from the median: a picture of few grey values is none
+    least_nyquist_invA: float = 0.45  # of an image in which the spacings of oxides can be told apart
+    least_field: float = 1.5  # windows on each side
     least_layer_nm: float = 0.6  # a thinner one is within the kernel of the lock-in
 
 
@@ -73,12 +78,27 @@ def phase_map(
 ) -> InterfaceMap:
     """The posterior of every phase at every point, and its label.
 
-    A point belongs to the lattice with the largest share; the probability that it truly is the
-    largest comes from the shares' errors, and the phase from the lattice's posterior. What the
-    shares lack of 0.6 (a lattice may be as much fainter where it is thin), less a fifth, is amorphous, or
-    ambiguous where ``unexplained`` (y, x) marks spots that no candidate has. Where no phase has 0.9, or the lattices found do not
-    explain the spots (``misfit`` (y, x): some are missing that should be there), it is
-    ambiguous.
+    Parameters
+    ----------
+    shares, error
+        (lattices, y, x) and (lattices,) from `lattice_shares`.
+    lattices
+        The lattices themselves.
+    unexplained
+        (y, x), where there are spots that no candidate has.
+    misfit
+        (y, x), where the lattices found lack spots that should be there, or have too many.
+    phases
+        Names of all candidates.
+    step_nm
+        Of the grid.
+
+    Notes
+    -----
+    A point belongs to the lattice with the largest share; the probability that it truly is the largest comes from the errors of the shares,
+    and the phase from the lattice's posterior. What the shares lack of ``faint`` (`PhaseOptions`: a lattice may be as much fainter where it
+    is thin) is amorphous, or ambiguous where there are unexplained spots. Ambiguous is also where no phase is probable enough, and where
+    the lattices do not explain the spots.
     """
     from scipy.special import ndtr
 
@@ -238,30 +258,42 @@ class InterfaceResult:
 
 
 def check_lattice_image(image: np.ndarray, pixel_size_nm: float, window_nm: float, where: str) -> None:
-    """`EmphaseError` for an image (y, x) that is constant or saturated, `EmphaseError` for a pixel at which it can hold no lattice.
+    """Whether an image can hold lattices at all.
 
-    ``where`` is the key of the acquisition, for the message.
+    Parameters
+    ----------
+    image
+        (y, x).
+    pixel_size_nm, window_nm
+        The pixel as stated, and the side of the windows to come.
+    where
+        What the image is called in messages, as the key of its acquisition.
+
+    Raises
+    ------
+    EmphaseError
+        For an image that is constant, not finite or saturated, a pixel too large for lattice spacings, and a field too small for windows.
     """
     values = np.asarray(image)
     if not np.all(np.isfinite(values)) or values.std() == 0:
         raise EmphaseError(f"{where}.file: all pixels are equal or some are not finite, expected an image with contrast")
     for end, words in ((values.max(), "highest"), (values.min(), "lowest")):
         clipped = float(np.mean(values == end))
-        if clipped > 0.02 and abs(float(end) - float(np.median(values))) > 8:
+        if clipped > OPTIONS.most_clipped and abs(float(end) - float(np.median(values))) > OPTIONS.least_contrast:
             raise EmphaseError(
                 f"{where}.file: {clipped:.1%} of the pixels sit at the {words} value {end:g}: saturated, expected values inside"
             )
     nyquist = 1 / (20 * pixel_size_nm)
-    if nyquist < 0.45:
+    if nyquist < OPTIONS.least_nyquist_invA:
         raise EmphaseError(
             f"{where}.pixel_size_nm: got {pixel_size_nm:g}, at which spacings below {1 / nyquist:.1f} Å are lost; "
-            "expected a lattice image of at most 0.11 nm a pixel"
+            f"expected a lattice image of at most {1 / (20 * OPTIONS.least_nyquist_invA):.2f} nm a pixel"
         )
     field = [n * pixel_size_nm for n in values.shape]
-    if min(field) < 1.5 * window_nm:
+    if min(field) < OPTIONS.least_field * window_nm:
         raise EmphaseError(
             f"{where}.pixel_size_nm: got {pixel_size_nm:g}, a field of {field[0]:.3g} × {field[1]:.3g} nm for {values.shape[0]} × "
-            f"{values.shape[1]} pixels; expected at least {1.5 * window_nm:g} nm on each side (or a smaller window_nm)"
+            f"{values.shape[1]} pixels; expected at least {OPTIONS.least_field * window_nm:g} nm on each side (or a smaller window_nm)"
         )
 
 
@@ -295,7 +327,7 @@ def _layer_between(
     shares: np.ndarray, misfit: np.ndarray, found: InterfaceMap, sides: tuple[int, int], rng: np.random.Generator
 ) -> tuple[str | None, dict[str, Any]]:
     """Phase between two lattices, "none" or "ambiguous", None where they do not face each other; and its `layer_width`."""
-    missing = misfit > _MISFIT
+    missing = misfit > OPTIONS.most_misfit
     width = _width_between(np.where(missing, np.minimum(shares, 0.3), shares), sides, found.step_nm, rng)
     if width["width_nm"] is None:
         return None, width
@@ -363,7 +395,7 @@ def analyse_interface(
         shares = np.zeros((0, *(max(8, round(n * true_nm / step_nm)) for n in image.shape)))
         misfit = np.zeros(shares.shape[1:])
     strange = _unexplained(spectra, owner, shares.shape[1:], image.shape)
-    found = phase_map(shares, error, lattices, strange, misfit > _MISFIT, bank.phases, step_nm)
+    found = phase_map(shares, error, lattices, strange, misfit > OPTIONS.most_misfit, bank.phases, step_nm)
     beside = _sides(lattices, found.lattice, sides)
     width: dict[str, Any] = {"width_nm": None, "ci95_nm": None, "spread_nm": None}
     phase, width = _layer_between(shares, misfit, found, beside, rng) if beside else (None, width)

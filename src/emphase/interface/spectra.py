@@ -2,7 +2,7 @@
 
 A spectrum is that of a Hann window over the background of noise and amorphous matter. A peak is at a spot of the pattern with a Gaussian
 error, or anywhere at random; predicted strong spots that are not seen count against a pattern. The score of a pattern is the log
-likelihood ratio to random peaks, at its best scale and rotation. Kernels are compiled, so their tuning numbers are module constants.
+likelihood ratio to random peaks, at its best scale and rotation.
 """
 
 from __future__ import annotations
@@ -17,10 +17,34 @@ import numpy as np
 from ..crystals import Crystal, reflections, view_along
 from ..kernels import kernel
 
-_MIN_Q, _MAX_Q = 0.12, 0.72  # 1/Å: below lies the slope of the background, above the damping of the microscope
-_STRAIN = 0.006  # share of q by which a spot may move with strain and bending
-_RANDOM_PEAK = 0.06  # share of peaks that no candidate explains
-_MISFIT = 0.4  # share of the amplitudes that the lattices found leave unexplained before a point is ambiguous
+
+class SpectrumOptions(NamedTuple):
+    """Tuning of spectra, their peaks and the search of patterns; a named tuple, so that kernels can read it."""
+
+    min_q_invA: float = 0.12  # below lies the slope of the background
+    max_q_invA: float = 0.72  # above, the microscope damps contrast away
+    background_quantile: float = 0.3  # of a ring of frequencies: spots do not reach it ...
+    quantile_of_mean: float = 0.357  # ... and exponential statistics have it at so much of their mean, -log(0.7)
+    background_blur: float = 1.5  # bins of radius over which the background is smooth
+    strain: float = 0.006  # share of q by which a spot may move with strain and bending
+    peak_error: float = 0.15  # bins by which a peak of a spectrum is off its place
+    random_peak: float = 0.06  # share of peaks that no candidate explains
+    reach_variances: float = 8.0  # twice these: a peak farther off is at random
+    seed_peaks: int = 5  # the strongest, from each of which patterns are placed
+    seed_amplitude: float = 0.08  # of a pattern's strongest spot, of the spots that are placed there
+    seed_reach: float = 1.5  # errors, within which peaks count before the scale is fitted
+    behind: float = 8.0  # nats behind the best, of a seed that is fitted no further
+    least_cross: float = 0.2  # sine between two matched spots: those of one row say nothing of a zone axis
+    visible: float = 1.3  # times the threshold of peaks, of an expected amplitude that is missed where it is not seen ...
+    clearly_visible: float = 2.2  # ... and missed for sure
+    missed_nats: tuple[float, float] = (0.7, 1.6)  # lost by each of these: half and four fifths of such spots are seen
+    most_missed: float = 12.0  # nats lost by all of them: intensities are not kinematical
+    weight_floor: float = 0.03  # of a spot in its pattern, beside its amplitude
+    scale_spread: tuple[float, float] = (0.004, 0.02)  # prior of a scale, where the pixel is calibrated and where it is as stated
+    certain: float = 0.95  # of a phase that is called certain
+
+
+OPTIONS = SpectrumOptions()
 
 
 @dataclass(frozen=True)
@@ -53,7 +77,7 @@ def zone_patterns(crystal: Crystal, max_index: int = 2) -> list[ZonePattern]:
     list of ZonePattern
         Low indices first.
     """
-    found = reflections(crystal, _MAX_Q, 1e-4)
+    found = reflections(crystal, OPTIONS.max_q_invA, 1e-4)
     steps = range(-max_index, max_index + 1)
     axes = [(u, v, w) for u in steps for v in steps for w in steps if math.gcd(u, v, w) == 1 and (u, v, w) > (0, 0, 0)]
     axes.sort(key=lambda a: (sum(map(abs, a)), [-x for x in a]))
@@ -69,7 +93,7 @@ def zone_patterns(crystal: Crystal, max_index: int = 2) -> list[ZonePattern]:
         if key in patterns or spread[0] < 1e-3:
             continue
         amplitude = np.sqrt(intensity / intensity.max())
-        weight = amplitude + 0.03
+        weight = amplitude + OPTIONS.weight_floor
         weight = 2 * weight / weight.sum()
         patterns[key] = ZonePattern(crystal.name, axis, found.hkl[here], spots, weight, amplitude)
     return list(patterns.values())
@@ -122,8 +146,8 @@ def window_spectra(image: np.ndarray, pixel_size_nm: float, window_nm: float = 3
 
     Notes
     -----
-    The background is that of noise and amorphous matter: in every ring of frequency the 30 % quantile, which spots do not reach, over
-    0.357, its value for exponential statistics.
+    The background is that of noise and amorphous matter: in every ring of frequency a low quantile, which spots do not reach,
+    over its value for exponential statistics.
     """
     from scipy.fft import fft2, fftshift
     from scipy.ndimage import gaussian_filter1d
@@ -133,7 +157,7 @@ def window_spectra(image: np.ndarray, pixel_size_nm: float, window_nm: float = 3
     taper = np.sin(np.pi * np.arange(size, dtype=np.float32) / size) ** 2
     taper = taper[:, None] * taper
     bin_invA = 1 / (10 * pixel_size_nm * size)
-    half = min(size // 2, math.ceil((_MAX_Q + 0.05) / bin_invA))
+    half = min(size // 2, math.ceil((OPTIONS.max_q_invA + 0.05) / bin_invA))
     middle = slice(size // 2 - half, size // 2 + half)
     ring = _rings(half)
     order = np.argsort(ring.ravel(), kind="stable")
@@ -145,8 +169,8 @@ def window_spectra(image: np.ndarray, pixel_size_nm: float, window_nm: float = 3
         part = (part - part.mean()) * taper
         power = np.abs(fftshift(fft2(part))[middle, middle]) ** 2
         in_order = power.ravel()[order]
-        low = [np.quantile(in_order[a:b], 0.3) / 0.357 for a, b in itertools.pairwise(starts)]
-        background[i] = np.exp(gaussian_filter1d(np.log(np.maximum(low, 1e-12)), 1.5))
+        low = [np.quantile(in_order[a:b], OPTIONS.background_quantile) / OPTIONS.quantile_of_mean for a, b in itertools.pairwise(starts)]
+        background[i] = np.exp(gaussian_filter1d(np.log(np.maximum(low, 1e-12)), OPTIONS.background_blur))
         spectra[i] = power
     return WindowSpectra(spectra, background, origins, size, bin_invA)
 
@@ -186,7 +210,7 @@ def spectrum_peaks(
     dx = shift(height[y, x - 1], height[y, x], height[y, x + 1])
     q = ((x - half + dx) + 1j * (y - half + dy)) * bin_invA
     strength = snr[y, x]
-    keep = (np.abs(q) > _MIN_Q) & (np.abs(q) < _MAX_Q)
+    keep = (np.abs(q) > OPTIONS.min_q_invA) & (np.abs(q) < OPTIONS.max_q_invA)
     order = np.argsort(-strength[keep])[:limit]
     return q[keep][order], strength[keep][order]
 
@@ -202,21 +226,21 @@ def _match(q, sigma, predicted, weight, area, excused, matched):
         best, best_k, var = -1e9, -1, 2 * sigma[i] ** 2
         for k in range(len(predicted)):
             d2 = abs(q[i] - predicted[k]) ** 2
-            if d2 < 8 * var:
+            if d2 < OPTIONS.reach_variances * var:
                 value = math.log(weight[k]) - d2 / var
                 if value > best:
                     best, best_k = value, k
         matched[i] = best_k
-        density = _RANDOM_PEAK
+        density = OPTIONS.random_peak
         if best_k >= 0:
-            density += (1 - _RANDOM_PEAK) * area * math.exp(best) / (math.pi * var)
+            density += (1 - OPTIONS.random_peak) * area * math.exp(best) / (math.pi * var)
         total += max(math.log(density), 0.0) if excused[i] else math.log(density)
     return total
 
 
 @kernel
 def _missing(q, strength, predicted, amplitude, matched, threshold):
-    """Log likelihood of what is predicted strong and not seen, at worst -12; and whether spots of two directions are."""
+    """Log likelihood of what is predicted strong and not seen; and whether spots of two directions are."""
     seen = np.zeros(len(predicted), dtype=np.bool_)
     measured, expected, cross = 0.0, 0.0, 0.0
     for i in range(len(q)):
@@ -228,20 +252,20 @@ def _missing(q, strength, predicted, amplitude, matched, threshold):
                 if matched[j] >= 0:
                     cross = max(cross, abs((q[i] * np.conj(q[j])).imag) / (abs(q[i]) * abs(q[j])))
     if expected == 0.0:
-        return -12.0, 0.0
+        return -OPTIONS.most_missed, 0.0
     total = 0.0
     for k in range(len(predicted)):
         p = predicted[k]
-        if seen[k] or p.imag < 0 or (p.imag == 0 and p.real < 0) or abs(p) < _MIN_Q or abs(p) > _MAX_Q:
+        if seen[k] or p.imag < 0 or (p.imag == 0 and p.real < 0) or abs(p) < OPTIONS.min_q_invA or abs(p) > OPTIONS.max_q_invA:
             continue
         near = 1e9
         for j in range(len(predicted)):
             if seen[j]:
                 near = min(near, abs(predicted[j] + p), abs(predicted[j] - p))
         ratio = amplitude[k] * measured / expected / math.sqrt(threshold)
-        if near > 1e-6 and ratio > 1.3:
-            total -= 0.7 if ratio < 2.2 else 1.6
-    return max(total, -12.0), cross
+        if near > 1e-6 and ratio > OPTIONS.visible:
+            total -= OPTIONS.missed_nats[0] if ratio < OPTIONS.clearly_visible else OPTIONS.missed_nats[1]
+    return max(total, -OPTIONS.most_missed), cross
 
 
 @kernel
@@ -299,25 +323,30 @@ def _search(peaks, patterns, limits):
         w, f = weight[a:b], amplitude[a:b]
         for hand in range(2):
             g = spots[a:b] if hand == 0 else np.conj(spots[a:b])
-            for i in range(min(5, len(q))):
+            for i in range(min(OPTIONS.seed_peaks, len(q))):
                 for k in range(b - a):
                     scale = abs(q[i]) / abs(g[k])
-                    if abs(scale - 1) > tolerance or f[k] < 0.08:
+                    if abs(scale - 1) > tolerance or f[k] < OPTIONS.seed_amplitude:
                         continue
                     turn = q[i] / g[k]
                     if scale_sigma < 0.005:
                         turn /= scale
-                    score = _match(q, 1.5 * sigma, turn * g, w, area, excused, matched)
-                    if score < best[t] - 8 or score < 0:
+                    score = _match(q, OPTIONS.seed_reach * sigma, turn * g, w, area, excused, matched)
+                    if score < best[t] - OPTIONS.behind or score < 0:
                         continue
                     turn *= _fit_turn(q, sigma, turn * g, matched)
                     predicted = turn * g
                     score = _match(q, sigma, predicted, w, area, excused, matched)
                     lack, cross = _missing(q, strength, predicted, f, matched, threshold)
                     score += lack - 0.5 * ((abs(turn) - 1) / scale_sigma) ** 2
-                    if cross > 0.2 and score > best[t]:
+                    if cross > OPTIONS.least_cross and score > best[t]:
                         best[t], turns[t], hands[t] = score, turn, hand
     return best, turns, hands
+
+
+def _half_plane_area() -> float:
+    """Area (1/Å²) of the half plane of frequencies in which peaks are looked for."""
+    return math.pi * (OPTIONS.max_q_invA**2 - OPTIONS.min_q_invA**2) / 2
 
 
 class _PatternBank:
@@ -342,8 +371,9 @@ class _PatternBank:
         if len(q) < 2:
             n = len(self.patterns)
             return np.full(n, -1e9), np.ones(n, dtype=complex), np.zeros(n, dtype=int)
-        scale_sigma = 0.02 if tolerance > 0.02 else 0.004
-        area = math.pi * (_MAX_Q**2 - _MIN_Q**2) / 2
+        calibrated, stated = OPTIONS.scale_spread
+        scale_sigma = stated if tolerance > stated else calibrated
+        area = _half_plane_area()
         patterns = _Spots(self.spots, self.weight, self.amplitude, self.offsets)
         excused = np.zeros(len(q), dtype=bool) if excused is None else excused
         limits = _Limits(float(tolerance), scale_sigma, float(threshold), area)
@@ -395,10 +425,10 @@ class Lattice:
 
     @property
     def certain(self) -> bool:
-        """Whether that phase has more than 0.95."""
-        return self.posterior[self.phase] > 0.95 and self.phase != "unknown"
+        """Whether that phase is probable enough to be called so."""
+        return self.posterior[self.phase] > OPTIONS.certain and self.phase != "unknown"
 
 
-def _sigma(q: np.ndarray, bin_invA: float, bins: float = 0.15, strain: float = _STRAIN) -> np.ndarray:
+def _sigma(q: np.ndarray, bin_invA: float, bins: float = OPTIONS.peak_error, strain: float = OPTIONS.strain) -> np.ndarray:
     """Error (1/Å) of peaks at q: a part of a bin, and strain."""
     return np.hypot(bins * bin_invA, strain * np.abs(q))
