@@ -1,4 +1,4 @@
-"""The graph of samples x notebooks. `make run` calls it three times, `--config stage=`
+"""The graph of samples x notebooks. `make run` (workflow/run_stages.py) runs its stages one after the other, `--config stage=`
 
     gate        01 for every sample: checks sample.yaml and every file that it names
     steps       the others of helpers.GRAPH for the samples that passed the gate

@@ -379,21 +379,20 @@ def load_sample(data_dir: str | Path, sample_id: str) -> Sample:
     except ValidationError as error:
         lines = [f"{name}: {fault_in_words(e, Sample)}" for e in error.errors()[:20]]
         raise SampleError("\n".join(lines + [f"{name}: {error.error_count() - 20} more faults"] * (error.error_count() > 20))) from None
-    faults = _sample_faults(sample, sample_id, _phase_folders(data_dir))
+    faults = _sample_faults(sample, sample_id, phase_folders(data_dir))
     if faults:
         raise SampleError("\n".join(f"{name}: {fault}" for fault in faults))
     return sample
 
 
-def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) -> list[str]:
+def _sample_faults(sample: Sample, folder_name: str, folders: list[Path]) -> list[str]:
     """What pydantic cannot see: the id against the folder, the files, the phases."""
     faults = []
     if not _SAMPLE_ID.fullmatch(sample.id):
         faults.append(f"id: got {sample.id!r}, expected letters, digits, - and _ only, the first one no -")
     if sample.id != folder_name:
         faults.append(f"id: got {sample.id!r}, expected {folder_name!r}, the name of its folder")
-    for kind in Acquisitions.model_fields:
-        acquisition = getattr(sample.acquisitions, kind)
+    for kind, acquisition in sample.acquisitions:
         if acquisition is None:
             continue
         for key, path in sample.files(kind).items():
@@ -413,13 +412,13 @@ def _sample_faults(sample: Sample, folder_name: str, phase_folders: list[Path]) 
         named = [("phases", phase) for phase in getattr(acquisition, "phases", None) or []]
         named += [("phase", acquisition.phase)] if hasattr(acquisition, "phase") else []
         for key, phase in named:
-            if not any((folder / f"{phase}.cif").is_file() for folder in phase_folders):
-                known = sorted({p.stem for folder in phase_folders for p in folder.glob("*.cif")})
+            if not any((folder / f"{phase}.cif").is_file() for folder in folders):
+                known = sorted({p.stem for folder in folders for p in folder.glob("*.cif")})
                 faults.append(f"acquisitions.{kind}.{key}: no phase {phase!r}, expected one of {', '.join(known)}")
     return faults
 
 
-def _phase_folders(data_dir: str | Path = "") -> list[Path]:
+def phase_folders(data_dir: str | Path = "") -> list[Path]:
     """Where phases are looked up: beside or in the data folder first, then the project's own."""
     samples = samples_folder(data_dir)
     candidates = [samples / "phases", samples.parent / "phases", PROJECT_ROOT / "data" / "phases"]
@@ -428,7 +427,7 @@ def _phase_folders(data_dir: str | Path = "") -> list[Path]:
 
 def phase_file(phase: str, data_dir: str | Path = "") -> Path:
     """The CIF file of a phase; one that lies in the data folder goes before the project's own. `SampleError` where there is none."""
-    for folder in _phase_folders(data_dir):
+    for folder in phase_folders(data_dir):
         if (folder / f"{phase}.cif").is_file():
             return folder / f"{phase}.cif"
     raise SampleError(f"no phase {phase!r}: expected {phase}.cif in data/phases")
@@ -524,7 +523,7 @@ def _no_number(text: str) -> None:
 
 def read_result(results_dir: str | Path, sample_id: str, step: str) -> dict:
     """The JSON that a step wrote; `ResultError` saying which step to run where there is none, and on access to a key that it lacks."""
-    path = _results_root(results_dir) / sample_id / f"{step}.json"
+    path = results_root(results_dir) / sample_id / f"{step}.json"
     if not path.is_file():
         raise ResultError(f"run {step} for {sample_id} first: there is no {sample_id}/{step}.json in the results")
     part = type("_Part", (_Result,), {"where": f"{sample_id}/{step}.json"})
@@ -544,7 +543,8 @@ def software_versions(step: str) -> dict[str, str]:
     return found | {"code_sha256": code_sha256(step)[:16]}
 
 
-def _results_root(results_dir: str | Path) -> Path:
+def results_root(results_dir: str | Path) -> Path:
+    """The folder of results, the project's own where none is named."""
     return Path(results_dir) if str(results_dir) else PROJECT_ROOT / "results"
 
 
@@ -854,7 +854,7 @@ def begin(step: str, given: Mapping[str, Any], **ranges: tuple[float, float]) ->
     parameters = {name: given[name] for name in defaults}
     sample_id = parameters.get("sample_id", "")
     sample = load_sample(parameters["data_dir"], sample_id) if sample_id else None
-    results = _results_root(parameters["results_dir"]) / sample_id
+    results = results_root(parameters["results_dir"]) / sample_id
     by_hand = _usable_choice(step, results, sample, defaults)
     if by_hand:
         at_default = {name for name, value in parameters.items() if value == defaults[name]} - injected
@@ -1233,7 +1233,7 @@ def scan_banks(ped: Any, calibrated: dict[str, Any], data_dir: str | Path, *, st
     ]
 
 
-_MAP_PROPERTIES = (
+MAP_PROPERTIES = (
     "score", "correlation", "phase_margin", "orientation_margin", "decided", "grain_id", "share", "crystal_id", "lattice_id",
     "second_phase_id", "second_share", "second_crystal_id", "diffuse",
 )  # fmt: skip
@@ -1254,14 +1254,14 @@ def load_maps(path: Path, matched: dict[str, Any]) -> dict[str, np.ndarray]:
         crystal_map = io.load(str(path))
     except Exception as error:  # h5py and orix raise whatever they meet in a file that was cut short
         raise ResultError(f"{where}: cannot be read ({one_line(error)}); run 06_ped_matching for {path.parent.name} again") from None
-    lacking = [name for name in (*_MAP_PROPERTIES, *(f"probability_{p}" for p in phases)) if name not in crystal_map.prop]
+    lacking = [name for name in (*MAP_PROPERTIES, *(f"probability_{p}" for p in phases)) if name not in crystal_map.prop]
     if lacking:
         raise ResultError(
             f"{where}: holds no {lacking[0]!r}, expected the map as this version of the workbook writes it; run 06_ped_matching again"
         )
     shape = (len(np.unique(crystal_map.y)) if crystal_map.y is not None else 1, -1)
     read = lambda name: np.asarray(crystal_map.prop[name]).reshape(shape)
-    maps = {name: read(name) for name in _MAP_PROPERTIES}
+    maps = {name: read(name) for name in MAP_PROPERTIES}
     maps["phase_id"] = np.asarray(crystal_map.phase_id).reshape(shape)
     maps["probability"] = np.stack([read(f"probability_{p}") for p in phases])
     maps["support"] = np.stack([read(f"score_{p}") - matched["chance_nats"][p] for p in phases])
@@ -1459,8 +1459,7 @@ def ended_well(output: dict) -> bool:
 
 def run_error(executed: str | Path) -> str | None:
     """Why an executed notebook ended in an error: ``name: text`` of the error; None where it did not."""
-    executed = Path(executed)
-    log = executed.with_suffix(".log")
+    executed, log = Path(executed), Path(executed).with_suffix(".log")
     if executed.is_file():
         try:
             cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
@@ -1492,7 +1491,7 @@ def failed_step(results_dir: str | Path, sample_id: str) -> tuple[str, str] | No
     ``make run`` leaves a mark ``<id>/.done/<step>`` for every step that succeeded on the present input. A step without it failed where its
     executed notebook (``<id>/notebooks/<step>.ipynb``), or papermill itself (``<step>.log`` beside it), ended in an error.
     """
-    root = _results_root(results_dir) / sample_id
+    root = results_root(results_dir) / sample_id
     for step in STEPS:
         if not (root / ".done" / step).exists():
             reason = run_error(root / "notebooks" / f"{step}.ipynb")

@@ -12,7 +12,7 @@ import numpy as np
 
 from emphase.crystals import Crystal, direction_name
 from emphase.orientations import ipf_colours
-from emphase.ped.search import _indices_up_to, nearest_zone_axis
+from emphase.ped.search import indices_up_to, nearest_zone_axis
 
 _NOTHING = 2**16 - 1  # stands for no number in columns of 16 bits
 
@@ -23,7 +23,7 @@ def _low_index_directions(crystal: Crystal, most: int = 3) -> tuple[np.ndarray, 
     Directions that the Laue group takes into each other share a name, that of the simplest of them, as ``[1 −1 0]``. orix has no name for a
     family and no order of simplicity, so both are made here.
     """
-    along = _indices_up_to(most) @ crystal.lattice
+    along = indices_up_to(most) @ crystal.lattice
     operators = crystal.laue_rotations
     turned = np.einsum("oij,nj->noi", operators, along) @ np.linalg.inv(crystal.lattice)
     family = np.rint(np.concatenate([turned, -turned], axis=1)).astype(int)

@@ -23,7 +23,7 @@ from emphase.ped.scan import Calibration
 from emphase.ped.search import predicted_spots
 from emphase.ped.templates import TemplateBank
 from helpers import (
-    _MAP_PROPERTIES,
+    MAP_PROPERTIES,
     RecordingError,
     ResultError,
     Sample,
@@ -100,7 +100,7 @@ def _explored(results: Path, sample: Sample, data_dir: str | Path) -> _Explored:
 def _map_columns(explored: _Explored, stride: int) -> tuple[dict[str, dict], list[list[str]]]:
     """The columns of the map page, of every ``stride``-th pattern in both directions, and the names of each phase's zone axes."""
     thin = np.s_[::stride, ::stride]
-    maps = {name: explored.maps[name][thin] for name in (*_MAP_PROPERTIES, "phase_id")}
+    maps = {name: explored.maps[name][thin] for name in (*MAP_PROPERTIES, "phase_id")}
     rotation, phase_id = explored.rotation[thin], maps["phase_id"]
     flat = rotation.reshape(-1, 3, 3)
     zone, off, zones = _zone_columns(flat, phase_id.ravel(), explored.crystals)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from emphase.files import file_sha256, write_atomically
-from helpers import PROJECT_ROOT, ResultError, _phase_folders, code_sha256, hand_choice, samples_folder
+from helpers import PROJECT_ROOT, ResultError, code_sha256, hand_choice, phase_folders, samples_folder
 
 from .text import _step_title, _without_paths
 
@@ -56,7 +56,7 @@ class _Hashes:
 
 def _input_path(name: str, folder: Path, data_dir: str | Path) -> Path | None:
     """The file that the ``inputs`` of a result name; None where it is gone. ``folder`` is the sample's results folder."""
-    crystals = [phases / Path(name).name for phases in _phase_folders(data_dir)] if name.endswith(".cif") else []
+    crystals = [phases / Path(name).name for phases in phase_folders(data_dir)] if name.endswith(".cif") else []
     candidates = (samples_folder(data_dir) / folder.name / name, folder / name, PROJECT_ROOT / name, *crystals)
     return next((path for path in candidates if path.exists()), None)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from emphase.files import file_sha256, write_atomically
-from helpers import NOT_INDEXED_COLOUR, _results_root, phase_colours
+from helpers import NOT_INDEXED_COLOUR, phase_colours, results_root
 
 from .assets import TEMPLATES, _content_policy, _page_scripts, _page_style
 from .cards import _thumbnail
@@ -145,7 +145,7 @@ def render_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Pat
     Path
         That of ``index.html``.
     """
-    results = Path(os.path.abspath(_results_root(results_dir)))
+    results = Path(os.path.abspath(results_root(results_dir)))
     folder = results / "html"
     hashes = _Hashes(results)
     pages = _planned_pages(results, data_dir, hashes)

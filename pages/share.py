@@ -21,10 +21,10 @@ from helpers import (
     STEPS,
     ResultError,
     WorkbookError,
-    _results_root,
     failed_step,
     list_samples,
     misnamed_samples,
+    results_root,
     run_error,
 )
 
@@ -74,7 +74,7 @@ def share_pages(results_dir: str | Path = "", data_dir: str | Path = "") -> Path
     ResultError
         Where there are no pages.
     """
-    results = _results_root(results_dir)
+    results = results_root(results_dir)
     pages = _refreshed_pages(results, data_dir)
     folder = results / "share" / "workbook"
     shutil.rmtree(folder, ignore_errors=True)
@@ -129,7 +129,7 @@ def print_comparison(results_dir: str | Path = "", data_dir: str | Path = "") ->
     chromium = find_chromium()
     if chromium is None:
         raise WorkbookError("a PDF needs Chromium or Chrome: install one, or name its program in CHROMIUM")
-    results = _results_root(results_dir)
+    results = results_root(results_dir)
     index = _refreshed_pages(results, data_dir) / "index.html"
     target = results / "share" / "comparison.pdf"
     footer = _PAGE_NUMBERS.format("Sample comparison")
@@ -187,7 +187,7 @@ def finish_run(data_dir: str | Path = "", results_dir: str | Path = "") -> int:
     int
         The exit status, 0 or 1.
     """
-    results, faults = _results_root(results_dir), []
+    results, faults = results_root(results_dir), []
     try:
         pages = f"pages: {os.path.relpath(render_pages(results, data_dir))}"
     except OSError as error:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from emphase.ped.scan import Calibration, _read_box, patterns_at, scan_boxes
+from emphase.ped.scan import Calibration, patterns_at, read_box, scan_boxes
 from helpers import RecordingError
 
 
@@ -46,7 +46,7 @@ def _kept_patterns(patterns: Any, every: int) -> Iterator[np.ndarray]:
             first, left = (-part.start % every for part in (rows, cols))
             box = slice(rows.start + first, rows.stop, every), slice(cols.start + left, cols.stop, every)
             shape = [len(range(part.start, part.stop, every)) for part in box]
-            pieces.append(_read_box(patterns, box).reshape(*shape, ky, kx) if all(shape) else np.empty((*shape, ky, kx), patterns.dtype))
+            pieces.append(read_box(patterns, box).reshape(*shape, ky, kx) if all(shape) else np.empty((*shape, ky, kx), patterns.dtype))
         block = np.concatenate(pieces, axis=1)
         if block.size:
             yield block.reshape(-1, ky, kx)

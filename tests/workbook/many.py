@@ -67,7 +67,7 @@ def make_maps(path: Path, rng: np.random.Generator, rocksalt: float) -> dict[str
     phase_id[-1, -4:] = -1
     rotation = Rotation.random(phase_id.size, rng=rng).as_matrix().reshape(*SHAPE, 3, 3)
     whole = {"decided", "grain_id", "crystal_id", "lattice_id", "second_phase_id", "second_crystal_id"}
-    names = [*helpers._MAP_PROPERTIES, *(f"{kind}_{p}" for kind in ("score", "probability") for p in PHASES)]
+    names = [*helpers.MAP_PROPERTIES, *(f"{kind}_{p}" for kind in ("score", "probability") for p in PHASES)]
     values = {name: rng.integers(0, 2, SHAPE) if name in whole else rng.gamma(2.0, 20.0, SHAPE) for name in names}
     values |= {name: rng.uniform(0, 1, SHAPE) for name in ("correlation", "share", "second_share")}
     emphase.orientations.save_crystal_map(path, emphase.orientations.to_crystal_map(phase_id, rotation, crystals, 8.0, values))

@@ -72,7 +72,7 @@ class Results:
         turns = rng.uniform(0, [360, 1, 360], (*shape, 3))  # near the zone axis along c, which has many spots
         rotation = Rotation.from_euler("zxz", turns.reshape(-1, 3), degrees=True).as_matrix().reshape(*shape, 3, 3)
         whole = {"decided", "grain_id", "crystal_id", "lattice_id", "second_phase_id", "second_crystal_id"}
-        names = [*helpers._MAP_PROPERTIES, *(f"{kind}_{p}" for kind in ("score", "probability") for p in PHASES)]
+        names = [*helpers.MAP_PROPERTIES, *(f"{kind}_{p}" for kind in ("score", "probability") for p in PHASES)]
         values = {name: rng.integers(0, 2, shape) if name in whole else rng.gamma(2.0, 20.0, shape) for name in names}
         values |= {name: rng.uniform(0, 1, shape) for name in ("correlation", "share", "second_share")}
         self.matched = {

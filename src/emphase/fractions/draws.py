@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..ped.grains import _eight_neighbours
+from ..ped.grains import eight_neighbours
 from .spike_in import SpikeIn, log_odds, share_of_second
 
 
@@ -109,7 +109,7 @@ def spread_of(spike_ins: SpikeIn) -> Spread:
 
 def neighbouring_phase(phase_id: np.ndarray) -> np.ndarray:
     """The most frequent other phase among the eight neighbours of every indexed pattern, (ny, nx), -1 where there is none."""
-    around = _eight_neighbours(phase_id)
+    around = eight_neighbours(phase_id)
     often = np.stack([(around == k).sum(axis=0) * (phase_id != k) for k in range(int(phase_id.max(initial=0)) + 1)])
     return np.where((phase_id >= 0) & (often.max(axis=0) > 0), np.argmax(often, axis=0), -1)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ped.grains import _eight_neighbours, _neighbour_pairs
+from ..ped.grains import eight_neighbours, neighbour_pairs
 from .draws import Spread, drawn_counts
 
 
@@ -64,7 +64,7 @@ def share_by_bin(
 
 def unit_boundaries(units: np.ndarray) -> np.ndarray:
     """Patterns (ny, nx) that touch, by an edge, one of another unit; -1 is no unit."""
-    a, b = _neighbour_pairs(*units.shape)
+    a, b = neighbour_pairs(*units.shape)
     number, result = units.ravel(), np.zeros(units.size, bool)
     apart = (number[a] != number[b]) & (number[a] >= 0) & (number[b] >= 0)
     result[a[apart]] = result[b[apart]] = True
@@ -85,8 +85,8 @@ def topotactic_patterns(maps: dict[str, np.ndarray], wanted: int, others: list[i
     -------
     How many patterns of the phase share the lattice of one of their eight neighbours of ``others``, and how many have such a neighbour.
     """
-    beside = (maps["phase_id"] == wanted) & np.isin(_eight_neighbours(maps["phase_id"]), others)
-    lattice = _eight_neighbours(maps["lattice_id"])
+    beside = (maps["phase_id"] == wanted) & np.isin(eight_neighbours(maps["phase_id"]), others)
+    lattice = eight_neighbours(maps["lattice_id"])
     joined = beside & (lattice >= 0) & (lattice == maps["lattice_id"])
     return int(joined.any(axis=0).sum()), int(beside.any(axis=0).sum())
 

@@ -46,7 +46,7 @@ def misorientations_deg(first: np.ndarray, second: np.ndarray, operators: np.nda
     return np.degrees(_misorientations(first, second, operators))
 
 
-def _neighbour_pairs(ny: int, nx: int) -> tuple[np.ndarray, np.ndarray]:
+def neighbour_pairs(ny: int, nx: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices (n,), (n,) in the flattened scan of all pairs of patterns that share an edge."""
     number = np.arange(ny * nx).reshape(ny, nx)
     return (
@@ -55,7 +55,7 @@ def _neighbour_pairs(ny: int, nx: int) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def _eight_neighbours(values: np.ndarray) -> np.ndarray:
+def eight_neighbours(values: np.ndarray) -> np.ndarray:
     """Values (8, ny, nx) of the neighbours of every pattern of a map (ny, nx) of numbers, -1 beyond its edge."""
     ny, nx = values.shape
     padded = np.pad(values, 1, constant_values=-1)
@@ -85,7 +85,7 @@ def segment_grains(phase_id: np.ndarray, rotation: np.ndarray, operators: list[n
     from scipy.sparse.csgraph import connected_components
 
     phase, matrices = phase_id.ravel(), rotation.reshape(-1, 3, 3)
-    a, b = _neighbour_pairs(*phase_id.shape)
+    a, b = neighbour_pairs(*phase_id.shape)
     joined = np.zeros(len(a), bool)
     for k, of_phase in enumerate(operators):
         here = (phase[a] == k) & (phase[b] == k)
@@ -132,7 +132,7 @@ def boundary_relations(
     names = [b.crystal.name for b in banks]
     related = [k for members in lattice_families(names, families) for k in members]
     phase = phase_id.ravel()
-    a, b = _neighbour_pairs(*phase_id.shape)
+    a, b = neighbour_pairs(*phase_id.shape)
     between = (phase[a] != phase[b]) & np.isin(phase[a], related) & np.isin(phase[b], related)
     a, b = a[between], b[between]
     angles = _lattice_angles(phase, rotation.reshape(-1, 3, 3), a, b, banks)
@@ -166,7 +166,7 @@ def boundaries(
         Whether only the phase changes there (n,), and the lattice goes on.
     """
     nx = phase_id.shape[1]
-    a, b = _neighbour_pairs(*phase_id.shape)
+    a, b = neighbour_pairs(*phase_id.shape)
     grain = grain_id.ravel()
     a, b = a[grain[a] != grain[b]], b[grain[a] != grain[b]]
     topotactic = _lattice_angles(phase_id.ravel(), rotation.reshape(-1, 3, 3), a, b, banks) < threshold_deg

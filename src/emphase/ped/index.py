@@ -39,7 +39,7 @@ from .lattices import (
     _Solutions,
 )
 from .overlap import _MOST_PARTS, _choose_sets, _costs, _Prices
-from .scan import Calibration, _read_box, scan_boxes
+from .scan import Calibration, read_box, scan_boxes
 from .search import OPTIONS as SEARCH_OPTIONS
 from .search import _nearest_operator, chance_evidence, search_phase
 from .shares import _measure_shares, _unit_of_phases
@@ -256,7 +256,7 @@ def _search_box(
 
     With ``neighbours``, to whom it is offered, some patterns are searched deeper in sparse banks. ``centre_px`` is (n, 2).
     """
-    spots = find_spots(_read_box(patterns, box), centre_px, calibration)
+    spots = find_spots(read_box(patterns, box), centre_px, calibration)
     rows, cols = (np.arange(part.start, part.stop) for part in box)
     n, p = len(centre_px), len(banks)
     diagonal = np.add.outer(rows, cols).ravel() % OPTIONS.deep_every == 0

@@ -151,7 +151,7 @@ def scan_statistics(patterns: Any) -> ScanStatistics:
     second = np.zeros(patterns.shape[2:])
     total = np.zeros((ny, nx))
     for box in scan_boxes(patterns):
-        block = _read_box(patterns, box)
+        block = read_box(patterns, box)
         counts = np.zeros(len(block))
         _add_statistics(block, first, second, counts)
         total[box] = counts.reshape(total[box].shape)
@@ -167,7 +167,7 @@ def scan_statistics(patterns: Any) -> ScanStatistics:
 def patterns_at(patterns: Any, indices: np.ndarray) -> np.ndarray:
     """Patterns (n, ky, kx) of a scan (ny, nx, ky, kx), from their indices (n,) in the flattened scan."""
     places = (divmod(int(i), patterns.shape[1]) for i in indices)
-    return np.concatenate([_read_box(patterns, (slice(y, y + 1), slice(x, x + 1))) for y, x in places])
+    return np.concatenate([read_box(patterns, (slice(y, y + 1), slice(x, x + 1))) for y, x in places])
 
 
 @kernel(parallel=True)
@@ -215,7 +215,7 @@ def scan_boxes(patterns: Any, most: int = 2048) -> list[tuple[slice, slice]]:
     return list(product(*spans))
 
 
-def _read_box(patterns: Any, box: tuple[slice, slice]) -> np.ndarray:
+def read_box(patterns: Any, box: tuple[slice, slice]) -> np.ndarray:
     """Patterns (n, ky, kx) of a box of a scan, line by line, from numpy, dask or `RecordedFrames`."""
     block = patterns[box]
     block = np.asarray(block.compute(scheduler="threads") if hasattr(block, "compute") else block)
@@ -290,7 +290,7 @@ def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.
     start = np.array(np.unravel_index(np.argmax(np.where(middle, smooth, 0)), mean.shape), float)
     centre, total = np.zeros((ny, nx, 2)), np.zeros((ny, nx))
     for box in scan_boxes(patterns):
-        block = _read_box(patterns, box).reshape(*total[box].shape, *mean.shape)
+        block = read_box(patterns, box).reshape(*total[box].shape, *mean.shape)
         centre[box], total[box] = _centroids(block, mask, start, radius_px)
     return centre, total
 

@@ -269,7 +269,7 @@ def zone_axis_landscape(spots: Spots, calibration: Calibration, bank: TemplateBa
     return bank.frames[:, :, 2], evidence
 
 
-def _indices_up_to(most: int) -> np.ndarray:
+def indices_up_to(most: int) -> np.ndarray:
     """All directions (n, 3) of indices without a common factor, the simple ones first.
 
     Not `orix.vector.Miller.from_highest_indices`: that keeps multiples, and its order does not put the simpler of two equals first.
@@ -305,7 +305,7 @@ def nearest_zone_axis(crystal: Crystal, direction: np.ndarray, max_index: int = 
     >>> nearest_zone_axis(cubic, np.array([0.0, 1.0, 1.02]))[0]
     (0, 1, 1)
     """
-    uvw = _indices_up_to(max_index)
+    uvw = indices_up_to(max_index)
     axes = uvw @ crystal.lattice
     angle = np.degrees(np.arccos(np.clip(axes @ direction / np.linalg.norm(axes, axis=1) / np.linalg.norm(direction), -1, 1)))
     best = int(np.argmin(angle + np.abs(uvw).sum(axis=1)))
