@@ -94,8 +94,10 @@ def correlation_map(spots: Spots, calibration: Calibration, banks: list[Template
     Map (ny, nx). 1 is a pattern whose spots are all predicted, in their proportions, and no others. One spot is no crystal: 0 where
     fewer than two are explained.
 
-    Notes ----- Σ √(m q) / √(Σ m), over all measured spots of at least 4 nats, with their net counts m and the predicted strengths q,
-    which add up to one over all places that the crystals of the pattern predict, these in their shares.
+    Notes
+    -----
+    Σ √(m q) / √(Σ m), over all measured spots of at least 4 nats, with their net counts m and the predicted strengths q, which add up to
+    one over all places that the crystals of the pattern predict, these in their shares.
     """
     refs, first = _joined_reflections(banks)
     phase, share = found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS)
