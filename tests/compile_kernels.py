@@ -1,5 +1,7 @@
 """Compile the kernels once, before several processes of the suite ask for them: the methods on recordings of a few pixels."""
 
+import multiprocessing
+import sys
 import warnings
 
 import numpy as np
@@ -9,11 +11,8 @@ import emphase
 import helpers
 
 
-def main() -> None:
-    """Match, spike in, analyse and register what is simulated small."""
-    warnings.simplefilter("ignore")  # the recordings are too small for what is asked of them
-    rng = np.random.default_rng(1)
-    crystals = [helpers.phase_crystal(p) for p in ("layered", "spinel", "rocksalt", "llzo")]
+def match(rng: np.random.Generator, crystals: list) -> None:
+    """Match a scan and its spike-ins."""
     patterns, truth = emphase.simulate.ped_scan(rng, crystals, (5, 5))
     mean, variance, _ = emphase.ped.scan.scan_statistics(patterns)
     mask = emphase.ped.scan.hot_and_dead_pixels(mean, variance, 25, int(patterns.max()))
@@ -24,9 +23,25 @@ def main() -> None:
     maps, _, spots = study.map_scan(patterns, calibration, banks)
     emphase.ped.search.zone_axis_landscape(spots[:1], calibration, banks[0])
     study.run_spike_ins(patterns, calibration, banks, maps, trials=range(1))
+
+
+def analyse(rng: np.random.Generator, crystals: list) -> None:
+    """Analyse an interface and register a stack."""
     image, _ = study.interface_image(rng, (320, 320), 0.02)
     study.analyse_interface(image, 0.02, crystals[:1], rng)
     emphase.drift.register_stack(study.cryo_stack(rng, 4, (64, 64))[0])
+
+
+def main() -> None:
+    """Both, each in a process of its own: a core compiles one kernel at a time."""
+    warnings.simplefilter("ignore")  # the recordings are too small for what is asked of them
+    crystals = [helpers.phase_crystal(p) for p in ("layered", "spinel", "rocksalt", "llzo")]
+    work = [multiprocessing.Process(target=what, args=(np.random.default_rng(1), crystals)) for what in (match, analyse)]
+    for process in work:
+        process.start()
+    for process in work:
+        process.join()
+    sys.exit(any(process.exitcode for process in work))
 
 
 if __name__ == "__main__":
