@@ -66,7 +66,7 @@ demo: $(READY)
 # Kernels are compiled beside style and types, then two processes take a test file at a time, one thread each.
 test: $(READY)
 	@$(BIN)/python tests/compile_kernels.py & compiled=$$!; $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy || exit 1; wait $$compiled
-	@NUMBA_NUM_THREADS=$${NUMBA_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile
+	@PYTHONDONTWRITEBYTECODE= NUMBA_NUM_THREADS=$${NUMBA_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # test-fast: style, types, and the tests that compile and simulate next to nothing
 test-fast: $(READY)
