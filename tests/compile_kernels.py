@@ -1,11 +1,14 @@
-"""Compile the kernels once, before several processes of the suite ask for them: the methods on recordings of a few pixels."""
+"""Compile the kernels once, before several processes of the suite ask for them: the methods on recordings of a few pixels.
 
-import multiprocessing
-import sys
+Tests that need them wait for the lock that this holds (`conftest.COMPILING`).
+"""
+
+import fcntl
 import warnings
 
 import numpy as np
 import study
+from conftest import COMPILING
 
 import emphase
 import helpers
@@ -33,15 +36,14 @@ def analyse(rng: np.random.Generator, crystals: list) -> None:
 
 
 def main() -> None:
-    """Both, each in a process of its own: a core compiles one kernel at a time."""
+    """Both, one after the other."""
     warnings.simplefilter("ignore")  # the recordings are too small for what is asked of them
     crystals = [helpers.phase_crystal(p) for p in ("layered", "spinel", "rocksalt", "llzo")]
-    work = [multiprocessing.Process(target=what, args=(np.random.default_rng(1), crystals)) for what in (match, analyse)]
-    for process in work:
-        process.start()
-    for process in work:
-        process.join()
-    sys.exit(any(process.exitcode for process in work))
+    COMPILING.parent.mkdir(exist_ok=True)
+    with open(COMPILING, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        match(np.random.default_rng(1), crystals)
+        analyse(np.random.default_rng(1), crystals)
 
 
 if __name__ == "__main__":

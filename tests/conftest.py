@@ -1,7 +1,34 @@
-"""What all tests share: one thread a pool, no windows."""
+"""What all tests share: one thread a pool, no windows, and kernels that are compiled once."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 for pool in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
     os.environ.setdefault(f"{pool}_NUM_THREADS", "2" if pool == "NUMBA" else "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+#: Tests that match patterns, the longest first: they come last, and wait for `compile_kernels.py` where it runs beside them
+MATCHING = (
+    "test_lab.py", "test_bad_input.py", "test_notebooks.py", "test_chunks.py", "test_explore.py", "test_fractions.py", "test_ped.py",
+    "test_by_hand.py", "test_readme.py", "test_explore_choices.py",
+)  # fmt: skip
+COMPILING = Path(__file__).resolve().parents[1] / ".cache" / "compiling"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of tests in their order, those of MATCHING at the end."""
+    place = {name: k for k, name in enumerate(MATCHING, 1)}
+    items.sort(key=lambda item: place.get(item.path.name, 0))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Wait for the kernels, where this file needs them and they are being compiled."""
+    if request.path.name in MATCHING and COMPILING.is_file():
+        with open(COMPILING) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+    yield
