@@ -1,12 +1,15 @@
 """The architecture, read from the sources: arrows run down, no circle, rooms of a size, and what the library does not know."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from architecture import EDGES, FILES, LIBRARY, NAMES, PACKAGES, ROOT, floor
 
+import emphase
 import helpers
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
@@ -46,6 +49,20 @@ def test_a_notebook_depends_on_the_modules_that_the_graph_names(path):
         behind = {"emphase.crystals", "emphase.files", "emphase.drawing", *helpers.GRAPH[path.stem].methods}
         assert set(named) <= behind, f"{path.stem} uses {sorted(set(named) - behind)}, which GRAPH does not name"
         assert set(helpers.GRAPH[path.stem].methods) <= set(named), "GRAPH names what the notebook does not use"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_what_is_used_of_helpers_and_of_the_library_is_there(path):
+    """Also where a cell runs on some samples only."""
+    for chain in set(re.findall(r"\b(?:helpers|emphase)\.(?!py\b)[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", path.read_text(encoding="utf-8"))):
+        first, *names = chain.split(".")
+        found = {"helpers": helpers, "emphase": emphase}[first]
+        for k, name in enumerate(names):
+            if not isinstance(found, ModuleType):
+                break
+            if not hasattr(found, name) and importlib.util.find_spec(f"{found.__name__}.{name}") is None:
+                pytest.fail(f"{'.'.join([first, *names[: k + 1]])} is not there")
+            found = getattr(found, name, None) or importlib.import_module(f"{found.__name__}.{name}")
 
 
 # --- rooms --------------------------------------------------------------------------------
