@@ -322,8 +322,7 @@ def measure_columns(image: np.ndarray, lattice: ImageLattice, cations: CationLat
             & (height > OPTIONS.clear_noise * noise / factor),
         )
     around = gaussian_filter(image, OPTIONS.surroundings * spacing)[tuple(np.rint(px).astype(int).T)]
-    px = (px + 0.5) * factor - 0.5
-    return Columns(index, px, nm, height, ground, height / level, noise / level / factor, present, around)
+    return Columns(index, (px + 0.5) * factor - 0.5, nm, height, ground, height / level, noise / level / factor, present, around)
 
 
 def _metal_level(nm: np.ndarray, height: np.ndarray, usable: np.ndarray, expected: np.ndarray | None = None) -> np.ndarray:

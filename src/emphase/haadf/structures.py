@@ -149,8 +149,7 @@ def column_regions(layer: SurfaceLayer, tetrahedral: np.ndarray, reach_nm: float
     )
     scatter_8a = 1.4826 * float(np.median(np.abs(tetrahedral[lithium] - np.median(tetrahedral[lithium]))))
     rows = np.flatnonzero(used)
-    nm = columns.nm[rows]
-    apart, near = cKDTree(nm).query(nm, k=min(OPTIONS.neighbours, len(nm)))
+    apart, near = cKDTree(columns.nm[rows]).query(columns.nm[rows], k=min(OPTIONS.neighbours, len(rows)))
     weight = np.exp(-0.5 * (apart / reach_nm) ** 2)
     level, error, t_level, t_error = (np.empty((len(rows), 4)) for _ in range(4))
     for kind in range(4):
