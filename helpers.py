@@ -867,13 +867,13 @@ def begin(step: str, given: Mapping[str, Any], **ranges: tuple[float, float]) ->
         print(run.hand_choice_in_words())
     if sample is not None:
         run.reads(sample.folder / "sample.yaml")
+    code_sha256(step)  # kept: an edit from here on is not what this run was made by
     return run
 
 
 def _injected(given: Mapping[str, Any]) -> set[str]:
     """The parameters that papermill set: it marks its cell with a comment, and IPython keeps the source of every cell."""
-    sources = [source for source in given.get("In", []) if source.startswith("# Parameters\n")]
-    return {name for source in sources for name, _ in _assigned(source)}
+    return {name for source in given.get("In", []) if source.startswith("# Parameters\n") for name, _ in _assigned(source)}
 
 
 def _usable_choice(step: str, results: Path, sample: Sample | None, defaults: dict[str, Any]) -> HandChoice | None:

@@ -129,6 +129,8 @@ def _atoms_of(path: Path) -> Any:
     """The atoms of a CIF as ase gives them; `EmphaseError` where they are none of a crystal."""
     import ase.io
 
+    if not path.is_file():
+        raise EmphaseError(f"{path.name}: no such file, expected a CIF")
     if path.stat().st_size > LIMITS.file_bytes:
         raise EmphaseError(f"{path.name}: {path.stat().st_size} bytes, expected a crystal structure of at most {LIMITS.file_bytes}")
     try:
@@ -136,7 +138,8 @@ def _atoms_of(path: Path) -> Any:
             warnings.simplefilter("ignore")
             atoms: Any = ase.io.read(path, format="cif", fractional_occupancies=True)
     except Exception as error:  # ase raises whatever it meets in a broken file
-        raise EmphaseError(f"{path.name}: cannot be read as a crystal structure: {one_line(error)}") from error
+        why = one_line(error) or type(error).__name__
+        raise EmphaseError(f"{path.name}: cannot be read as a crystal structure: {why}; expected a CIF with cell and atoms") from error
     if len(atoms) == 0:
         raise EmphaseError(f"{path.name}: holds no atoms, expected a structure that can diffract")
     edges = atoms.cell.lengths()

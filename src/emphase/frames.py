@@ -122,6 +122,7 @@ class RecordedFrames:
 
     def __init__(self, path: str | Path, navigation_dimension: int):
         self.path, self.navigation_dimension = Path(path).absolute(), navigation_dimension
+        _check_there(self.path)
         data = self.signal.data
         self.shape, self.dtype, self.chunks = data.shape, data.dtype, data.chunks
 

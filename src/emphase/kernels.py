@@ -12,6 +12,7 @@ files, so that an edit under a running process cannot put old code under a new k
 
 from __future__ import annotations
 
+import enum
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
@@ -83,12 +84,13 @@ def dependency_key(compiled: Dispatcher) -> str:
             continue
         seen.add(here)
         digest.update(repr(sorted(here.targetoptions.items(), key=str)).encode())
-        for part in _content(here.py_func.__code__):
+        defaults = (here.py_func.__defaults__ or (), tuple(sorted((here.py_func.__kwdefaults__ or {}).items())))
+        for part in (*_content(here.py_func.__code__), *_content(defaults)):
             digest.update(part)
         for name, value in _globals(here.py_func):
-            if isinstance(value, Dispatcher):
-                todo.append(value)
-            else:
+            called = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Dispatcher)]
+            todo += called
+            if not called:
                 for part in _content(value):
                     digest.update(name.encode() + b" " + part)
     return digest.hexdigest()
@@ -100,7 +102,10 @@ def _globals(function: Callable) -> list[tuple[str, Any]]:
     names = sorted({name for part in _codes(code) for name in part.co_names})
     values = [(name, function.__globals__[name]) for name in names if name in function.__globals__]
     modules = [value for _, value in values if isinstance(value, ModuleType)]
-    values += [(name, getattr(module, name)) for module in modules for name in names if hasattr(module, name)]
+    for module in modules:  # those found on the way are looked into as well
+        inside = [(name, getattr(module, name)) for name in names if hasattr(module, name)]
+        values += inside
+        modules += [value for _, value in inside if isinstance(value, ModuleType) and value not in modules]
     return values + [(name, cell.cell_contents) for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)]
 
 
@@ -126,6 +131,8 @@ def _content(value: Any) -> Iterator[bytes]:
             yield from _content(item)
     elif isinstance(value, frozenset):
         yield repr(sorted(map(repr, value))).encode()
+    elif isinstance(value, type) and issubclass(value, enum.Enum):
+        yield repr([(member.name, member.value) for member in value]).encode()
     elif isinstance(value, type) and issubclass(value, tuple):
         yield repr(getattr(value, "_fields", "")).encode()
     elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic)):

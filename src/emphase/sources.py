@@ -30,11 +30,17 @@ def _file_of(module: str) -> Path | None:
 
 
 @functools.cache
+def _source(path: Path) -> bytes:
+    """A file's content at the time when it was first asked for: what this process has loaded is not newer than that."""
+    return path.read_bytes()
+
+
+@functools.cache
 def _imported(module: str, path: Path) -> tuple[str, ...]:
     """Modules of this library that a file imports, anywhere in it."""
     found: list[str] = []
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(_source(path))):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -91,7 +97,7 @@ def source_sha256(*modules: str) -> str:
     digest = hashlib.sha256()
     for module, path in modules_behind(*modules).items():
         digest.update(f"{module}\n".encode())
-        digest.update(path.read_bytes())
+        digest.update(_source(path))
     return digest.hexdigest()
 
 
@@ -131,9 +137,16 @@ class _Definition(NamedTuple):
 
 
 def _modules_in(node: ast.AST) -> frozenset[str]:
-    """Modules of this library from which a definition imports, inside it."""
-    found = (n.module or "" for n in ast.walk(node) if isinstance(n, ast.ImportFrom))
-    return frozenset(module for module in found if module.split(".")[0] == _NAME)
+    """Modules of this library that a statement imports, or names in full."""
+    found: list[str] = []
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            found += [alias.name for alias in part.names]
+        elif isinstance(part, ast.ImportFrom) and not part.level:
+            found += [part.module or "", *(f"{part.module}.{alias.name}" for alias in part.names)]  # a name may be a module too
+        elif isinstance(part, ast.Attribute):
+            found.append(ast.unparse(part))
+    return frozenset(name for name in found if name.split(".")[0] == _NAME and name != _NAME and _file_of(name))
 
 
 @functools.cache
@@ -143,8 +156,11 @@ def _definitions(path: Path) -> dict[str, _Definition]:
     lines = text.splitlines(keepends=True)
     found: dict[str, _Definition] = {}
     for node in ast.parse(text).body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == _NAME:
-            found |= dict.fromkeys((alias.asname or alias.name for alias in node.names), _Definition(modules=_modules_in(node)))
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                one = ast.ImportFrom(node.module, [alias], node.level) if isinstance(node, ast.ImportFrom) else ast.Import([alias])
+                name = alias.asname or (alias.name if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0])
+                found[name] = _Definition(modules=_modules_in(one) | (found[name].modules if name in found else frozenset()))
             continue
         uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])

@@ -1,11 +1,13 @@
 """Kernels run the code that is there, whatever file it stands in, and are compiled again only where something that they use changed."""
 
+import enum
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
@@ -65,7 +67,9 @@ for line in sys.stdin:
         print("failed", flush=True)
 """
 PROGRAM = """
+import enum
 import json
+import numba
 import numpy as np
 from parts.caller import total
 value = total(np.arange(4.0))
@@ -147,3 +151,22 @@ def test_the_key_holds_arrays_and_what_functions_around_a_kernel_give_it():
     keys = {dependency_key(made(t, offset)) for t, offset in ((table, 0), (changed, 0), (table, 1))}
     assert len(keys) == 3
     assert dependency_key(made(table.copy(), 0)) in keys
+
+
+@pytest.mark.parametrize(
+    "callee",
+    [
+        "def g(x, eps={}):\n    return x + eps",
+        "def g(x, *, eps={}):\n    return x + eps",
+        "T = (numba.njit(lambda x: x + {}),)\ndef g(x):\n    return T[0](x)",
+        "class E(enum.Enum):\n    A = {}\ndef g(x):\n    return x + E.A.value",
+    ],
+    ids=["default", "keyword", "tuple of kernels", "enum"],
+)
+def test_the_key_knows_what_a_callee_holds(callee):
+    def key(source: str) -> str:
+        names: dict = {"numba": numba, "enum": enum}
+        exec(f"{source}\ng = numba.njit(g)\ndef f(x):\n    return g(x)", names)
+        return dependency_key(numba.njit(names["f"]))
+
+    assert key(callee.format(1.0)) == key(callee.format(1.0)) != key(callee.format(2.0))

@@ -542,3 +542,40 @@ def test_recorded_steel_is_austenite_and_not_g_phase():
     seen = spots.table[0, :, :2][np.hypot(*(spots.table[0, :, :2] - measured[0, 0]).T) * 0.01261 < 1.0][:8]
     off = np.hypot(*(seen[:, None] - places[None]).transpose(2, 0, 1)).min(axis=1)
     assert (off < 2).sum() >= 6
+
+
+@pytest.mark.parametrize(
+    ("families", "why"),
+    [
+        (("layered", "rocksalt"), "expected families of names"),
+        ("layered", "expected families of names"),
+        ([("layered", "rocksalt"), ("spinel", "rocksalt")], "'rocksalt' stands in two"),
+    ],
+)
+def test_families_that_are_none(families, why):
+    with pytest.raises(emphase.EmphaseError, match=why):
+        emphase.ped.families.lattice_families(["layered", "rocksalt"], families)
+
+
+def test_what_does_not_belong_together_is_refused():
+    crystal = helpers.phase_crystal("rocksalt")
+    patterns = np.ones((2, 3, 64, 64), np.uint8)
+    optics = emphase.ped.Optics(scale_invA_per_px=0.02, beam_energy_keV=200, precession_deg=0.5)
+    bank = emphase.ped.template_bank(crystal, max_g_invA=0.8, beam_energy_keV=200, precession_deg=0.5, excitation_width_invA=0.001)
+    of_another = emphase.ped.Calibration(0.02, np.eye(2), np.full((4, 4, 2), 32.0), np.zeros((64, 64), bool), 1.3)
+    with pytest.raises(emphase.EmphaseError, match="of a scan of 4 × 4 × 64 × 64, but the patterns are 2 × 3 × 64 × 64"):
+        emphase.ped.map_scan(patterns, of_another, [bank])
+    own = emphase.ped.Calibration(0.02, np.eye(2), np.full((2, 3, 2), 32.0), np.zeros((64, 64), bool), 1.3)
+    for banks in ([], [bank, bank]):
+        with pytest.raises(emphase.EmphaseError, match="expected one or more of different names"):
+            emphase.ped.map_scan(patterns, own, banks)
+    for crystals, settings, why in (
+        ([], optics, "expected one `Crystal` or more"),
+        (["rocksalt"], optics, "expected one `Crystal` or more"),
+        ([crystal], optics._replace(beam_energy_keV=200_000), "beam_energy_keV: got 200000, expected 20 to 3000"),
+        ([crystal], optics._replace(scale_invA_per_px=-1), "scale_invA_per_px: got -1"),
+    ):
+        with pytest.raises(emphase.EmphaseError, match=why):
+            emphase.ped.calibrate(patterns, crystals, settings)
+    with pytest.raises(emphase.EmphaseError, match="expected a scan"):
+        emphase.ped.calibrate("ped.hspy", [crystal], optics)

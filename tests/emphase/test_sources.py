@@ -19,6 +19,12 @@ FILES = {
 }
 
 
+def forget():
+    """As a new process does, which reads every file again."""
+    for cached in (sources.source_sha256, sources._source, sources._imported, sources._definitions):
+        cached.cache_clear()
+
+
 @pytest.fixture
 def library(tmp_path, monkeypatch):
     """The folder of a library that is the one looked at."""
@@ -29,12 +35,12 @@ def library(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_PACKAGE", tmp_path / "lib")
     monkeypatch.setattr(sources, "_NAME", "lib")
     yield tmp_path / "lib"
-    sources.source_sha256.cache_clear()
+    forget()
 
 
 def hashes():
     """The hash of each method, read anew."""
-    sources.source_sha256.cache_clear()
+    forget()
     return {name: sources.source_sha256(f"lib.{name}") for name in ("drift", "ped", "ground")}
 
 
@@ -91,5 +97,29 @@ def test_definitions_that_a_name_uses_come_with_it(library, tmp_path):
     )
     text, modules = sources.definitions_behind(study, ["first", "unknown"])
     assert text == ["LEAST: float = 2.0\n", "def first():\n    return second() + LEAST\n", "def second():\n    return aligned()\n"]
-    assert modules == ["lib.drift"]
+    assert modules == ["lib.drift", "lib.drift.register"]
     assert sources.definitions_behind(study, ["third"])[1] == ["lib.ped.index"]
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        "from lib import ped\n\ndef use():\n    return ped.index",
+        "import lib.ped as p\n\ndef use():\n    return p.index",
+        "import lib\n\ndef use():\n    return lib.ped.index.search",
+        "def use():\n    import lib.ped.index as i\n    return i",
+        "def use():\n    from lib.ped import index\n    return index",
+    ],
+)
+def test_a_module_is_found_however_it_is_imported(library, tmp_path, imported):
+    study = tmp_path / "study.py"
+    study.write_text(imported)
+    assert "lib.ped.index" in sources.modules_behind(*sources.definitions_behind(study, ["use"])[1])
+
+
+def test_what_a_process_read_once_is_what_it_goes_by(library):
+    before = hashes()["ped"]
+    with open(library / "ped" / "index.py", "a") as edited:
+        edited.write("# edited\n")
+    sources.source_sha256.cache_clear()
+    assert sources.source_sha256("lib.ped") == before

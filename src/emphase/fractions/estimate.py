@@ -245,7 +245,14 @@ def corrected_fraction(
     Returns
     -------
     `Fraction`. Under the limit its interval is all that the limit leaves open, from zero on.
+
+    Raises
+    ------
+    EmphaseError
+        Where the phase is not among those it is a share of.
     """
+    if wanted not in among:
+        raise EmphaseError(f"wanted: got phase {wanted!r}, expected one of those it is a share of, {among}")
     inside = np.isin(maps["phase_id"], among)
     bias, error, correction = misclassification(spike_ins, maps, wanted, inside)
     counted = float((maps["phase_id"][inside] == wanted).mean()) if inside.any() else 0.0

@@ -31,6 +31,28 @@ class LayerOptions:
     huber: float = 2.5  # scatters beyond which a column counts less
     most_bulk_lithium: float = 0.4  # of a metal column in the lithium columns of a layered bulk
     most_bulk_alternation: float = 0.15  # between the lithium columns of a layered bulk
+    least_bulk: int = 4  # lithium columns below a layer, in which the bulk is seen
+    rounds: int = 4  # of edge, roles and reference heights, which depend on the layer: the third changes little
+    first_weight: float = 0.05  # of the bulk's columns for the roles, which the layer's decide
+    first_depth_nm: float = 1.0  # of a layer before one is fitted, at most, ...
+    first_width_nm: float = 0.2  # ... and its transition
+    role_reach: float = 3.0  # columns along the surface over which bright and dim ones alternate
+    visible_lithium: float = 0.35  # level of a layer's lithium columns that can be seen, so that they mark the edge ...
+    visible_depth: float = 0.6  # ... down to this share of the layer
+    coarse_nm: tuple[float, float, float] = (0.12, 0.5, 0.1)  # thicknesses tried first: from, to at least, in steps, ...
+    deepest: float = 0.9  # ... and to this share of the deepest column
+    fine_nm: tuple[float, float] = (0.4, 0.04)  # about the best: as far, in steps
+    thinnest_nm: float = 0.08  # of a thickness that is tried there
+    least_level_weight: float = 0.3  # sum of squares of the share over a role's columns, for its two levels to differ
+    block_nm: float = 0.5  # of the bootstrap: two spacings ...
+    most_blocks: int = 40  # ... or as many over the whole surface
+    resampled_nm: tuple[float, float, float] = (0.6, 0.03, 0.05)  # thicknesses of a resample: as far, in steps, from at least
+    resampled_depth_nm: float = 4.0  # below the layer, beyond which columns say nothing of it
+    few_blocks: float = 1.2  # by which an interval of n blocks is wider, over n: Student's t at 95 % goes so
+    limit_nm: tuple[float, float] = (1.5, 0.02)  # thicknesses tried for a limit where there is no layer: to, in steps, ...
+    limit_width_nm: float = 0.05  # ... of a sharp layer ...
+    limit_level: float = 0.25  # ... that holds this much metal in its lithium columns: a spinel's mean
+    limit_chi2: float = 3.84  # 95 % of one parameter
     least_open: float = 0.3  # share of the edge that has to face vacuum
     spinel_above: float = 0.13  # alternation, a third for spinel and none for rocksalt: 95 % have to lie above
     rocksalt_below: float = 0.20  # or below
@@ -82,7 +104,7 @@ def _roles(columns: Columns, layer_weight: np.ndarray) -> np.ndarray:
     for row in np.unique(columns.index[:, 1]):
         k = np.flatnonzero(columns.index[:, 1] == row)
         i, b, w = columns.index[k, 0], columns.brightness[k], layer_weight[k]
-        near = w * np.exp(-np.abs(i[:, None] - i[None, :]) / 3.0)
+        near = w * np.exp(-np.abs(i[:, None] - i[None, :]) / OPTIONS.role_reach)
         np.fill_diagonal(near, 0.0)
         odd = (i[:, None] - i[None, :]) % 2 == 1
         same, other = np.where(odd, 0.0, near), np.where(odd, near, 0.0)
@@ -112,7 +134,7 @@ def _profile_sums(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Misfit (b, t, w) of the best levels for every weighting (b, n), thickness and width; levels (b, t, w, 4, 2).
 
-    Columns are gathered in steps of depth of 0.02 nm first.
+    Columns are gathered in steps of depth first.
     """
     bins, place = np.unique(np.floor(depth / OPTIONS.depth_step_nm).astype(int), return_inverse=True)
     centres = (bins + 0.5) * OPTIONS.depth_step_nm
@@ -130,7 +152,7 @@ def _profile_sums(
         s0, sy, syy = w.sum(axis=1)[:, None] + 1e-9, (w @ v)[:, None], (w @ v**2)[:, None]
         s1, s2, sfy = w_bin @ grid, w_bin @ squares, wy_bin @ grid
         spread = s2 - s1**2 / s0
-        slope = np.where(spread > 0.3, (sfy - s1 * sy / s0) / np.maximum(spread, 0.3), 0.0)
+        slope = np.where(spread > OPTIONS.least_level_weight, (sfy - s1 * sy / s0) / np.maximum(spread, OPTIONS.least_level_weight), 0.0)
         base = (sy - slope * s1) / s0
         misfit += syy - base * sy - slope * sfy
         levels[:, :, r, 0], levels[:, :, r, 1] = base, base + slope
@@ -189,8 +211,8 @@ def measure_surface_layer(
     -----
     The edge of the crystal is the curve that parts occupied from empty places of the lattice, so half a column spacing outside the
     outermost columns; the brightness of the four kinds of columns against depth follows one share
-    0.5 erfc((depth − thickness)/(√2 width)). A layer is reported where it explains the columns better than none does (F ≥ 12 a level) and
-    fills lithium columns by more than 0.08 of a metal column. The interval comes from resampling blocks along the surface, with the error
+    0.5 erfc((depth − thickness)/(√2 width)). A layer is reported where it explains the columns better than none does (by F a level) and
+    fills lithium columns (`LayerOptions`). The interval comes from resampling blocks along the surface, with the error
     of the edge added.
     """
     contour: SurfaceContour | None
@@ -203,20 +225,21 @@ def measure_surface_layer(
         _check_vacuum(columns, contour)
     level_of, fit = columns, None
     old_level = columns.height / np.where(columns.brightness == 0, 1.0, columns.brightness)
-    for iteration in range(4):
+    for iteration in range(OPTIONS.rounds):
         along, depth, faced = contour.places(columns.nm)
         inside = faced & (depth > 0) & (columns.present | ~columns.is_metal) & (np.abs(level_of.brightness) < 2)
         seen = depth.max() if fit is None else fit.thickness
-        layer_weight = np.where(inside, 0.05 + transformed_share(depth, min(seen, 1.0) if fit is None else seen, 0.2), 0.0)
+        reach = min(seen, OPTIONS.first_depth_nm) if fit is None else seen
+        layer_weight = np.where(inside, OPTIONS.first_weight + transformed_share(depth, reach, OPTIONS.first_width_nm), 0.0)
         role = _roles(level_of, layer_weight)
         fit, weights, scale = _fitted(depth[inside], level_of.brightness[inside], role[inside])
         expected = np.zeros(len(depth))
         expected[inside] = fit.brightness(depth[inside], role[inside])
         level = _metal_level(columns.nm, columns.height, columns.present & inside & columns.is_metal, expected)
         level_of = replace(columns, brightness=columns.height / level, noise=columns.noise * old_level / level)
-        lithium_seen = (fit.levels[2:, 1] > 0.35)[np.maximum(role - 2, 0)] & (role >= 2)
-        visible = columns.is_metal | (lithium_seen & (depth < 0.6 * fit.thickness))
-        if iteration < 3 and drawn_nm is None:
+        lithium_seen = (fit.levels[2:, 1] > OPTIONS.visible_lithium)[np.maximum(role - 2, 0)] & (role >= 2)
+        visible = columns.is_metal | (lithium_seen & (depth < OPTIONS.visible_depth * fit.thickness))
+        if iteration < OPTIONS.rounds - 1 and drawn_nm is None:
             contour = surface_contour(columns, cations.spacing_nm, visible) or contour
     assert fit is not None
     return _layer_from(rng, _Surface(level_of, contour, along, depth, inside, role), _Fit(fit, weights, scale), bootstraps)
@@ -238,20 +261,22 @@ def _check_bulk(fit: _Profile, depth: np.ndarray, role: np.ndarray, has_layer: b
     """`EmphaseError` where the deepest columns that the image shows are not those of the layered structure, or none lie below a layer."""
     deep = int(np.sum((role >= 2) & (depth > fit.thickness + fit.width)))
     bright, dim = float(fit.levels[2, 0]), float(fit.levels[3, 0])
-    if (has_layer and deep < 4) or bright - dim > OPTIONS.most_bulk_alternation or bright > OPTIONS.most_bulk_lithium:
+    if (has_layer and deep < OPTIONS.least_bulk) or bright - dim > OPTIONS.most_bulk_alternation or bright > OPTIONS.most_bulk_lithium:
         raise EmphaseError(
             f"no layered bulk below the surface: lithium columns hold {max(dim, 0.0):.2f} and {max(bright, 0.0):.2f} of a metal column "
-            f"in the deepest {deep} that the image shows, expected less than 0.15 in 4 or more; the transformed region fills the image"
+            f"in the deepest {deep} that the image shows, expected less than {OPTIONS.most_bulk_lithium:g}, alike to "
+            f"{OPTIONS.most_bulk_alternation:g}, in {OPTIONS.least_bulk} or more; the transformed region fills the image"
         )
 
 
 def _fitted(depth: np.ndarray, y: np.ndarray, role: np.ndarray) -> tuple[_Profile, np.ndarray, float]:
     """The profile over all columns, their robust weights and the scatter about it."""
     weights = np.ones((1, len(y)))
-    fit = _fit_profile(depth, y, role, weights, np.arange(0.12, max(0.5, 0.9 * depth.max()), 0.1))[0]
-    for _ in range(4):
-        near = fit.thickness + np.arange(-0.4, 0.41, 0.04)
-        fit = _fit_profile(depth, y, role, weights, near[near > 0.08])[0]
+    (first, last, step), (reach, fine) = OPTIONS.coarse_nm, OPTIONS.fine_nm
+    fit = _fit_profile(depth, y, role, weights, np.arange(first, max(last, OPTIONS.deepest * depth.max()), step))[0]
+    for _ in range(OPTIONS.rounds):
+        near = fit.thickness + np.arange(-reach, reach + fine / 4, fine)
+        fit = _fit_profile(depth, y, role, weights, near[near > OPTIONS.thinnest_nm])[0]
         robust, scale = _robust_weights(depth, y, role, fit)
         weights = robust[None]
     return fit, weights[0], scale
@@ -284,12 +309,13 @@ def _resampled_profiles(
     draws: int,
 ) -> tuple[list[_Profile], int]:
     """Profiles about ``fit`` for blocks ``along`` (n,) the surface drawn with replacement, and the number of blocks."""
-    blocks = np.floor((along - along.min()) / max(0.5, float(np.ptp(along)) / 40)).astype(int)
+    blocks = np.floor((along - along.min()) / max(OPTIONS.block_nm, float(np.ptp(along)) / OPTIONS.most_blocks)).astype(int)
     count = int(blocks.max()) + 1
     drawn = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-    near = fit.thickness + np.arange(-0.6, 0.61, 0.03)
-    shallow = d < fit.thickness + 4.0
-    return _fit_profile(d[shallow], y[shallow], r[shallow], (drawn[:, blocks] * weights)[:, shallow], near[near > 0.05]), count
+    reach, step, least = OPTIONS.resampled_nm
+    near = fit.thickness + np.arange(-reach, reach + step / 3, step)
+    shallow = d < fit.thickness + OPTIONS.resampled_depth_nm
+    return _fit_profile(d[shallow], y[shallow], r[shallow], (drawn[:, blocks] * weights)[:, shallow], near[near > least]), count
 
 
 def _alternation(levels: np.ndarray) -> np.ndarray:
@@ -333,7 +359,7 @@ def _layer_from(rng: np.random.Generator, surface: _Surface, fitted: _Fit, boots
     slope = np.gradient(contour.edge(contour.length_nm), contour.length_nm)
     direction = 0.5 * fit.thickness * float(np.mean(slope**2))  # along which normal: that of the base line or that of its waves
     spread = math.hypot(float(found.std()) * math.sqrt(count / max(count - 1, 1)), math.sqrt(2) * contour.error_nm, direction)
-    half = 1.96 * spread * (1 + 1.2 / max(count - 1, 1))
+    half = 1.96 * spread * (1 + OPTIONS.few_blocks / max(count - 1, 1))
     ci = (max(0.0, float(fit.thickness - half)), float(fit.thickness + half))
     alternation = (float(_alternation(fit.levels)), float(_alternation(levels).std()))
     lithium = (float(fit.levels[2:, 1].mean()), float(levels[:, 2:, 1].mean(axis=1).std()))
@@ -353,8 +379,9 @@ def _upper_limit(depth: np.ndarray, y: np.ndarray, role: np.ndarray, weights: np
     lithium = role >= 2
     d, v, w = depth[lithium], y[lithium], weights[lithium]
     base = float(np.average(v, weights=w))
-    trial = np.arange(0.0, 1.5, 0.02)
-    inner = transformed_share(d[:, None], trial[None], 0.05)
-    misfit = np.sum(w[:, None] * ((v[:, None] - base - (0.25 - base) * inner) / scale) ** 2, axis=0)
-    allowed = trial[misfit < misfit.min() + 3.84]
-    return float(allowed.max()) + 0.02
+    most, step = OPTIONS.limit_nm
+    trial = np.arange(0.0, most, step)
+    inner = transformed_share(d[:, None], trial[None], OPTIONS.limit_width_nm)
+    misfit = np.sum(w[:, None] * ((v[:, None] - base - (OPTIONS.limit_level - base) * inner) / scale) ** 2, axis=0)
+    allowed = trial[misfit < misfit.min() + OPTIONS.limit_chi2]
+    return float(allowed.max()) + step

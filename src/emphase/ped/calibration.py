@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..crystals import Crystal
+from ..errors import EmphaseError
 from .refinement import ScaleFit, fit_findings, phase_notes, refine_calibration
 from .scan import (
     Calibration,
@@ -52,6 +53,9 @@ class CalibrationOptions:
     most_sigma_px: float = 4.0  # beyond, the spots of these lattices overlap
     most_g_invA: float = 1.6  # beyond it, spots are weak and crowd
     edge_factor: float = 1.1  # reflections up to this times the nearest edge of the camera: the scale may be off by as much
+    settings: tuple[tuple[str, float, float], ...] = (  # of electron microscopes; beyond, a unit is another
+        ("scale_invA_per_px", 1e-5, 0.5), ("beam_energy_keV", 20.0, 3000.0), ("precession_deg", 0.0, 10.0),
+    )  # fmt: skip
     untrusted_place_strain: float = 0.02  # where the given scale is kept: spots may be off by as much as the scale may
 
 
@@ -260,6 +264,19 @@ def _before_the_fit(patterns: Any, statistics: ScanStatistics, scale_invA_per_px
     return first, DirectBeam(measured_px, intensity, scatter_px)
 
 
+def _check_settings(patterns: Any, crystals: Sequence[Crystal], optics: Optics) -> None:
+    """`EmphaseError` for what is no scan, no crystal or no setting of an electron microscope."""
+    shape = getattr(patterns, "shape", None)
+    if shape is None or len(shape) != 4:
+        raise EmphaseError(f"patterns: got {type(patterns).__name__} of shape {shape}, expected a scan (ny, nx, ky, kx)")
+    if not crystals or not all(isinstance(crystal, Crystal) for crystal in crystals):
+        raise EmphaseError(f"crystals: got {[*map(str, crystals)]}, expected one `Crystal` or more")
+    for name, least, most in OPTIONS.settings:
+        value = getattr(optics, name)
+        if not least <= value <= most:
+            raise EmphaseError(f"{name}: got {value:g}, expected {least:g} to {most:g}")
+
+
 def calibrate(
     patterns: Any,
     crystals: Sequence[Crystal],
@@ -299,8 +316,8 @@ def calibrate(
     Raises
     ------
     EmphaseError
-        Where patterns are smaller than 32 px or hold NaN or no counts, where no direct beam stands out, or where the scale is in the
-        wrong unit.
+        Where patterns are smaller than 32 px or hold NaN or no counts, where no direct beam stands out, where a setting is in the wrong
+        unit, and where there is no crystal.
 
     Examples
     --------
@@ -308,6 +325,7 @@ def calibrate(
     >>> scan = calibrate(patterns, [layered, rocksalt], optics)  # doctest: +SKIP
     >>> maps, _, _ = map_scan(patterns, scan.calibration, scan.banks)  # doctest: +SKIP
     """
+    _check_settings(patterns, crystals, optics)
     check_patterns(patterns, optics.scale_invA_per_px)
     statistics = scan_statistics(patterns)
     given, beam = _before_the_fit(patterns, statistics, optics.scale_invA_per_px)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..crystals import Crystal
+from ..errors import EmphaseError
 from .search import _nearest_operator
 from .templates import TemplateBank
 
@@ -88,17 +89,29 @@ def lattice_families(names: list[str], families: Iterable[Iterable[str]] = ()) -
     names
         Of all candidate phases.
     families
-        Names of the phases that grow on one another's lattice, family by family.
+        Names of the phases that grow on one another's lattice, family by family; those that are no candidates are left out.
 
     Returns
     -------
     Indices into ``names``, family by family.
+
+    Raises
+    ------
+    EmphaseError
+        For names that do not stand in families, and a name that stands in two.
 
     Examples
     --------
     >>> lattice_families(["layered", "carbonate", "rocksalt"], [("layered", "spinel", "rocksalt")])
     [[0, 2]]
     """
+    families = [families] if isinstance(families, str) else list(families)
+    if any(isinstance(family, str) for family in families):
+        raise EmphaseError(f"families: got {families[0]!r}, expected families of names, as [('layered', 'rocksalt')]")
+    listed = [name for family in map(set, families) for name in family]
+    if len(set(listed)) < len(listed):
+        twice = next(name for name in listed if listed.count(name) > 1)
+        raise EmphaseError(f"families: {twice!r} stands in two of them, expected a phase in one")
     found = [[k for k, name in enumerate(names) if name in family] for family in map(tuple, families)]
     return [members for members in found if members] or [list(range(len(names)))]
 

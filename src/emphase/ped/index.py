@@ -23,6 +23,7 @@ import numba
 import numpy as np
 
 from ..chunks import ChunkStore, LongWork, finish_chunks
+from ..errors import EmphaseError
 from ..kernels import kernel
 from .evidence import _Camera, _camera
 from .families import _Families, _families
@@ -189,11 +190,14 @@ def index_scan(
     ------
     TypeError
         For a name that `LatticePrior` has not.
+    EmphaseError
+        For a calibration of another scan or camera, and where the candidate phases are none or two have one name.
 
     Notes
     -----
     Every pattern is searched on its own first, read once by lines of the scan; the module's docstring lists the steps.
     """
+    _check_models(patterns.shape, calibration, banks)
     centre_px = np.ascontiguousarray(calibration.centre_px, dtype=float)
     calibration = replace(calibration, centre_px=centre_px[:1, :1])  # the rest goes with the patterns that it is of
     assumed = LatticePrior(**prior)
@@ -216,6 +220,16 @@ def index_scan(
     for name in ("part_lattice", "part_crystal"):  # numbered from 0 in every tile
         solved[name] = _numbered_on(solved[name], found.chunks.values())
     return Indexing(names=[b.crystal.name for b in banks], chance=chance, **solved), spots
+
+
+def _check_models(shape: tuple[int, ...], calibration: Calibration, banks: list[TemplateBank]) -> None:
+    """`EmphaseError` where a scan of ``shape`` cannot be searched with this calibration and these candidates."""
+    of = (*calibration.centre_px.shape[:2], *calibration.mask.shape)
+    if of != tuple(shape):
+        raise EmphaseError(f"calibration: of a scan of {' × '.join(map(str, of))}, but the patterns are {' × '.join(map(str, shape))}")
+    names = [bank.crystal.name for bank in banks]
+    if not names or len(set(names)) < len(names):
+        raise EmphaseError(f"candidate phases: got {', '.join(names) or 'none'}, expected one or more of different names")
 
 
 class _Alone(NamedTuple):
