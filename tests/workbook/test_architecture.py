@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,37 @@ def test_what_is_used_of_helpers_and_of_the_library_is_there(path):
             if not hasattr(found, name) and importlib.util.find_spec(f"{found.__name__}.{name}") is None:
                 pytest.fail(f"{'.'.join([first, *names[: k + 1]])} is not there")
             found = getattr(found, name, None) or importlib.import_module(f"{found.__name__}.{name}")
+
+
+def imports(tree: ast.AST) -> list[str]:
+    """The imports of a source as they are written."""
+    return [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_a_notebook_names_what_it_takes_of_ours(path):
+    """`code_sha256` finds what a notebook uses by `helpers.name` and `emphase.name`."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    ours = [i for cell in code for i in imports(ast.parse(cell)) if re.match(r"(import|from) (helpers|emphase|pages)\b", i)]
+    assert all(re.match(r"import helpers$|import emphase$|from emphase\.\w+", i) for i in ours), ours
+
+
+def test_the_top_of_helpers_holds_definitions_alone():
+    """So that the definitions behind a name are all that it depends on."""
+    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    for node in ast.parse((ROOT / "helpers.py").read_text(encoding="utf-8")).body:
+        text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        assert isinstance(node, kinds) or text or types, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_library_imports_modules_by_name(path):
+    """`emphase.sources` reads imports: those of the whole library, or by a text, would hide what a method depends on."""
+    text = path.read_text(encoding="utf-8")
+    assert "import emphase" not in imports(ast.parse(text))
+    assert "import_module" not in text or path.parent.name == "emphase"
 
 
 # --- rooms --------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
+from ..errors import EmphaseError
 from ..kernels import kernel
 from .scan import Calibration
 
@@ -150,7 +151,7 @@ def _aperture_counts(image, mask, half, gain, offset, row, counts):
 
 @kernel(fastmath=True)
 def _radial_background(image, detector, counts, radius, background, ceiling):
-    """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, three times over."""
+    """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, and the mean is taken again."""
     ny, nx = image.shape
     n_radii = len(background)
     per_unit, zero = np.float32(1 / detector.gain), np.float32(detector.offset)
@@ -278,11 +279,11 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
 
     Raises
     ------
-    ValueError
+    EmphaseError
         Where there are not as many direct beams as patterns.
     """
     if len(centre_px) != len(patterns):
-        raise ValueError(f"find_spots: got {len(patterns)} patterns and {len(centre_px)} places of the direct beam, expected as many")
+        raise EmphaseError(f"find_spots: got {len(patterns)} patterns and {len(centre_px)} places of the direct beam, expected as many")
     half = _aperture_of(calibration)
     spots = _no_spots(centre_px, patterns.shape[1:])
     detector = _Detector(
