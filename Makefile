@@ -22,7 +22,7 @@ RUN_LOG = $${RESULTS:-results}/run.log
 DEMO = $${RESULTS:-results}/00_demo_data
 VALIDATION = $${RESULTS:-results}/09_validation
 DEMO_MARK = data/samples/.unfinished
-FAST := helpers.py src pages tests/workbook/test_contracts.py tests/workbook/test_by_hand.py tests/workbook/test_lamella_record.py tests/workbook/test_properties.py tests/emphase/test_crystals.py tests/emphase/test_files.py tests/emphase/test_frames.py tests/emphase/test_lamella.py
+FAST := helpers.py src pages tests/workbook/test_contracts.py tests/workbook/test_lamella_record.py tests/workbook/test_properties.py tests/emphase/test_crystals.py tests/emphase/test_files.py tests/emphase/test_frames.py tests/emphase/test_lamella.py
 STAGES = $(BIN)/python workflow/run_stages.py --snakefile Snakefile --cores $(CORES) --keep-going --rerun-incomplete \
 	--rerun-triggers mtime params --quiet all --scheduler greedy --nolock $(if $(PROFILE),--profile $(PROFILE))
 
