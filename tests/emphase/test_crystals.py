@@ -135,3 +135,15 @@ def test_any_crystal_structure_is_one_or_an_error_of_its_own(tmp_path_factory, c
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
     with pytest.raises(emphase.EmphaseError, match=r"odd\.cif"):
         emphase.crystals.read_crystal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [(None, "no such file"), ("", "expected a CIF with cell and atoms"), ("no cif", "expected a CIF")]
+)
+def test_what_is_no_cif_is_refused_with_a_reason(tmp_path, content, why):
+    path = tmp_path / "x.cif"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(emphase.EmphaseError, match=why) as refused:
+        emphase.crystals.read_crystal(path)
+    assert ": ;" not in str(refused.value)

@@ -314,3 +314,8 @@ def test_boundaries_of_units_and_the_busiest_window():
     assert (rows.stop - rows.start) * (columns.stop - columns.start) <= 900
     assert (second[rows, columns] >= 0).sum() == 400
     assert emphase.fractions.spike_in.busiest_window(maps_of(phase_id, second), 6000) == (slice(0, 60), slice(0, 90))
+
+
+def test_a_share_of_others_is_none():
+    with pytest.raises(emphase.EmphaseError, match=r"got phase 1, expected one of those it is a share of, \[0\]"):
+        emphase.fractions.corrected_fraction({}, None, np.zeros((1, 2)), wanted=1, among=[0])
