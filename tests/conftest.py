@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,9 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+def _compiled(request: pytest.FixtureRequest) -> None:
     """Wait for the kernels, where this file needs them and they are being compiled."""
     if request.path.name in MATCHING and COMPILING.is_file():
         with open(COMPILING) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
-    yield

@@ -88,11 +88,9 @@ def dependency_key(compiled: Dispatcher) -> str:
         for part in (*_content(here.py_func.__code__), *_content(defaults)):
             digest.update(part)
         for name, value in _globals(here.py_func):
-            called = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Dispatcher)]
-            todo += called
-            if not called:
-                for part in _content(value):
-                    digest.update(name.encode() + b" " + part)
+            todo += [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Dispatcher)]
+            for part in _content(value):
+                digest.update(name.encode() + b" " + part)
     return digest.hexdigest()
 
 

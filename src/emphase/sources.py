@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,20 +35,25 @@ def _source(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _imports(tree: ast.AST, package: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """Of every import in a source of a package: the module, and what is imported from it, named as modules of it would be."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base, [f"{base}.{alias.name}" for alias in node.names]
+
+
 @functools.cache
 def _imported(module: str, path: Path) -> tuple[str, ...]:
     """Modules of this library that a file imports, anywhere in it."""
     found: list[str] = []
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(_source(path))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            names = [f"{base}.{alias.name}" for alias in node.names]
-            modules = [name for name in names if _file_of(name)]
-            found += modules if len(modules) == len(names) else [base, *modules]
+    for base, names in _imports(ast.parse(_source(path)), package):
+        modules = [name for name in names if _file_of(name)]
+        found += modules if modules and len(modules) == len(names) else [base, *modules]
     return tuple(name for name in found if name.split(".")[0] == _NAME)
 
 
@@ -138,14 +143,8 @@ class _Definition(NamedTuple):
 
 def _modules_in(node: ast.AST) -> frozenset[str]:
     """Modules of this library that a statement imports, or names in full."""
-    found: list[str] = []
-    for part in ast.walk(node):
-        if isinstance(part, ast.Import):
-            found += [alias.name for alias in part.names]
-        elif isinstance(part, ast.ImportFrom) and not part.level:
-            found += [part.module or "", *(f"{part.module}.{alias.name}" for alias in part.names)]  # a name may be a module too
-        elif isinstance(part, ast.Attribute):
-            found.append(ast.unparse(part))
+    found = [name for base, names in _imports(node, []) for name in (base, *names)]  # a name may be a module too
+    found += [ast.unparse(part) for part in ast.walk(node) if isinstance(part, ast.Attribute)]
     return frozenset(name for name in found if name.split(".")[0] == _NAME and name != _NAME and _file_of(name))
 
 
@@ -158,9 +157,8 @@ def _definitions(path: Path) -> dict[str, _Definition]:
     for node in ast.parse(text).body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
-                one = ast.ImportFrom(node.module, [alias], node.level) if isinstance(node, ast.ImportFrom) else ast.Import([alias])
-                name = alias.asname or (alias.name if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0])
-                found[name] = _Definition(modules=_modules_in(one) | (found[name].modules if name in found else frozenset()))
+                name = alias.asname or alias.name.partition(".")[0]
+                found[name] = _Definition(modules=_modules_in(node) | found.get(name, _Definition()).modules)
             continue
         uses = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
         first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])

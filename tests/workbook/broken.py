@@ -1,5 +1,6 @@
 """Ways to break a good sample: each changes its folder, and returns more parameters of the notebook where it has some."""
 
+import copy
 import json
 import os
 import shutil
@@ -24,19 +25,25 @@ def nothing_more(_: Any) -> None:
     return None
 
 
+def changed(content: dict, *path_and_value: Any) -> dict:
+    """A copy of a sample's keys and values with one value set, or removed where it is `...`."""
+    *path, last, value = path_and_value
+    content = copy.deepcopy(content)
+    part = content
+    for key in path:
+        part = part[key]
+    if value is ...:
+        del part[last]
+    else:
+        part[last] = value
+    return content
+
+
 def said(*path_and_value: Any) -> Break:
     """One value of sample.yaml set, or removed where it is `...`."""
-    *path, last, value = path_and_value
 
     def change(sample: Path) -> None:
-        content = yaml.safe_load((sample / "sample.yaml").read_text())
-        part = content
-        for key in path:
-            part = part[key]
-        if value is ...:
-            del part[last]
-        else:
-            part[last] = value
+        content = changed(yaml.safe_load((sample / "sample.yaml").read_text()), *path_and_value)
         (sample / "sample.yaml").write_text(yaml.safe_dump(content, allow_unicode=True))
 
     return change

@@ -15,7 +15,8 @@ import numpy as np
 from .columns import CationLattice
 from .contour import SurfaceContour
 from .image_lattice import ImageLattice
-from .layer import OPTIONS, transformed_share
+from .layer import OPTIONS as LAYER_OPTIONS
+from .layer import transformed_share
 from .spectrum import _binned
 
 
@@ -37,7 +38,7 @@ class FingerprintOptions:
     over_220: float = 1.5  # times the 220, of the 111 of LiM2O4
 
 
-LIMITS = FingerprintOptions()
+OPTIONS = FingerprintOptions()
 FINGERPRINTS = {
     "003": ((0.0, 0.5), "layered 003 / spinel 111, 0.474 nm"),
     "111": ((0.5, 0.0), "second spinel 111 at 70.5°, 0.474 nm"),
@@ -46,7 +47,7 @@ FINGERPRINTS = {
 
 
 def fingerprint_maps(
-    image: np.ndarray, lattice: ImageLattice, cations: CationLattice, blur_nm: float = LIMITS.blur_nm
+    image: np.ndarray, lattice: ImageLattice, cations: CationLattice, blur_nm: float = OPTIONS.blur_nm
 ) -> dict[str, np.ndarray]:
     """Local amplitude of the frequencies that differ between the phases, and of those that all of them share.
 
@@ -73,7 +74,7 @@ def fingerprint_maps(
 
     image = np.asarray(image, dtype=float)
     pixel_nm = lattice.scan()["pixel_size_nm"]
-    factor = max(1, int(LIMITS.pixel_nm / pixel_nm))
+    factor = max(1, int(OPTIONS.pixel_nm / pixel_nm))
     coarse, lattice, blur = _binned(image, factor), lattice.rescaled(1 / factor), blur_nm / (pixel_nm * factor)
     flat = coarse - gaussian_filter(coarse, blur)
     y, x = np.meshgrid(np.arange(coarse.shape[0]), np.arange(coarse.shape[1]), indexing="ij")
@@ -92,7 +93,7 @@ def fingerprint_maps(
 
 
 def fingerprint_profile(
-    maps: dict[str, np.ndarray], lattice: ImageLattice, contour: SurfaceContour, blur_nm: float = LIMITS.blur_nm
+    maps: dict[str, np.ndarray], lattice: ImageLattice, contour: SurfaceContour, blur_nm: float = OPTIONS.blur_nm
 ) -> dict[str, np.ndarray]:
     """Mean over the surface of every fingerprint, relative to the shared frequencies, against depth.
 
@@ -109,19 +110,19 @@ def fingerprint_profile(
         ``depth_nm`` (m,) and one array (m,) for each fingerprint, all in units of the 003 of the bulk.
     """
     shape = maps["shared"].shape
-    step = max(1, round(LIMITS.pixel_nm / lattice.scan()["pixel_size_nm"]))
+    step = max(1, round(OPTIONS.pixel_nm / lattice.scan()["pixel_size_nm"]))
     edge = round(blur_nm / lattice.scan()["pixel_size_nm"])
     y, x = (g.ravel() for g in np.meshgrid(np.arange(edge, shape[0] - edge, step), np.arange(edge, shape[1] - edge, step), indexing="ij"))
     _, depth, seen = contour.places(lattice.to_lattice(np.stack([y, x], axis=1)) @ lattice.columns.basis_nm)
     seen &= depth >= 0
-    bins = np.floor(depth[seen] / LIMITS.depth_step_nm).astype(int)
+    bins = np.floor(depth[seen] / OPTIONS.depth_step_nm).astype(int)
     count = np.bincount(bins)
-    good = count >= max(LIMITS.least_pixels, LIMITS.least_share * float(np.median(count)))
+    good = count >= max(OPTIONS.least_pixels, OPTIONS.least_share * float(np.median(count)))
     last = int(np.argmin(good)) if not good.all() else len(good)
     total = {k: np.bincount(bins, weights=m[y, x][seen])[:last] for k, m in maps.items()}
     out = {k: v / total["shared"] for k, v in total.items() if k != "shared"}
     bulk = float(np.median(out["003"][-max(10, last // 5) :]))
-    return {"depth_nm": (np.arange(last) + 0.5) * LIMITS.depth_step_nm, **{k: v / bulk for k, v in out.items()}}
+    return {"depth_nm": (np.arange(last) + 0.5) * OPTIONS.depth_step_nm, **{k: v / bulk for k, v in out.items()}}
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class FingerprintLayer:
         return "spinel" if self.phase in ("LiM2O4", "M3O4") else self.phase
 
 
-def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = LIMITS.blur_nm) -> FingerprintLayer:
+def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = OPTIONS.blur_nm) -> FingerprintLayer:
     """Thickness and phase of the layer from the fingerprint frequencies, without any column.
 
     Parameters
@@ -164,22 +165,22 @@ def fingerprint_layer(profile: dict[str, np.ndarray], blur_nm: float = LIMITS.bl
     220 the strongest.
     """
     depth, seen = profile["depth_nm"], profile["003"]
-    x = np.arange(-2.0, depth[-1] + 2.0, LIMITS.trial_nm)
+    x = np.arange(-2.0, depth[-1] + 2.0, OPTIONS.trial_nm)
     kernel = np.exp(-0.5 * ((depth[:, None] - x) / blur_nm) ** 2) * (x > 0)
     kernel /= kernel.sum(axis=1, keepdims=True)
-    trials = np.arange(LIMITS.trial_nm, LIMITS.deepest * depth[-1], LIMITS.trial_nm)
-    blurred = kernel @ transformed_share(x[:, None], trials, LIMITS.width_nm)
+    trials = np.arange(OPTIONS.trial_nm, OPTIONS.deepest * depth[-1], OPTIONS.trial_nm)
+    blurred = kernel @ transformed_share(x[:, None], trials, OPTIONS.width_nm)
     best, level, fitted = _fit_003(seen, blurred, 0.0)
     share = blurred[:, best]
     levels = {"003": level} | {k: _level_over_bulk(profile[k], share) for k in ("111", "220")}
-    if level > LIMITS.none_above or trials[best] < OPTIONS.least_limit_nm:
+    if level > OPTIONS.none_above or trials[best] < LAYER_OPTIONS.least_limit_nm:
         return FingerprintLayer(0.0, "none", levels, np.ones_like(seen))
-    if levels["220"] > max(LIMITS.least_220, levels["111"]):
+    if levels["220"] > max(OPTIONS.least_220, levels["111"]):
         phase = "M3O4"
-    elif levels["111"] > max(LIMITS.least_111, LIMITS.over_220 * levels["220"]):
+    elif levels["111"] > max(OPTIONS.least_111, OPTIONS.over_220 * levels["220"]):
         phase = "LiM2O4"
     else:
-        phase = "rocksalt" if max(levels["111"], levels["220"]) < LIMITS.least_220 else "undecided"
+        phase = "rocksalt" if max(levels["111"], levels["220"]) < OPTIONS.least_220 else "undecided"
     if phase == "rocksalt":
         best, levels["003"], fitted = _fit_003(seen, blurred, 1.0)
     return FingerprintLayer(float(trials[best]), phase, levels, fitted)

@@ -79,11 +79,8 @@ class _Set(NamedTuple):
 def _no_candidates(n_reflections):
     """Room for the candidates of one pattern."""
     most = OPTIONS.likeliest
-    strength, off_y, off_x = (
-        np.zeros((most, SPOT_OPTIONS.most_spots)),
-        np.zeros((most, SPOT_OPTIONS.most_spots)),
-        np.zeros((most, SPOT_OPTIONS.most_spots)),
-    )
+    shape = (most, SPOT_OPTIONS.most_spots)
+    strength, off_y, off_x = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     missed, missed_start = np.zeros((OPTIONS.room_missed, 2)), np.zeros(most + 1, np.int64)
     component, near = np.zeros(most, np.int64), np.empty(n_reflections, np.int64)
     cost, bonus, total = np.zeros(most), np.zeros(most), np.zeros(most)
