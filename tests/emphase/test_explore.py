@@ -185,7 +185,7 @@ def test_other_thresholds_change_what_is_read_and_nothing_that_was_found(ped, sc
         assert ped.work.thread is None
         assert f"margin to the next phase {maps['phase_margin'][y, x]:.1f} nats" in ped.status.value
     ped.set_region(slice(2, 6), slice(0, 9))
-    again = emphase.ped.decide.decide_phases(found, maps["correlation"], least_support=2.0, least_margin=6.0)
+    again = emphase.ped.decide.decide_phases(found, maps["correlation"], maps["explained"], least_support=2.0, least_margin=6.0)
     assert np.array_equal(ped.reread.maps["phase_id"], again["phase_id"][2:6])
     assert ped.reread.maps["decided"].sum() <= maps["decided"][2:6].sum()
 

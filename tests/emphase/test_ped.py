@@ -228,8 +228,11 @@ def test_phases_and_orientations_against_truth(scan, calibration, banks):
     assert np.median(angles) < 0.3
 
 
-def indexing(support, shares=(), *, prior=0.0, sd=0.05):
-    """What was found in one pattern: ``support`` of phases a, b, c, and crystals as (phase, share); no chance, no neighbours."""
+def indexing(support, shares=(), *, sets=None, prior=0.0, sd=0.05):
+    """What was found in one pattern: ``support`` of phases a, b, c, and crystals as (phase, share); no chance, no neighbours.
+
+    ``sets`` are the values of the best sets in which each phase is the largest; without, equal.
+    """
     support = np.asarray(support, float)[:, None, None]
     p = len(support)
     part = lambda values, nothing: np.array([*values, *[nothing] * (3 - len(values))])[None, None]
@@ -239,6 +242,7 @@ def indexing(support, shares=(), *, prior=0.0, sd=0.05):
         rotation=np.tile(np.eye(3), (p, 1, 1, 1, 1)),
         evidence=support,
         runner_up=support - 4,
+        set_value=np.zeros_like(support) if sets is None else np.asarray(sets, float)[:, None, None],
         chance=np.zeros(p),
         winner=np.full((1, 1), first),
         prior=np.full((1, 1), prior),
@@ -256,30 +260,35 @@ def indexing(support, shares=(), *, prior=0.0, sd=0.05):
     [
         (indexing([9.0, 5.0, 1.0], [(0, 1.0)]), 0.8, 0, True),  # a margin of 4 nats
         (indexing([9.0, 7.0, 1.0], [(0, 1.0)]), 0.8, 0, False),  # of 2
-        (indexing([9.0, 5.0, 1.0], [(0, 1.0)]), 0.4, 0, False),  # too little correlation to be sure of the candidates
-        (indexing([9.0, 5.0, 1.0], [(0, 1.0)]), 0.3, -1, False),  # and to be indexed, ...
+        (indexing([9.0, 5.0, 1.0], [(0, 1.0)]), 0.3, -1, False),  # too little correlation to be indexed, ...
         (indexing([9.0, 5.0, 1.0], [(0, 1.0)], prior=3.0), 0.3, 0, False),  # ... but on the neighbours' lattice
         (indexing([1.5, 0.0, 0.0], [(0, 1.0)]), 0.8, -1, False),  # no more than chance, ...
         (indexing([1.5, 0.0, 0.0], [(0, 1.0)], prior=1.5), 0.8, 0, False),  # ... but for the neighbours
         (indexing([5.0, 9.0, 1.0], [(0, 1.0)]), 0.8, 0, False),  # the neighbours' choice against the evidence
-        (indexing([9.0, 5.0, 1.0], [(1, 0.8), (0, 0.2)]), 0.8, 1, True),  # of two that overlap the larger, whatever the evidence
+        (indexing([9.0, 5.0, 1.0], [(1, 0.8), (0, 0.2)]), 0.8, 1, True),  # of two that overlap the larger, whatever the evidence alone, ...
+        (
+            indexing([9.0, 5.0, 1.0], [(1, 0.8), (0, 0.2)], sets=[4.0, 0.0, 0.0]),
+            0.8,
+            1,
+            False,
+        ),  # ... unless sets speak against it
         (indexing([9.0, 5.0, 1.0], [(1, 0.51), (0, 0.49)]), 0.8, 1, False),  # which may be the smaller within the errors
         (indexing([9.0], [(0, 1.0)]), 0.8, 0, True),  # a single candidate against background
     ],
 )
 def test_what_indexes_and_decides_a_pattern(found, correlation, phase, decided):
-    maps = emphase.ped.decide.decide_phases(found, np.full((1, 1), correlation))
+    maps = emphase.ped.decide.decide_phases(found, np.full((1, 1), correlation), np.ones((1, 1), bool))
     assert maps["phase_id"].item() == phase and maps["decided"].item() == decided
     np.testing.assert_allclose(maps["probability"].sum(axis=0), 1)
 
 
 def test_probabilities_follow_from_support_and_from_the_errors_of_shares():
     """Odds of e⁴ for one crystal; for two, the normal law of the difference of their shares."""
-    maps = emphase.ped.decide.decide_phases(indexing([9.0, 5.0], [(0, 1.0)]), np.ones((1, 1)))
+    maps = emphase.ped.decide.decide_phases(indexing([9.0, 5.0], [(0, 1.0)]), np.ones((1, 1)), np.ones((1, 1), bool))
     np.testing.assert_allclose(maps["probability"].ravel(), [1 / (1 + np.exp(-4)), 1 / (1 + np.exp(4))])
     assert maps["phase_margin"].item() == 4 and maps["orientation_margin"].item() == 4
-    maps = emphase.ped.decide.decide_phases(indexing([9.0, 5.0], [(0, 0.6), (1, 0.4)], sd=0.08), np.ones((1, 1)))
-    sd = math.hypot(0.08, emphase.ped.decide.OPTIONS.model_sd) * math.sqrt(2)
+    maps = emphase.ped.decide.decide_phases(indexing([9.0, 5.0], [(0, 0.6), (1, 0.4)], sd=0.08), np.ones((1, 1)), np.ones((1, 1), bool))
+    sd = math.hypot(0.08, emphase.ped.leading.OPTIONS.model_sd) * math.sqrt(2)
     np.testing.assert_allclose(maps["probability"][0].item(), (1 + math.erf(0.2 / sd / math.sqrt(2))) / 2)
     assert maps["second_phase_id"].item() == 1 and maps["second_share"].item() == 0.4
 

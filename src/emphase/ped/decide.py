@@ -2,35 +2,36 @@
 
 Where one crystal explains a pattern, its phases are compared by *support*, the evidence above what chance gives each bank: the
 probabilities are those of equal priors (Bayes' theorem), the margin is the log of the odds against the next phase. Where several crystals
-overlap, the one with the largest share gives the phase, and the errors of the shares give the probability that it is the largest.
+overlap, the best set in which a phase is the largest is compared with the best sets of the other phases, and the shares within the chosen
+set count as far as they may (`emphase.ped.leading`).
 
-Evidence compares the candidates only. Whether any of them is right is seen in the correlation of measured and predicted spots; a pattern
-is *indexed* where support and correlation suffice, and its phase is *decided* where margin and correlation are large.
+Evidence compares the candidates only. Whether any of them is right is seen in what the pattern holds beyond them
+(`emphase.ped.explained`); a pattern is *indexed* where support and correlation suffice, and its phase is *decided* where the margin is
+large and the crystals explain the pattern.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from .index import Indexing
+from .leading import log_odds_of_leading
 
 
 @dataclass(frozen=True)
 class DecisionOptions:
-    """Tuning numbers of the decision; the first five are the defaults of `decide_phases`."""
+    """Tuning numbers of the decision; the first four are the defaults of `decide_phases`."""
 
     least_support: float = 2.0  # nats above what chance hardly ever exceeds, the neighbours' lattice included
     least_margin: float = 3.0  # nats: odds of 20 to 1
     least_correlation: float = 0.35  # below, most of the strength lies on spots that the crystals found do not predict
     least_on_lattice: float = 0.15  # near a systematic row one strong spot outshines the others, and the correlation falls
-    sure_correlation: float = 0.5  # below, a phase that is missing among the candidates is as likely
     clear_support: float = 6.0  # nats beyond least_support, with which a neighbours' lattice makes up for a low correlation ...
     lattice_nats: float = 3.0  # ... where the prior is at least this: two neighbours on it
-    model_sd: float = 0.06  # error of a share that the model of the strengths adds
     most_nats: float = 50.0  # exponents are kept within; e to the 50 is certainty
+    most_set_nats: float = 30.0  # margins between sets are cut here: a phase of which no set was tried is not beyond all doubt
     most_orientation_nats: float = 100.0  # margins of the orientation are cut here
 
 
@@ -40,12 +41,12 @@ OPTIONS = DecisionOptions()
 def decide_phases(
     found: Indexing,
     correlation: np.ndarray,
+    explained: np.ndarray,
     *,
     least_support: float = OPTIONS.least_support,
     least_margin: float = OPTIONS.least_margin,
     least_correlation: float = OPTIONS.least_correlation,
     least_on_lattice: float = OPTIONS.least_on_lattice,
-    sure_correlation: float = OPTIONS.sure_correlation,
 ) -> dict[str, np.ndarray]:
     """The phase of every pattern and its probability, from what `emphase.ped.index.index_scan` found.
 
@@ -54,7 +55,9 @@ def decide_phases(
     found
         Solutions of p phases for a scan (ny, nx), and the crystals that overlap.
     correlation
-        Of measured and predicted spots (ny, nx), of `emphase.ped.maps.correlation_map`.
+        Of measured and predicted spots (ny, nx), of `emphase.ped.explained.explain`.
+    explained
+        Whether the crystals explain as much of each pattern (ny, nx) as they would if they were right, of the same.
     least_support
         In nats above what chance gives, the neighbours' lattice included: less is not indexed.
     least_margin
@@ -64,8 +67,6 @@ def decide_phases(
     least_on_lattice
         ... this is enough where the support is clear and two neighbours have the lattice too, because near a systematic row one strong spot
         outshines the others.
-    sure_correlation
-        Least correlation of a phase that is decided.
 
     Returns
     -------
@@ -78,7 +79,7 @@ def decide_phases(
     ``phase_margin``, ``orientation_margin``
         In nats to the next phase, and to the next orientation of the same phase.
     ``decided``
-        Whether the pattern is indexed with a margin of at least ``least_margin`` and a correlation of at least ``sure_correlation``.
+        Whether the pattern is indexed with a margin of at least ``least_margin``, and explained.
     ``share``, ``crystal_id``, ``lattice_id``
         Of the crystal that gives the phase: its share, its number, and that of its lattice, -1 for none.
     ``rotation``
@@ -97,15 +98,15 @@ def decide_phases(
     indexed = _indexed(found, correlation, least_support, least_correlation, least_on_lattice)
     overlap = (found.part_share > 0).sum(axis=-1) > 1
     by_evidence, evidence_margin = _compare_support(found.support, phase)
-    by_share, share_margin = _compare_shares(found)
-    margin = np.where(overlap, share_margin, evidence_margin) if len(found.support) > 1 else evidence_margin
+    by_set, set_margin = _compare_sets(found, phase)
+    margin = np.where(overlap, set_margin, evidence_margin) if len(found.support) > 1 else evidence_margin
     evidence, runner_up, rotation = (_of_phase(a, phase) for a in (found.evidence, found.runner_up, found.rotation))
     return {
         "phase_id": np.where(indexed, phase, -1),
-        "probability": np.where(overlap, by_share, by_evidence),
+        "probability": np.where(overlap, by_set, by_evidence),
         "phase_margin": np.maximum(margin, 0.0),
         "orientation_margin": np.clip(evidence - runner_up, 0.0, OPTIONS.most_orientation_nats),
-        "decided": indexed & (margin >= least_margin) & (correlation >= sure_correlation),
+        "decided": indexed & (margin >= least_margin) & explained,
         "share": np.where(indexed, np.where(chosen, found.part_share[..., 0], 1.0), 0.0),
         "crystal_id": np.where(indexed, found.part_crystal[..., 0], -1),
         "lattice_id": np.where(indexed, found.part_lattice[..., 0], -1),
@@ -140,27 +141,13 @@ def _compare_support(support: np.ndarray, phase: np.ndarray) -> tuple[np.ndarray
     return weight / weight.sum(axis=0), lead - next_best if len(support) > 1 else lead
 
 
-def _compare_shares(found: Indexing) -> tuple[np.ndarray, np.ndarray]:
-    """Probability (p, ny, nx) that each phase has the largest share of a pattern, and the log odds (ny, nx) of the first two."""
-    shares = np.stack([np.where(found.part_phase == k, found.part_share, 0).max(axis=-1) for k in range(len(found.support))])
-    probability = _probability_of_largest(shares, found)
-    ranked = np.maximum(np.sort(probability, axis=0), 1e-6)
-    return probability, np.log(ranked[-1] / ranked[-2 if len(ranked) > 1 else -1])
-
-
-def _probability_of_largest(shares: np.ndarray, found: Indexing) -> np.ndarray:
-    """Probability (p, ny, nx) that each phase has the largest share (p, ny, nx) of a pattern, from the shares' errors.
-
-    Gaussian, pair by pair against the largest of the others.
-    """
-    from scipy.special import ndtr
-
-    sd = np.hypot(found.part_sd.max(axis=-1), OPTIONS.model_sd) * math.sqrt(2)
-    result = np.empty_like(shares)
-    for k in range(len(shares)):
-        rest = np.delete(shares, k, axis=0).max(axis=0) if len(shares) > 1 else np.zeros_like(shares[0])
-        result[k] = np.where(shares[k] > 0, ndtr((shares[k] - rest) / sd), 0.0)
-    return result / np.maximum(result.sum(axis=0), 1e-9)
+def _compare_sets(found: Indexing, phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probability (p, ny, nx) that each phase has the largest crystal, and the log odds (ny, nx) of ``phase`` against the next."""
+    log_odds = log_odds_of_leading(found.part_phase, found.part_share, found.part_sd, found.set_value)
+    of_chosen = np.arange(len(log_odds))[:, None, None] == phase
+    next_best = np.where(of_chosen, -np.inf, log_odds).max(axis=0)
+    weight = np.exp(np.maximum(log_odds - log_odds.max(axis=0), -OPTIONS.most_nats))
+    return weight / weight.sum(axis=0), np.minimum(_of_phase(log_odds, phase) - next_best, OPTIONS.most_set_nats)
 
 
 def _second_phase(found: Indexing, indexed: np.ndarray) -> dict[str, np.ndarray]:

@@ -39,7 +39,8 @@ from .lattices import (
     _settle,
     _Solutions,
 )
-from .overlap import _MOST_PARTS, _choose_sets, _costs, _Prices
+from .leading import log_odds_of_leading
+from .overlap import _MOST_PARTS, _NO_SET, _choose_sets, _costs, _Prices
 from .scan import Calibration, read_box, scan_boxes
 from .search import OPTIONS as SEARCH_OPTIONS
 from .search import _nearest_operator, chance_evidence, search_phase
@@ -108,6 +109,8 @@ class Indexing:
         Best orientation of every phase, (p, ny, nx, 3, 3), sample to crystal.
     evidence, runner_up
         Its evidence (p, ny, nx) in nats, and that of the best orientation of the phase at least ten degrees away.
+    set_value
+        Evidence less price (p, ny, nx), in nats, of the best set of crystals in which each phase is the largest (`emphase.ped.overlap`).
     chance
         Evidence (p,) that patterns without any crystal hardly ever reach (`chance_evidence`), so that ``evidence - chance`` compares
         phases whose banks differ in size and density.
@@ -116,7 +119,8 @@ class Indexing:
     prior
         What the neighbours' lattices add to the support of a pattern (ny, nx), in nats.
     part_phase
-        The crystals that lie over each other, the largest first: their phase (ny, nx, 3), -1 for none.
+        The crystals that lie over each other, the one that gives the phase first (`emphase.ped.leading`), then by share: their phase
+        (ny, nx, 3), -1 for none.
     part_share, part_sd
         Their shares (ny, nx, 3) and the standard deviations of these.
     part_rotation
@@ -130,6 +134,7 @@ class Indexing:
     rotation: np.ndarray
     evidence: np.ndarray
     runner_up: np.ndarray
+    set_value: np.ndarray
     chance: np.ndarray
     winner: np.ndarray
     prior: np.ndarray
@@ -147,7 +152,7 @@ class Indexing:
 
     def part(self, rows: slice, cols: slice) -> Indexing:
         """What was found in a box of the scan."""
-        by_phase = {name: getattr(self, name)[:, rows, cols] for name in ("rotation", "evidence", "runner_up")}
+        by_phase = {name: getattr(self, name)[:, rows, cols] for name in ("rotation", "evidence", "runner_up", "set_value")}
         names = ("winner", "prior", "part_phase", "part_share", "part_sd", "part_rotation", "part_lattice", "part_crystal")
         return replace(self, **by_phase, **{name: getattr(self, name)[rows, cols] for name in names})
 
@@ -306,7 +311,7 @@ def _cut_tile(alone: ChunkStore, spots: Spots, tile: tuple[slice, slice]) -> _Al
 def _solutions(shape: tuple[int, int], p: int) -> tuple[dict, dict]:
     """Layout and chunks of `ChunkStore` for the fields of `Indexing`."""
     layout = {"rotation": ((p, *shape, 3, 3), np.float32, 1), "winner": (shape, int, 0), "prior": (shape, float, 0)}
-    layout |= {name: ((p, *shape), float, 1) for name in ("evidence", "runner_up")}
+    layout |= {name: ((p, *shape), float, 1) for name in ("evidence", "runner_up", "set_value")}
     layout |= {name: ((*shape, _MOST_PARTS), int, 0) for name in ("part_phase", "part_lattice", "part_crystal")}
     layout |= {name: ((*shape, _MOST_PARTS), float, 0) for name in ("part_share", "part_sd")}
     layout |= {"part_rotation": ((*shape, _MOST_PARTS, 3, 3), np.float32, 0)}
@@ -325,9 +330,10 @@ def _solve_tile(
     _settle(shape, parts, chance, related, prior.bonus, choice, agreeing)
     bonus = prior.bonus * agreeing
     solved = _best_of_phases(parts, bonus, alone, models)
-    chosen, share, sd = _overlaps(alone.spots, shape, models, parts, bonus, choice, prior)
-    solved |= _largest_first(parts, chosen, share, sd, bonus, models.families)
-    by_phase = ("rotation", "evidence", "runner_up")
+    chosen, share, sd, set_value = _overlaps(alone.spots, shape, models, parts, bonus, choice, prior)
+    solved["set_value"] = np.maximum(set_value, solved.pop("total"))
+    solved |= _leading_first(parts, chosen, share, sd, solved["set_value"], bonus, models.families)
+    by_phase = ("rotation", "evidence", "runner_up", "set_value")
     return {k: v.reshape(len(banks), *shape, *v.shape[2:])[:, *tile.inner] if k in by_phase else v.reshape(*shape, *v.shape[1:])[tile.inner]
             for k, v in solved.items()}  # fmt: skip
 
@@ -355,8 +361,8 @@ def _components_of(alone: _Alone, shape: tuple[int, ...], models: _Models, prior
 
 def _overlaps(
     spots: Spots, shape: tuple[int, ...], models: _Models, parts: _Components, bonus: np.ndarray, choice: np.ndarray, prior: LatticePrior
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which components (n, 3) of each pattern lie over each other, their shares and the standard deviations of these.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Which components (n, 3) of each pattern lie over each other, their shares, the standard deviations of these, and set values (p, n).
 
     Without mixtures the leading component ``choice`` (n,) alone.
     """
@@ -364,17 +370,17 @@ def _overlaps(
     chosen, share = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS))
     chosen[:, 0], share[:, 0] = choice, choice >= 0
     if not prior.mixtures:
-        return chosen, share, np.zeros_like(share)
+        return chosen, share, np.zeros_like(share), np.full((len(models.banks), n), _NO_SET)
     nearby = chosen if prior.neighbours else np.full_like(chosen, -1)
     prices = _Prices(_costs(shape, parts, models.chance, nearby, share), bonus)
     arrays, refs, first, camera = _SpotArrays(*spots.arrays), models.refs, models.first, models.camera
-    chosen, share, unit = _choose_sets(arrays, refs, first, camera, parts, prices, numba.get_num_threads())
+    chosen, share, unit, value = _choose_sets(arrays, refs, first, camera, parts, prices, numba.get_num_threads())
     if not (chosen >= 0).any():
-        return chosen, share, np.zeros_like(share)
+        return chosen, share, np.zeros_like(share), value.T
     leading_phase = parts.phase[np.arange(n), np.maximum(chosen[:, 0], 0)]
     unit_of_phases = _unit_of_phases(models.families.family, leading_phase, unit)
     weights, covariance = _measure_shares(spots, camera, refs, first, parts, chosen, unit_of_phases, prior.neighbours)
-    return chosen, *_normalised(weights, covariance)
+    return chosen, *_normalised(weights, covariance), value.T
 
 
 def _best_of_phases(parts: _Components, bonus: np.ndarray, alone: _Alone, models: _Models) -> dict[str, np.ndarray]:
@@ -390,7 +396,7 @@ def _best_of_phases(parts: _Components, bonus: np.ndarray, alone: _Alone, models
         total[k] = np.maximum(here, evidence[k]) - models.chance[k]
         rotation[k][better] = parts.rotation[rows, c][better]
         evidence[k][better] = parts.evidence[rows, c][better]
-    return {"rotation": rotation, "evidence": evidence, "runner_up": runner_up, "winner": np.argmax(total, axis=0)}
+    return {"rotation": rotation, "evidence": evidence, "runner_up": runner_up, "winner": np.argmax(total, axis=0), "total": total}
 
 
 @kernel
@@ -411,11 +417,16 @@ def _normalised(weights: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray
     return share, np.where(weights > 0, np.sqrt(np.maximum(variance, 0)), 0.0)
 
 
-def _largest_first(
-    parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray, bonus: np.ndarray, families: _Families
-) -> dict[str, np.ndarray]:
-    """What `Indexing` holds of the chosen components (n, 3), the largest first."""
-    order = np.argsort(-np.where(chosen >= 0, share, -1.0), axis=1, kind="stable")
+def _leading_first(
+    parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray, set_value: np.ndarray, bonus: np.ndarray,
+    families: _Families,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """What `Indexing` holds of the chosen components (n, 3), the one that gives the phase first, then the larger ones."""
+    phase = np.where((chosen >= 0) & (share > 0), np.take_along_axis(parts.phase, np.maximum(chosen, 0), axis=1), -1)
+    leading = log_odds_of_leading(phase, share, sd, set_value)
+    of_part = np.where(phase >= 0, np.take_along_axis(leading.T, np.maximum(phase, 0), axis=1), -np.inf)
+    leads = (phase >= 0) & (of_part == of_part.max(axis=1, keepdims=True))
+    order = np.argsort(-np.where(chosen >= 0, share + leads, -1.0), axis=1, kind="stable")
     chosen, share, sd = (np.take_along_axis(a, order, axis=1) for a in (chosen, share, sd))
     taken, rows = np.maximum(chosen, 0), np.arange(len(chosen))[:, None]
     present = (chosen >= 0) & (share > 0)

@@ -18,11 +18,10 @@ import numpy as np
 
 from ..kernels import kernel
 from .decide import decide_phases
-from .evidence import _camera, _collect, _near_ewald, _predict, _room, _view
+from .evidence import _camera, _near_ewald, _predict, _room, _view
+from .explained import believable, explain
 from .index import Indexing, index_scan
-from .overlap import _MOST_PARTS
 from .scan import Calibration
-from .spots import OPTIONS as SPOT_OPTIONS
 from .spots import Spots, _SpotArrays, first_radius_px
 from .templates import TemplateBank, _joined_reflections
 
@@ -30,81 +29,11 @@ from .templates import TemplateBank, _joined_reflections
 class MapOptions(NamedTuple):
     """Tuning numbers of the maps; a named tuple, which kernels read."""
 
-    correlated_nats: float = 4.0  # spots this far above the background are correlated; fainter ones are noise as often
     seen_nats: float = 6.0  # a spot that would stand out by this is seen: one in 400 of the background's fluctuations does
     patterns_read: int = 200_000  # patterns at a time, so that maps of a long scan need no memory of its length
 
 
 OPTIONS = MapOptions()
-
-
-@kernel(parallel=True)
-def _correlations(spots, refs, first, camera, phase, share, rotation, threads):
-    """Correlation (n,) of measured and predicted strengths with the crystals ``phase`` (n, 3) in their ``share`` (n, 3)."""
-    result = np.zeros(len(phase))
-    for thread in numba.prange(threads):
-        work = _room(camera, len(refs.g))
-        near = np.empty(len(refs.g), np.int64)
-        expected = np.empty(SPOT_OPTIONS.most_spots)
-        for i in range(thread, len(phase), threads):
-            if phase[i, 0] < 0 or spots.number[i] == 0:
-                continue
-            view, _ = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
-            expected[:] = 0
-            for q in range(phase.shape[1]):
-                if phase[i, q] < 0:
-                    continue
-                n_near = _near_ewald(rotation[i, q], 0.0, refs, first[phase[i, q]], first[phase[i, q] + 1], near)
-                _, total = _collect(rotation[i, q], near, n_near, refs, camera, view)
-                for k in range(spots.number[i]):
-                    expected[k] += share[i, q] * view.strength[k] / max(total, 1e-30)
-            result[i] = _correlation(view, expected)
-    return result
-
-
-@kernel
-def _correlation(view, expected):
-    """Of the measured spots of one pattern and their ``expected`` strengths (m,), which add up to one at most."""
-    product, measured, explained = 0.0, 0.0, 0
-    for k in range(len(view.spots)):
-        if view.spots[k, 4] >= OPTIONS.correlated_nats:
-            net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
-            measured += net
-            product += math.sqrt(net * expected[k])
-            explained += expected[k] > 0
-    return product / math.sqrt(measured) if explained > 1 else 0.0
-
-
-def correlation_map(spots: Spots, calibration: Calibration, banks: list[TemplateBank], found: Indexing) -> np.ndarray:
-    """Correlation coefficient (0 to 1) of every pattern from its measured spots and those that its crystals predict.
-
-    Parameters
-    ----------
-    spots
-        Of all patterns, in the order of the scan.
-    calibration
-        Of the scan.
-    banks
-        Of the candidate phases, in the order of ``found``.
-    found
-        The crystals of every pattern and their shares.
-
-    Returns
-    -------
-    Map (ny, nx). 1 is a pattern whose spots are all predicted, in their proportions, and no others. One spot is no crystal: 0 where
-    fewer than two are explained.
-
-    Notes
-    -----
-    Σ √(m q) / √(Σ m), over all measured spots of at least 4 nats, with their net counts m and the predicted strengths q, which add up to
-    one over all places that the crystals of the pattern predict, these in their shares.
-    """
-    refs, first = _joined_reflections(banks)
-    phase, share = found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS)
-    rotation = found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float)
-    arrays = _SpotArrays(*spots.arrays)
-    result = _correlations(arrays, refs, first, _camera(calibration), phase, share, rotation, numba.get_num_threads())
-    return result.reshape(found.winner.shape)
 
 
 @kernel(parallel=True)
@@ -238,8 +167,10 @@ def read_maps(
 
     Returns
     -------
-    Maps (ny, nx) by name: those of `emphase.ped.decide.decide_phases`, ``correlation``, ``discriminating_spots``, ``diffuse`` counts and
-    ``support`` (p, ny, nx). A pattern without a discriminating spot is not decided.
+    Maps (ny, nx) by name: those of `emphase.ped.decide.decide_phases`; ``correlation``, ``explained_share``, ``evidence_share``,
+    ``clear_spots`` and ``unexplained_spots`` of `emphase.ped.explained.explain`, and whether it is ``explained``;
+    ``discriminating_spots``, ``diffuse`` counts, and ``support`` (p, ny, nx). A pattern without a discriminating spot is not decided,
+    nor is one that may be explained by luck, because a phase is missing (`emphase.ped.explained.believable`).
     """
     ny, nx = found.winner.shape
     lines = max(1, OPTIONS.patterns_read // nx)
@@ -248,19 +179,23 @@ def read_maps(
         rows = slice(y, min(y + lines, ny))
         here = spots[rows.start * nx : rows.stop * nx]
         blocks.append(_read_lines(found.part(rows, slice(0, nx)), here, calibration, banks, thresholds or {}))
-    return {name: np.concatenate([block[name] for block in blocks], axis=int(name in ("probability", "support"))) for name in blocks[0]}
+    by_phase = ("probability", "support")
+    maps = {name: np.concatenate([block[name] for block in blocks], axis=int(name in by_phase)) for name in blocks[0]}
+    return maps | {"decided": maps["decided"] & believable(maps)}
 
 
 def _read_lines(
     found: Indexing, spots: Spots, calibration: Calibration, banks: list[TemplateBank], thresholds: dict[str, float]
 ) -> dict[str, np.ndarray]:
     """The maps of some lines of a scan."""
-    correlation = correlation_map(spots, calibration, banks, found)
-    maps = decide_phases(found, correlation, **thresholds)
+    shown = explain(spots, calibration, banks, found)
+    maps = decide_phases(found, shown.correlation, shown.enough, **thresholds)
     n_discriminating = discriminating_spots(spots, calibration, banks, maps["phase_id"], found.rotation)
     decided = maps["decided"] & (n_discriminating > 0) if len(banks) > 1 else maps["decided"]
-    maps |= {"correlation": correlation, "discriminating_spots": n_discriminating, "decided": decided, "support": found.support}
-    return maps | {"diffuse": diffuse_counts(spots, calibration).reshape(correlation.shape)}
+    maps |= {"discriminating_spots": n_discriminating, "decided": decided, "support": found.support, "explained": shown.enough}
+    maps |= {"correlation": shown.correlation, "explained_share": shown.counts_share, "evidence_share": shown.evidence_share}
+    maps |= {"clear_spots": shown.clear_spots, "unexplained_spots": shown.unexplained_spots}
+    return maps | {"diffuse": diffuse_counts(spots, calibration).reshape(decided.shape)}
 
 
 def diffuse_counts(spots: Spots, calibration: Calibration) -> np.ndarray:

@@ -37,6 +37,7 @@ class OverlapOptions(NamedTuple):
 
 OPTIONS = OverlapOptions()
 _MOST_PARTS = 3  # crystals in a pattern
+_NO_SET = -1e9  # value of a set that is none, nats
 _SHARES = np.array([0.12, 0.3, 0.5, 0.7, 0.88])  # of the second crystal; a third one is tried at the first three
 
 
@@ -50,12 +51,13 @@ class _Prices(NamedTuple):
 class _Candidates(NamedTuple):
     """The likeliest components of a pattern and what each predicts per unit of its ``total`` strength; room for ``likeliest`` of them.
 
-    ``component`` (c,) is their number, ``cost`` and ``bonus`` (c,) as in `_Prices`; ``strength``, ``off_y``, ``off_x`` (c, m) at the
-    measured spots, and ``missed``, whose rows of candidate c start at ``missed_start[c]``, are what `_collect` found. ``near`` is work
-    space.
+    ``component`` (c,) is their number, ``phase`` (c,) that of each, ``cost`` and ``bonus`` (c,) as in `_Prices`; ``strength``,
+    ``off_y``, ``off_x`` (c, m) at the measured spots, and ``missed``, whose rows of candidate c start at ``missed_start[c]``, are what
+    `_collect` found. ``near`` is work space.
     """
 
     component: np.ndarray
+    phase: np.ndarray
     cost: np.ndarray
     bonus: np.ndarray
     total: np.ndarray
@@ -68,11 +70,15 @@ class _Candidates(NamedTuple):
 
 
 class _Set(NamedTuple):
-    """Candidates that overlap: ``members`` (3,), -1 for none, their ``weights`` (3,), and the ``value`` (1,) of the set in nats."""
+    """Candidates that overlap: ``members`` (3,), -1 for none, their ``weights`` (3,), and the ``value`` (1,) of the set in nats.
+
+    ``of_phase`` (p,) is the largest value of all sets that were tried in which a crystal of each phase has the largest weight.
+    """
 
     members: np.ndarray
     weights: np.ndarray
     value: np.ndarray
+    of_phase: np.ndarray
 
 
 @kernel
@@ -82,9 +88,9 @@ def _no_candidates(n_reflections):
     shape = (most, SPOT_OPTIONS.most_spots)
     strength, off_y, off_x = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     missed, missed_start = np.zeros((OPTIONS.room_missed, 2)), np.zeros(most + 1, np.int64)
-    component, near = np.zeros(most, np.int64), np.empty(n_reflections, np.int64)
+    component, phase, near = np.zeros(most, np.int64), np.zeros(most, np.int64), np.empty(n_reflections, np.int64)
     cost, bonus, total = np.zeros(most), np.zeros(most), np.zeros(most)
-    return _Candidates(component, cost, bonus, total, strength, off_y, off_x, missed, missed_start, near)
+    return _Candidates(component, phase, cost, bonus, total, strength, off_y, off_x, missed, missed_start, near)
 
 
 @kernel
@@ -106,7 +112,7 @@ def _likeliest(i, parts, prices, refs, first, camera, view, candidates):
         for j in range(n_missed):
             candidates.missed[start[n] + j, 0], candidates.missed[start[n] + j, 1] = view.missed[j, 0] / total, view.missed[j, 1]
         start[n + 1] = start[n] + n_missed
-        candidates.component[n], candidates.total[n] = c, total
+        candidates.component[n], candidates.phase[n], candidates.total[n] = c, phase, total
         candidates.cost[n], candidates.bonus[n] = prices.cost[i, c], prices.bonus[i, c]
         n += 1
     return n
@@ -154,6 +160,11 @@ def _price(members, candidates):
 def _keep_better(members, weights, candidates, view, diffracted, best):
     """Keep a set in ``best`` where its evidence less its price is larger than that of the set there."""
     value = _set_evidence(members, weights, candidates, view, diffracted) - _price(members, candidates)
+    largest = weights.max()
+    for q in range(len(members)):
+        phase = candidates.phase[members[q]]
+        if weights[q] == largest and value > best.of_phase[phase]:
+            best.of_phase[phase] = value
     if value > best.value[0]:
         n = len(members)
         best.value[0] = value
@@ -164,7 +175,7 @@ def _keep_better(members, weights, candidates, view, diffracted, best):
 @kernel
 def _best_set(n, candidates, view, diffracted, best):
     """The set of one to three of n candidates with the most evidence less its price, into ``best``."""
-    best.members[:], best.weights[:], best.value[0] = -1, 0.0, -1e9
+    best.members[:], best.weights[:], best.value[0], best.of_phase[:] = -1, 0.0, _NO_SET, _NO_SET
     members, weights = np.zeros(_MOST_PARTS, np.int64), np.zeros(_MOST_PARTS)
     for c in range(n):
         members[0], weights[0] = c, 1.0
@@ -184,31 +195,38 @@ def _best_set(n, candidates, view, diffracted, best):
             for share in _SHARES[:3]:
                 weights[0], weights[1], weights[2] = (1 - share) * pair[0], (1 - share) * pair[1], share
                 _keep_better(members, weights, candidates, view, diffracted, best)
+    members[:], weights[:] = best.members, best.weights
+    if members[2] >= 0:  # its other crystals as the largest
+        for first, second in ((0, 1), (0, 2), (1, 2)):
+            turned = weights.copy()
+            turned[first], turned[second] = weights[second], weights[first]
+            _keep_better(members, turned, candidates, view, diffracted, best)
 
 
 @kernel(parallel=True)
 def _choose_sets(spots, refs, first, camera, parts, prices, threads):
     """For every pattern the set of components that are in it.
 
-    Returns their numbers (n, 3), -1 for none, their first shares (n, 3), and (n,) the measured counts a unit of strength where
-    the set is one component, else 0.
+    Returns their numbers (n, 3), -1 for none, their first shares (n, 3), (n,) the measured counts a unit of strength where
+    the set is one component, else 0, and (n, p) the value in nats of the best set in which each phase is the largest.
     """
-    n = len(spots.table)
+    n, n_phases = len(spots.table), len(first) - 1
     chosen, share, unit = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros(n)
+    value = np.empty((n, n_phases))
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
         candidates = _no_candidates(len(refs.g))
-        best = _Set(np.zeros(_MOST_PARTS, np.int64), np.zeros(_MOST_PARTS), np.zeros(1))
+        best = _Set(np.zeros(_MOST_PARTS, np.int64), np.zeros(_MOST_PARTS), np.zeros(1), np.zeros(n_phases))
         for i in range(thread, n, threads):
             view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
             _best_set(_likeliest(i, parts, prices, refs, first, camera, view, candidates), candidates, view, diffracted, best)
-            share[i] = best.weights
+            share[i], value[i] = best.weights, best.of_phase
             if best.members[0] >= 0 and best.members[1] < 0:
                 unit[i] = _counts_a_unit(best.members[0], candidates, view)
             for q in range(_MOST_PARTS):
                 if best.members[q] >= 0:
                     chosen[i, q] = candidates.component[best.members[q]]
-    return chosen, share, unit
+    return chosen, share, unit, value
 
 
 @kernel

@@ -1,0 +1,369 @@
+"""How much of a pattern its crystals explain, and what the patterns of a scan hold that no candidate predicts.
+
+Evidence compares candidates. Whether any of them is right, only the spots say that none predicts. Every pattern gets
+
+- the *correlation coefficient* of measured and predicted spot strengths (Rauch and Dupuy, Arch. Metall. Mater. 50 (2005) 87, here over
+  spots and of square roots, so that one bright spot does not outweigh all others),
+- the *explained share* of the net counts in its clear spots: a spot is explained up to what the crystals predict there, times the spread
+  of strengths; what lies beyond, or where nothing is predicted, is left over,
+- the *evidence share*: the evidence that its crystals have, over that of a crystal which predicts every clear spot in its place and
+  strength. It is about one where the model is true, whatever the dose, and counts spots that are predicted and missing against a crystal.
+
+All three look at spots within the reach of the templates only. Over simulated scans by two-beam theory the right phases have explained
+shares of 0.8 to 1 and evidence shares of 0.5 to 1.3 (98 % of the patterns), whatever the phase and the dose; with the right phase not
+among the candidates the garnet has 0.1 to 0.6 and 0 to 0.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from ..kernels import kernel
+from .evidence import OPTIONS as EVIDENCE_OPTIONS
+from .evidence import _camera, _collect, _judge, _near_ewald, _room, _view
+from .index import Indexing
+from .overlap import _MOST_PARTS
+from .overlap import OPTIONS as OVERLAP_OPTIONS
+from .scan import Calibration
+from .search import search_phase
+from .spots import OPTIONS as SPOT_OPTIONS
+from .spots import Spots, _SpotArrays
+from .templates import TemplateBank, _joined_reflections
+
+
+class ExplainedOptions(NamedTuple):
+    """Tuning numbers of what is explained; a named tuple, which kernels read."""
+
+    correlated_nats: float = 4.0  # spots this far above the background are correlated; fainter ones are noise as often
+    clear_nats: float = 8.0  # spots that must be explained: one in 3000 of the background's fluctuations is as clear
+    brighter: float = math.exp(EVIDENCE_OPTIONS.log_mean + 2 * EVIDENCE_OPTIONS.log_spread)  # than expected, still explained: 2 sd
+    reach: float = 0.99  # of the longest reflection of the templates: beyond, a spot cannot be predicted
+    judged_spots: int = 3  # clear spots of a pattern that says whether a phase is missing: two are a systematic row
+    least_explained: float = 0.7  # of the net counts in clear spots
+    least_evidence: float = 0.25  # of the evidence that the clear spots could give
+    usual_share: float = 0.05  # of the patterns is not explained although no phase is missing: bent, thick, at a boundary
+    least_patterns: int = 3  # fewer say nothing about the scan
+    least_share: float = 0.5  # of the patterns must be explained, or nothing is decided; and ...
+    few_spots: int = 10  # ... where a pattern has fewer clear spots, which fit a wrong crystal by luck in one of five patterns, ...
+    alike: float = 1.5  # ... of the patterns with as many clear spots, up to this factor, ...
+    least_share_alike: float = 0.85  # ... this share must be
+    ring_width: float = 0.012  # of a spacing: spots of one ring, with what the camera's distortion leaves
+    ring_sigmas: float = 5.0  # by which the spots of a ring exceed what chance puts there
+    most_rings: int = 8  # that are listed
+    tried_patterns: int = 48  # on which further phases are tried, ...
+    tried_scales: tuple[float, ...] = tuple(1 + 0.005 * k for k in range(-6, 7))  # ... as the scale may follow the wrong candidates
+
+
+OPTIONS = ExplainedOptions()
+
+
+class Explained(NamedTuple):
+    """How much of each pattern (ny, nx) its crystals explain.
+
+    Attributes
+    ----------
+    correlation
+        0 to 1; 1 is a pattern whose spots are all predicted, in their proportions, and no others. 0 where fewer than two are explained.
+    counts_share
+        Of the net counts in clear spots, what the crystals explain; 1 where there is no clear spot.
+    evidence_share
+        Evidence of the crystals over the most that the clear spots could give; 1 where there is no clear spot.
+    clear_spots, unexplained_spots
+        Numbers of spots of more than 8 nats within reach, and of those of which less than half is explained.
+    unexplained
+        (ny, nx, 64) net counts left over in each spot of the table.
+    """
+
+    correlation: np.ndarray
+    counts_share: np.ndarray
+    evidence_share: np.ndarray
+    clear_spots: np.ndarray
+    unexplained_spots: np.ndarray
+    unexplained: np.ndarray
+
+    @property
+    def enough(self) -> np.ndarray:
+        """(ny, nx) whether as much is explained as would be if the crystals were right."""
+        return (self.counts_share >= OPTIONS.least_explained) & (self.evidence_share >= OPTIONS.least_evidence)
+
+
+@kernel(parallel=True)
+def _explain(spots, refs, first, camera, reach, phase, share, rotation, left, threads):
+    """For crystals ``phase`` (n, 3) in their ``share`` (n, 3) the columns of `Explained` (n, 5), and net counts ``left`` (n, 64)."""
+    result = np.zeros((len(phase), 5))
+    for thread in numba.prange(threads):
+        work = _room(camera, len(refs.g))
+        near = np.empty(len(refs.g), np.int64)
+        sums, missed = np.empty((3, SPOT_OPTIONS.most_spots)), np.empty((OVERLAP_OPTIONS.room_missed, 2))
+        for i in range(thread, len(phase), threads):
+            view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
+            sums[:] = 0
+            n_missed = 0
+            for q in range(phase.shape[1]):
+                if phase[i, q] >= 0:
+                    n_near = _near_ewald(rotation[i, q], 0.0, refs, first[phase[i, q]], first[phase[i, q] + 1], near)
+                    n_missed = _add_crystal(rotation[i, q], share[i, q], near, n_near, refs, camera, view, sums, missed, n_missed)
+            result[i] = _explained_of(view, sums, missed, n_missed, diffracted, camera, reach, left[i])
+    return result
+
+
+@kernel
+def _add_crystal(rotation, share, near, n_near, refs, camera, view, sums, missed, n_missed):
+    """Add what a crystal predicts, in its share, to the ``sums`` (3, m) at the spots and to ``missed``; returns how many are missed."""
+    found, total = _collect(rotation, near, n_near, refs, camera, view)
+    if total <= 0:
+        return n_missed
+    for k in range(len(view.spots)):
+        sums[0, k] += share * view.strength[k] / total
+        sums[1, k] += share * view.off_y[k] / total
+        sums[2, k] += share * view.off_x[k] / total
+    for j in range(min(found, len(missed) - n_missed)):
+        missed[n_missed + j, 0], missed[n_missed + j, 1] = share * view.missed[j, 0] / total, view.missed[j, 1]
+    return n_missed + min(found, len(missed) - n_missed)
+
+
+@kernel
+def _within(view, k, camera, reach):
+    """Whether spot k lies where the templates reach, ``reach`` (1/Å)."""
+    y, x = view.spots[k, 0] - view.centre[0], view.spots[k, 1] - view.centre[1]
+    gx = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y
+    gy = camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
+    return gx * gx + gy * gy <= reach * reach
+
+
+@kernel
+def _explained_of(view, sums, missed, n_missed, diffracted, camera, reach, left):
+    """Correlation, explained and evidence share, clear and unexplained spots of one pattern; net counts that are left, into ``left``."""
+    product, measured, n_explained = 0.0, 0.0, 0
+    clear, matched, expected, most = 0, 0.0, 0.0, 0.0
+    for k in range(len(view.spots)):
+        net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
+        if view.spots[k, 4] < OPTIONS.correlated_nats or not _within(view, k, camera, reach):
+            continue
+        measured += net
+        if sums[0, k] > 0:
+            product += math.sqrt(net * sums[0, k])
+            n_explained += 1
+            matched += net
+            expected += sums[0, k]
+        if view.spots[k, 4] >= OPTIONS.clear_nats:
+            clear += 1
+            most += math.log((view.terms[k, 3] + view.terms[k, 4]) / view.terms[k, 5])
+    correlation = product / math.sqrt(measured) if n_explained > 1 else 0.0
+    if clear == 0:
+        return correlation, 1.0, 1.0, 0.0, 0.0
+    lost, unexplained = _left_over(view, sums[0], matched / max(expected, 1e-30), camera, reach, left)
+    scale = max(matched, EVIDENCE_OPTIONS.least_share * diffracted)
+    evidence = _judge(sums[0, : len(view.spots)], sums[1], sums[2], missed, n_missed, scale, view)[0]
+    return correlation, 1 - lost, evidence / max(most, 1.0), clear, unexplained
+
+
+@kernel
+def _left_over(view, strength, counts, camera, reach, left):
+    """Of the clear spots the share of net counts beyond what is predicted, ``counts`` a unit of ``strength``, and how many are unexplained."""
+    in_clear, lost, unexplained = 0.0, 0.0, 0
+    for k in range(len(view.spots)):
+        if view.spots[k, 4] >= OPTIONS.clear_nats and _within(view, k, camera, reach):
+            net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
+            left[k] = max(net - OPTIONS.brighter * strength[k] * counts, 0.0)
+            in_clear += net
+            lost += left[k]
+            unexplained += left[k] > 0.5 * net
+    return lost / max(in_clear, 1e-9), unexplained
+
+
+def _reach_of(banks: Sequence[TemplateBank]) -> float:
+    """The length (1/Å) up to which all spots could be predicted."""
+    return OPTIONS.reach * max(float(np.linalg.norm(bank.g, axis=1).max()) for bank in banks)
+
+
+def explain(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank], found: Indexing) -> Explained:
+    """How much of every pattern the crystals found in it explain, from its spots and what they predict in their shares.
+
+    Parameters
+    ----------
+    spots
+        Of all patterns, in the order of the scan.
+    calibration
+        Of the scan.
+    banks
+        Of the candidate phases, in the order of ``found``.
+    found
+        The crystals of every pattern and their shares.
+
+    Returns
+    -------
+    The `Explained` of the scan.
+
+    Notes
+    -----
+    The correlation is Σ √(m q) / √(Σ m) over all measured spots of at least 4 nats, with their net counts m and the predicted strengths q,
+    which add up to one over all places that the crystals of the pattern predict. With c = Σ m / Σ q over predicted spots, a clear spot
+    leaves max(m - f c q, 0), f = exp(-0.15 + 2 x 0.8), of the model of strengths in `emphase.ped.evidence`.
+    """
+    refs, first = _joined_reflections(list(banks))
+    phase, share = found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS)
+    rotation = found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float)
+    left = np.zeros(spots.table.shape[:2])
+    arrays, threads = _SpotArrays(*spots.arrays), numba.get_num_threads()
+    table = _explain(arrays, refs, first, _camera(calibration), _reach_of(banks), phase, share, rotation, left, threads)
+    columns = table.T.reshape(5, *found.winner.shape)
+    return Explained(*columns[:3], *columns[3:].astype(int), left.reshape(*found.winner.shape, -1))
+
+
+class Ring(NamedTuple):
+    """Unexplained spots at one spacing (Å): how many, and their share of all unexplained counts."""
+
+    spacing_A: float
+    n_spots: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """What the patterns of a scan hold that no candidate predicts.
+
+    Attributes
+    ----------
+    judged, explained_share
+        Number of patterns with three clear spots or more, and the share of these that are explained.
+    patterns
+        (n,) flat indices of those that are not, the most counts left over first.
+    spacings_A
+        (m,) of the unexplained spots of all patterns.
+    rings
+        Spacings at which these gather, the heaviest first.
+    """
+
+    judged: int
+    explained_share: float
+    patterns: np.ndarray
+    spacings_A: np.ndarray
+    rings: list[Ring]
+
+    @property
+    def phase_is_missing(self) -> bool:
+        """Whether more patterns are not explained than bending, thickness and boundaries leave so, or spots gather at spacings."""
+        many = len(self.patterns) >= OPTIONS.least_patterns and 1 - self.explained_share > OPTIONS.usual_share
+        return many or bool(self.rings)
+
+
+def _judged(maps: dict[str, np.ndarray]) -> np.ndarray:
+    """Which patterns (ny, nx) say whether a phase is missing."""
+    return maps["clear_spots"] >= OPTIONS.judged_spots
+
+
+def believable(maps: dict[str, np.ndarray]) -> np.ndarray:
+    """Which patterns (ny, nx) are not explained by luck, from how many of the scan's patterns like each are explained at all.
+
+    Parameters
+    ----------
+    maps
+        ``clear_spots`` and ``explained`` of `emphase.ped.maps.read_maps`.
+
+    Notes
+    -----
+    Where a phase is missing among the candidates, some of its patterns are explained by luck: few spots lie near those of a wrong crystal,
+    alike all over a grain. So patterns of few clear spots are believed only where nearly all of their like are explained, and none is
+    where fewer than half of all patterns are.
+    """
+    judged, enough, number = _judged(maps), maps["explained"], np.maximum(maps["clear_spots"], OPTIONS.judged_spots)
+    if (judged & ~enough).sum() < OPTIONS.least_patterns:
+        return np.ones(enough.shape, bool)
+    if enough[judged].mean() < OPTIONS.least_share:
+        return np.zeros(enough.shape, bool)
+    every, explained = (np.bincount(number[some], minlength=number.max() + 1) for some in (judged, judged & enough))
+    counts = np.arange(len(every))
+    like = np.maximum(counts[:, None], counts) <= OPTIONS.alike * np.minimum(counts[:, None], counts)
+    share = (like @ explained) / np.maximum(like @ every, 1)
+    return (number >= OPTIONS.few_spots) | (share[number] >= OPTIONS.least_share_alike)
+
+
+def unexplained(
+    spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank], found: Indexing, maps: dict[str, np.ndarray]
+) -> Unexplained:
+    """What the patterns of a scan hold that no candidate predicts, from the spots that its crystals leave over.
+
+    Parameters
+    ----------
+    spots, calibration, banks, found
+        As for `explain`.
+    maps
+        Those of `emphase.ped.maps.read_maps`.
+
+    Returns
+    -------
+    The `Unexplained` of the scan.
+    """
+    judged, enough = _judged(maps), maps["explained"]
+    share = float(enough[judged].mean()) if judged.any() else 1.0
+    left, lengths, counts = np.zeros(enough.shape), [np.zeros(0)], [np.zeros(0)]
+    for y in np.flatnonzero((maps["unexplained_spots"] > 0).any(axis=1)):
+        line = spots[y * enough.shape[1] : (y + 1) * enough.shape[1]]
+        of_spots = explain(line, calibration, banks, found.part(slice(y, y + 1), slice(None))).unexplained[0]
+        left[y] = of_spots.sum(axis=1)
+        lone = of_spots > 0.5 * np.maximum(line.table[:, :, 2] - line.table[:, :, 3], 1e-9)
+        off = (line.table[:, :, :2] - line.centre_px[:, None])[lone][:, ::-1]
+        lengths.append(np.linalg.norm(off @ np.linalg.inv(calibration.metric).T, axis=1))
+        counts.append(of_spots[lone])
+    patterns = np.flatnonzero(judged & ~enough)
+    patterns = patterns[np.argsort(-left.ravel()[patterns], kind="stable")]
+    g_invA = np.concatenate(lengths)
+    rings = _rings(g_invA, np.concatenate(counts), _reach_of(banks))
+    return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, rings)
+
+
+def _rings(g_invA: np.ndarray, counts: np.ndarray, reach_invA: float) -> list[Ring]:
+    """Lengths at which spots (n,) of these ``counts`` gather, against a density in log g that is smooth over a tenth."""
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+
+    if len(g_invA) < OPTIONS.least_patterns:
+        return []
+    step = OPTIONS.ring_width / 4
+    edges = np.arange(math.log(g_invA.min()) - 0.2, math.log(reach_invA) + 0.2, step)
+    number, _ = np.histogram(np.log(g_invA), edges)
+    near = ndimage.uniform_filter1d(number.astype(float), 4, mode="constant") * 4
+    about = ndimage.uniform_filter1d(number.astype(float), 60, mode="constant") * 4
+    excess = (near - about) / np.sqrt(about + 1)
+    rings = []
+    for (k,) in peak_local_max(excess, min_distance=4, threshold_abs=OPTIONS.ring_sigmas, exclude_border=False):
+        here = np.abs(np.log(g_invA) - edges[k]) <= OPTIONS.ring_width
+        rings.append(Ring(float(1 / np.median(g_invA[here])), int(here.sum()), float(counts[here].sum() / counts.sum())))
+    return sorted(rings, key=lambda ring: -ring.share)[: OPTIONS.most_rings]
+
+
+def evidence_of_others(
+    spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank], others: Sequence[TemplateBank], missing: Unexplained
+) -> dict[str, float]:
+    """How well further phases would explain the patterns that the candidates do not, from the best evidence of each.
+
+    Parameters
+    ----------
+    spots, calibration, banks
+        With which the scan was mapped.
+    others
+        Banks of phases that were not candidates.
+    missing
+        What `unexplained` gives.
+
+    Returns
+    -------
+    For each of the others by name the median gain in nats of a pattern over the best candidate alone, at the scale within 3 % at which it
+    is largest, the largest first; only those that win more than half of the patterns.
+    """
+    some = spots[missing.patterns[: OPTIONS.tried_patterns]]
+    if not len(some.number):
+        return {}
+    best = np.max([search_phase(some, calibration, bank)[1] for bank in banks], axis=0)
+    gain = {}
+    for bank in others:
+        scales = [replace(calibration, scale_invA_per_px=calibration.scale_invA_per_px * factor) for factor in OPTIONS.tried_scales]
+        gain[bank.crystal.name] = max(float(np.median(search_phase(some, scaled, bank)[1] - best)) for scaled in scales)
+    return {name: nats for name, nats in sorted(gain.items(), key=lambda item: -item[1]) if nats > 0}
