@@ -261,7 +261,7 @@ def indexing(support, shares=(), *, sets=None, prior=0.0, sd=0.05):
         (indexing([9.0, 5.0, 1.0], [(0, 1.0)]), 0.8, 0, True),  # a margin of 4 nats
         (indexing([9.0, 7.0, 1.0], [(0, 1.0)]), 0.8, 0, False),  # of 2
         (indexing([9.0, 5.0, 1.0], [(0, 1.0)]), 0.3, -1, False),  # too little correlation to be indexed, ...
-        (indexing([9.0, 5.0, 1.0], [(0, 1.0)], prior=3.0), 0.3, 0, False),  # ... but on the neighbours' lattice
+        (indexing([9.0, 5.0, 1.0], [(0, 1.0)], prior=3.0), 0.3, 0, True),  # ... but on the neighbours' lattice
         (indexing([1.5, 0.0, 0.0], [(0, 1.0)]), 0.8, -1, False),  # no more than chance, ...
         (indexing([1.5, 0.0, 0.0], [(0, 1.0)], prior=1.5), 0.8, 0, False),  # ... but for the neighbours
         (indexing([5.0, 9.0, 1.0], [(0, 1.0)]), 0.8, 0, False),  # the neighbours' choice against the evidence

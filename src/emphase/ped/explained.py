@@ -10,8 +10,8 @@ Evidence compares candidates. Whether any of them is right, only the spots say t
   strength. It is about one where the model is true, whatever the dose, and counts spots that are predicted and missing against a crystal.
 
 All three look at spots within the reach of the templates only. Over simulated scans by two-beam theory the right phases have explained
-shares of 0.8 to 1 and evidence shares of 0.5 to 1.3 (98 % of the patterns), whatever the phase and the dose; with the right phase not
-among the candidates the garnet has 0.1 to 0.6 and 0 to 0.3.
+shares of 0.8 to 1 and evidence shares of 0.5 to 1.3 (98 % of the patterns), whatever the phase and the dose; without the right phase,
+one of a large cell has 0.1 to 0.6 and 0 to 0.3.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ExplainedOptions(NamedTuple):
     ring_sigmas: float = 5.0  # by which the spots of a ring exceed what chance puts there
     most_rings: int = 8  # that are listed
     tried_patterns: int = 48  # on which further phases are tried, ...
-    tried_scales: tuple[float, ...] = tuple(1 + 0.005 * k for k in range(-6, 7))  # ... as the scale may follow the wrong candidates
+    tried_scale: float = 0.03  # ... at scales off by as much, in steps of half a per cent: the scale may follow the wrong candidates
 
 
 OPTIONS = ExplainedOptions()
@@ -93,39 +93,62 @@ class Explained(NamedTuple):
         return (self.counts_share >= OPTIONS.least_explained) & (self.evidence_share >= OPTIONS.least_evidence)
 
 
+class _Crystals(NamedTuple):
+    """The crystals of n patterns: ``phase`` (n, 3), -1 for none, ``share`` (n, 3) and ``rotation`` (n, 3, 3, 3)."""
+
+    phase: np.ndarray
+    share: np.ndarray
+    rotation: np.ndarray
+
+
+class _Predicted(NamedTuple):
+    """What the crystals of a pattern predict per unit of strength: ``sums`` (3, m) of strength and offsets at the spots, and the missed.
+
+    Of ``missed`` (n, 2), ``n_missed`` (1,) rows are filled.
+    """
+
+    sums: np.ndarray
+    missed: np.ndarray
+    n_missed: np.ndarray
+
+
 @kernel(parallel=True)
-def _explain(spots, refs, first, camera, reach, phase, share, rotation, left, threads):
-    """For crystals ``phase`` (n, 3) in their ``share`` (n, 3) the columns of `Explained` (n, 5), and net counts ``left`` (n, 64)."""
+def _explain(spots, refs, first, camera, reach, crystals, left, threads):
+    """The columns of `Explained` (n, 5) for the ``crystals``, and the net counts ``left`` (n, 64)."""
+    phase, share, rotation = crystals
     result = np.zeros((len(phase), 5))
     for thread in numba.prange(threads):
         work = _room(camera, len(refs.g))
         near = np.empty(len(refs.g), np.int64)
-        sums, missed = np.empty((3, SPOT_OPTIONS.most_spots)), np.empty((OVERLAP_OPTIONS.room_missed, 2))
+        missed = np.empty((OVERLAP_OPTIONS.room_missed, 2))
+        predicted = _Predicted(np.empty((3, SPOT_OPTIONS.most_spots)), missed, np.zeros(1, np.int64))
         for i in range(thread, len(phase), threads):
             view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
-            sums[:] = 0
-            n_missed = 0
+            predicted.sums[:] = 0
+            predicted.n_missed[0] = 0
             for q in range(phase.shape[1]):
                 if phase[i, q] >= 0:
                     n_near = _near_ewald(rotation[i, q], 0.0, refs, first[phase[i, q]], first[phase[i, q] + 1], near)
-                    n_missed = _add_crystal(rotation[i, q], share[i, q], near, n_near, refs, camera, view, sums, missed, n_missed)
-            result[i] = _explained_of(view, sums, missed, n_missed, diffracted, camera, reach, left[i])
+                    _add_crystal(rotation[i, q], share[i, q], near[:n_near], refs, camera, view, predicted)
+            _explain_pattern(view, predicted, diffracted, camera, reach, result[i], left[i])
     return result
 
 
 @kernel
-def _add_crystal(rotation, share, near, n_near, refs, camera, view, sums, missed, n_missed):
-    """Add what a crystal predicts, in its share, to the ``sums`` (3, m) at the spots and to ``missed``; returns how many are missed."""
-    found, total = _collect(rotation, near, n_near, refs, camera, view)
+def _add_crystal(rotation, share, near, refs, camera, view, predicted):
+    """Add what a crystal predicts, in its share, to what is ``predicted``."""
+    found, total = _collect(rotation, near, len(near), refs, camera, view)
     if total <= 0:
-        return n_missed
+        return
     for k in range(len(view.spots)):
-        sums[0, k] += share * view.strength[k] / total
-        sums[1, k] += share * view.off_y[k] / total
-        sums[2, k] += share * view.off_x[k] / total
-    for j in range(min(found, len(missed) - n_missed)):
-        missed[n_missed + j, 0], missed[n_missed + j, 1] = share * view.missed[j, 0] / total, view.missed[j, 1]
-    return n_missed + min(found, len(missed) - n_missed)
+        predicted.sums[0, k] += share * view.strength[k] / total
+        predicted.sums[1, k] += share * view.off_y[k] / total
+        predicted.sums[2, k] += share * view.off_x[k] / total
+    first = predicted.n_missed[0]
+    found = min(found, len(predicted.missed) - first)
+    for j in range(found):
+        predicted.missed[first + j, 0], predicted.missed[first + j, 1] = share * view.missed[j, 0] / total, view.missed[j, 1]
+    predicted.n_missed[0] += found
 
 
 @kernel
@@ -138,35 +161,36 @@ def _within(view, k, camera, reach):
 
 
 @kernel
-def _explained_of(view, sums, missed, n_missed, diffracted, camera, reach, left):
-    """Correlation, explained and evidence share, clear and unexplained spots of one pattern; net counts that are left, into ``left``."""
-    product, measured, n_explained = 0.0, 0.0, 0
-    clear, matched, expected, most = 0, 0.0, 0.0, 0.0
+def _explain_pattern(view, predicted, diffracted, camera, reach, result, left):
+    """Correlation, explained and evidence share, clear and unexplained spots of a pattern into ``result``, net counts left into ``left``."""
+    strength = predicted.sums[0]
+    product = measured = matched = expected = most = 0.0
+    n_explained = clear = 0
     for k in range(len(view.spots)):
         net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
         if view.spots[k, 4] < OPTIONS.correlated_nats or not _within(view, k, camera, reach):
             continue
         measured += net
-        if sums[0, k] > 0:
-            product += math.sqrt(net * sums[0, k])
+        if strength[k] > 0:
+            product += math.sqrt(net * strength[k])
             n_explained += 1
             matched += net
-            expected += sums[0, k]
+            expected += strength[k]
         if view.spots[k, 4] >= OPTIONS.clear_nats:
             clear += 1
             most += math.log((view.terms[k, 3] + view.terms[k, 4]) / view.terms[k, 5])
-    correlation = product / math.sqrt(measured) if n_explained > 1 else 0.0
-    if clear == 0:
-        return correlation, 1.0, 1.0, 0.0, 0.0
-    lost, unexplained = _left_over(view, sums[0], matched / max(expected, 1e-30), camera, reach, left)
+    lost, unexplained = _left_over(view, strength, matched / max(expected, 1e-30), camera, reach, left)
     scale = max(matched, EVIDENCE_OPTIONS.least_share * diffracted)
-    evidence = _judge(sums[0, : len(view.spots)], sums[1], sums[2], missed, n_missed, scale, view)[0]
-    return correlation, 1 - lost, evidence / max(most, 1.0), clear, unexplained
+    _, off_y, off_x = predicted.sums
+    evidence = _judge(strength[: len(view.spots)], off_y, off_x, predicted.missed, predicted.n_missed[0], scale, view)[0]
+    result[0] = product / math.sqrt(measured) if n_explained > 1 else 0.0
+    result[1], result[2] = 1 - lost, evidence / most if clear > 0 else 1.0
+    result[3], result[4] = clear, unexplained
 
 
 @kernel
 def _left_over(view, strength, counts, camera, reach, left):
-    """Of the clear spots the share of net counts beyond what is predicted, ``counts`` a unit of ``strength``, and how many are unexplained."""
+    """Share of the clear spots' net counts beyond what ``strength`` (m,) times ``counts`` explains; how many spots are unexplained."""
     in_clear, lost, unexplained = 0.0, 0.0, 0
     for k in range(len(view.spots)):
         if view.spots[k, 4] >= OPTIONS.clear_nats and _within(view, k, camera, reach):
@@ -211,10 +235,11 @@ def explain(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank
     phase, share = found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS)
     rotation = found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float)
     left = np.zeros(spots.table.shape[:2])
-    arrays, threads = _SpotArrays(*spots.arrays), numba.get_num_threads()
-    table = _explain(arrays, refs, first, _camera(calibration), _reach_of(banks), phase, share, rotation, left, threads)
-    columns = table.T.reshape(5, *found.winner.shape)
-    return Explained(*columns[:3], *columns[3:].astype(int), left.reshape(*found.winner.shape, -1))
+    arrays, crystals = _SpotArrays(*spots.arrays), _Crystals(phase, share, rotation)
+    table = _explain(arrays, refs, first, _camera(calibration), _reach_of(banks), crystals, left, numba.get_num_threads())
+    shape = found.winner.shape
+    correlation, counts_share, evidence_share, clear, unexplained = table.T.reshape(5, *shape)
+    return Explained(correlation, counts_share, evidence_share, clear.astype(int), unexplained.astype(int), left.reshape(*shape, -1))
 
 
 class Ring(NamedTuple):
@@ -362,8 +387,9 @@ def evidence_of_others(
     if not len(some.number):
         return {}
     best = np.max([search_phase(some, calibration, bank)[1] for bank in banks], axis=0)
+    factors = 1 + np.arange(-OPTIONS.tried_scale, OPTIONS.tried_scale + 1e-6, 0.005)
     gain = {}
     for bank in others:
-        scales = [replace(calibration, scale_invA_per_px=calibration.scale_invA_per_px * factor) for factor in OPTIONS.tried_scales]
+        scales = [replace(calibration, scale_invA_per_px=calibration.scale_invA_per_px * factor) for factor in factors]
         gain[bank.crystal.name] = max(float(np.median(search_phase(some, scaled, bank)[1] - best)) for scaled in scales)
     return {name: nats for name, nats in sorted(gain.items(), key=lambda item: -item[1]) if nats > 0}
