@@ -166,16 +166,6 @@ def test_hot_pixels_are_masked_and_spots_are_not(scan, calibration):
     assert calibration.mask.sum() <= len(hot) + 2
 
 
-@pytest.mark.parametrize(("gain", "offset"), [(1.0, 0.0), (7.0, 100.0)])
-def test_detector_gain_from_noise(gain, offset):
-    rng = np.random.default_rng(5)
-    expected = 40 * np.exp(-np.hypot(*np.indices((96, 96)) - 47.5) / 30)
-    frames = (gain * rng.poisson(expected, (20, 96, 96)) + offset).astype(np.uint16)
-    found_gain, found_offset = emphase.ped.scan.detector_gain(frames, np.zeros((96, 96), bool))
-    assert found_gain == pytest.approx(gain, rel=0.15)
-    assert abs(found_offset - offset) <= 6 * gain
-
-
 def test_scale_is_found_from_the_scan(scan, calibration, banks):
     patterns, _ = scan
     wrong = replace(calibration, scale_invA_per_px=0.02178 * 1.021)
@@ -535,7 +525,7 @@ def test_recorded_steel_is_austenite_and_not_g_phase():
     mean, variance, _ = emphase.ped.scan.scan_statistics(patterns)
     mask = emphase.ped.scan.hot_and_dead_pixels(mean, variance, 4, 20)
     measured, _ = emphase.ped.scan.direct_beam_positions(patterns, mask)
-    gain, offset = emphase.ped.scan.detector_gain(patterns.reshape(-1, *patterns.shape[2:]), mask)
+    gain, offset, _ = emphase.ped.noise.detector_noise(patterns.reshape(-1, *patterns.shape[2:]), mask)
     calibration = emphase.ped.Calibration(0.01261, np.eye(2), measured, mask, 1.7, gain, offset, place_strain=0.02)
     banks = [emphase.ped.template_bank(c, max_g_invA=1.4, **(OPTICS | {"excitation_width_invA": 0.004})) for c in crystals]
     decision, found, spots = study.map_scan(patterns, calibration, banks)

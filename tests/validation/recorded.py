@@ -53,7 +53,7 @@ def _calibration_of_steel(patterns: np.ndarray) -> Any:
     mean, variance, _ = emphase.ped.scan.scan_statistics(patterns)
     mask = emphase.ped.scan.hot_and_dead_pixels(mean, variance, 4, 20)
     centre_px, _ = emphase.ped.scan.direct_beam_positions(patterns, mask)
-    gain, offset = emphase.ped.scan.detector_gain(patterns.reshape(-1, *patterns.shape[2:]), mask)
+    gain, offset, _ = emphase.ped.noise.detector_noise(patterns.reshape(-1, *patterns.shape[2:]), mask)
     return emphase.ped.Calibration(0.01261, np.eye(2), centre_px, mask, 1.7, gain, offset, place_strain=0.02)
 
 

@@ -3,8 +3,8 @@
 The phases in a scan have known spacings, so the scan calibrates itself. `calibrate` is the whole chain; each of its steps can be used
 alone:
 
-1. mean and variance over the scan give the hot and dead pixels, the noise gives gain and offset of the detector, and the centroid of
-   the direct beam in every pattern, smoothed over the scan, gives the descan (`emphase.ped.scan`);
+1. mean and variance over the scan give the hot and dead pixels, the noise gives gain and offset of the detector
+   (`emphase.ped.noise`), and the centroid of the direct beam in every pattern, smoothed over the scan, the descan (`emphase.ped.scan`);
 2. patterns with clear spots are taken from all over the scan (`spread_patterns`), and their mean spot gives the spot size (`spot_size`);
 3. scale and ellipse are fitted to the spots that the phases explain (`emphase.ped.refinement`);
 4. the fit is checked. Where a check fails, the given scale is kept and the places of spots are trusted less.
@@ -22,12 +22,12 @@ import numpy as np
 
 from ..crystals import Crystal
 from ..errors import EmphaseError
+from .noise import detector_noise
 from .refinement import ScaleFit, fit_findings, phase_notes, refine_calibration
 from .scan import (
     Calibration,
     ScanStatistics,
     check_patterns,
-    detector_gain,
     direct_beam_positions,
     hot_and_dead_pixels,
     patterns_at,
@@ -130,7 +130,7 @@ class CalibratedScan:
     findings
         One sentence for every check that failed; empty where the calibration can be trusted.
     notes
-        One sentence for every phase whose spots alone give another scale.
+        Sentences on what is doubtful and does not stop the use: the detector's gain, phases whose spots alone give another scale.
     """
 
     calibration: Calibration
@@ -252,16 +252,16 @@ def phase_banks(crystals: Sequence[Crystal], optics: Optics, cache: str | Path |
     ]
 
 
-def _before_the_fit(patterns: Any, statistics: ScanStatistics, scale_invA_per_px: float) -> tuple[Calibration, DirectBeam]:
-    """Mask, direct beam, gain and offset of a scan, with the scale as given and no strain; and the beam as measured."""
+def _before_the_fit(patterns: Any, statistics: ScanStatistics, scale_invA_per_px: float) -> tuple[Calibration, DirectBeam, str]:
+    """Mask, direct beam, gain and offset of a scan, with the scale as given and no strain; the beam as measured; doubts of the gain."""
     mean, variance, total = statistics
     mask = hot_and_dead_pixels(mean, variance, total.size, OPTIONS.beam_radius_share * min(mean.shape))
     measured_px, intensity = direct_beam_positions(patterns, mask)
     centre_px, scatter_px = smooth_descan(measured_px, intensity)
     spread = np.linspace(0, total.size - 1, min(OPTIONS.gain_patterns, total.size)).astype(int)
-    gain, offset = detector_gain(patterns_at(patterns, spread), mask)
-    first = Calibration(scale_invA_per_px, np.eye(2), centre_px, mask, OPTIONS.first_sigma_px, gain, offset)
-    return first, DirectBeam(measured_px, intensity, scatter_px)
+    noise = detector_noise(patterns_at(patterns, spread), mask)
+    first = Calibration(scale_invA_per_px, np.eye(2), centre_px, mask, OPTIONS.first_sigma_px, noise.gain, noise.offset)
+    return first, DirectBeam(measured_px, intensity, scatter_px), noise.doubt
 
 
 def _check_settings(patterns: Any, crystals: Sequence[Crystal], optics: Optics) -> None:
@@ -328,7 +328,7 @@ def calibrate(
     _check_settings(patterns, crystals, optics)
     check_patterns(patterns, optics.scale_invA_per_px)
     statistics = scan_statistics(patterns)
-    given, beam = _before_the_fit(patterns, statistics, optics.scale_invA_per_px)
+    given, beam, doubt = _before_the_fit(patterns, statistics, optics.scale_invA_per_px)
     chosen, images = spread_patterns(patterns, given, n_patterns)
     centres = given.centre_px.reshape(-1, 2)[chosen]
     for _ in range(OPTIONS.size_rounds):
@@ -351,5 +351,5 @@ def calibrate(
         centres_px=centres,
         fit=fit,
         findings=findings,
-        notes=phase_notes(fit),
+        notes=[*([doubt] if doubt else []), *phase_notes(fit)],
     )

@@ -162,7 +162,7 @@ def _within(view, k, camera, reach):
 
 @kernel
 def _explain_pattern(view, predicted, diffracted, camera, reach, result, left):
-    """Correlation, explained and evidence share, clear and unexplained spots of a pattern into ``result``, net counts left into ``left``."""
+    """Correlation, explained and evidence share, clear and unexplained spots of a pattern into ``result``, counts left into ``left``."""
     strength = predicted.sums[0]
     product = measured = matched = expected = most = 0.0
     n_explained = clear = 0

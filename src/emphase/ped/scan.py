@@ -4,8 +4,6 @@
 - `hot_and_dead_pixels`: a diffraction spot spreads over its neighbours in the average, a hot pixel does not.
 - `direct_beam_positions`: centroid of the direct beam in every pattern; `smooth_descan` fits the drift of the beam over the scan (descan)
   by a polynomial surface and cuts outliers, as py4DSTEM does (Savitzky et al., Microsc. Microanal. 27 (2021) 712).
-- `detector_gain`: gain and offset from the noise itself, variance = gain x (mean - offset): the photon transfer curve (Janesick, Photon
-  Transfer, 2007), from second differences between neighbouring blocks.
 
 `Calibration` holds what these and `emphase.ped.calibration` find.
 """
@@ -43,10 +41,6 @@ class ScanOptions:
     blanked: float = 0.1  # of the median intensity of the direct beam: patterns with less do not count
     descan_rounds: int = 8  # of fit and cut; converged after three to five
     descan_sigmas: float = 4.0  # robust standard deviations, beyond which a pattern is left out
-    gain_block: int = 4  # px: about the area of a spot, over which a camera's smeared noise is summed
-    gain_bins: int = 12  # levels of brightness
-    gain_darkest: float = 0.8  # share of the blocks that are used: the brightest hold spots
-    counting_gain: tuple[float, float] = (0.6, 1.6)  # a gain between these is that of a counting detector, 1
 
 
 OPTIONS = ScanOptions()
@@ -404,59 +398,3 @@ def smooth_descan(centre_px: np.ndarray, weight: np.ndarray, order: int = 2) -> 
         spread = 1.4826 * float(np.median(off[use])) + 1e-3
         use = (weight.ravel() > OPTIONS.blanked * np.median(weight)) & (off < OPTIONS.descan_sigmas * spread)
     return (design @ fit).reshape(ny, nx, 2), spread
-
-
-def detector_gain(patterns: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Gain and offset of a detector, from the noise of the patterns themselves.
-
-    Parameters
-    ----------
-    patterns
-        (n, ky, kx).
-    mask
-        (ky, kx) bad pixels.
-
-    Returns
-    -------
-    gain
-        Recorded units per electron; 1 for a counting detector, and where the patterns are too dark to measure it.
-    offset
-        Recorded units of a pixel without any electron.
-
-    Notes
-    -----
-    Neighbouring blocks of 4 x 4 pixels, about the area of a spot, share nearly the same expectation, so a sixth of the mean square of their
-    second difference is the variance; for counted electrons variance = gain x (mean - offset). Blocks, not pixels, because a camera
-    smears its noise over neighbours.
-    """
-    from skimage.measure import block_reduce
-
-    size = OPTIONS.gain_block
-    whole = np.s_[..., : mask.shape[0] // size * size, : mask.shape[1] // size * size]
-    blocks = block_reduce(patterns[whole].astype(np.float64), (1, size, size), np.sum)
-    bad = block_reduce(mask[whole], (size, size), np.any)
-    good = ~(bad[:, 2:] | bad[:, 1:-1] | bad[:, :-2])
-    level = ((blocks[:, :, 2:] + blocks[:, :, 1:-1] + blocks[:, :, :-2]) / 3)[:, good].ravel()
-    square = ((blocks[:, :, 2:] - 2 * blocks[:, :, 1:-1] + blocks[:, :, :-2]) ** 2 / 6)[:, good].ravel()
-    order = np.argsort(level, kind="stable")[: int(OPTIONS.gain_darkest * len(level))]
-    bins = [part for part in np.array_split(order, OPTIONS.gain_bins) if len(part) >= 20]
-    if len(bins) < 3 or level[order].max(initial=0) <= 0:
-        return 1.0, 0.0
-    middle = np.array([level[part].mean() for part in bins])
-    variance = np.array([_lower_mean(square[part]) / _MEAN_OF_LOWER_90_PERCENT for part in bins])
-    if patterns.dtype == np.uint8:
-        gain, offset = float(variance.sum() / middle.sum()), 0.0
-    else:
-        gain, at_zero = np.polyfit(middle, variance, 1, w=1 / np.maximum(variance, 1e-9))
-        lowest = float(np.percentile(level, 1))
-        offset = float(np.clip(-at_zero / gain if gain > 0 else 0.0, 0.0, lowest)) / size**2
-    low, high = OPTIONS.counting_gain
-    return (1.0 if low < gain < high else max(float(gain), 1e-3)), offset
-
-
-def _lower_mean(values: np.ndarray) -> float:
-    """Mean of the lower 90 %: diffraction spots make the upper tenth."""
-    return float(np.sort(values)[: math.ceil(0.9 * len(values))].mean())
-
-
-_MEAN_OF_LOWER_90_PERCENT = 0.623  # of the square of a standard normal variable
