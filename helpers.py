@@ -1188,6 +1188,7 @@ def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             strain, centre_px, mask = (arrays[name] for name in ("strain", "centre_px", "mask"))
+            distortion = arrays.get("distortion", np.zeros(5))
     except Exception as error:  # numpy and zipfile raise whatever they meet in a broken file
         where = f"{results.name}/{path.name}"
         raise ResultError(f"{where}: cannot be read ({one_line(error)}); run 05_ped_calibration for {results.name} again") from None
@@ -1199,14 +1200,13 @@ def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
             f"run 05_ped_calibration for {results.name} again"
         )
     return Calibration(
-        scale_invA_per_px=numbers["scale_invA_per_px"],
         strain=strain,
+        distortion=distortion,
         centre_px=centre_px,
         mask=mask,
-        spot_sigma_px=numbers["spot_sigma_px"],
         gain=numbers["detector_gain"],
         offset=numbers["detector_offset"],
-        place_strain=numbers["place_strain"],
+        **{name: numbers[name] for name in ("scale_invA_per_px", "spot_sigma_px", "place_strain")},
     )
 
 

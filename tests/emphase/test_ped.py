@@ -185,17 +185,20 @@ def test_one_call_calibrates_a_scan(scan, crystals):
     assert np.abs(found.calibration.centre_px - truth["centre_px"]).max() < 0.1
     assert found.images.shape == (16, *patterns.shape[2:]) and len(found.fit.sweep) == 9
     assert [bank.crystal.name for bank in found.banks] == list(PHASES) and found.optics.max_g_invA == pytest.approx(1.6, abs=0.1)
-    edge = replace(found.fit, sweep=found.fit.sweep[4:], residual_px=0.9, n_patterns=4)
+    edge = replace(found.fit, residual_px=0.9, n_patterns=4)
     findings = emphase.ped.refinement.fit_findings(edge, found.refined, 0.022)
     assert "0.90 px, more than 0.8 px" in findings[0] and "only 4 patterns" in findings[1]
 
 
-def test_a_scale_at_the_edge_of_the_search_is_not_used(scan, crystals):
-    given = 0.02178 * 1.015
-    found = emphase.ped.calibrate(scan[0], crystals[2:], emphase.ped.Optics(given, 200.0, 0.5, max_g_invA=1.0), n_patterns=8, search=0.005)
-    assert not found.trusted and any("edge of the search" in text for text in found.findings)
-    assert found.calibration.scale_invA_per_px == given and found.calibration.place_strain == 0.02
-    assert found.calibration.ellipticity == 0
+def test_a_scale_beyond_the_search_is_found_where_two_phases_show_it(scan, crystals):
+    """The rings suggest it."""
+    given = 0.02178 * 1.07
+    optics = emphase.ped.Optics(given, 200.0, 0.5, max_g_invA=1.5)
+    found = emphase.ped.calibrate(scan[0], crystals, optics, n_patterns=24, search=0.005)
+    assert found.trusted and found.calibration.scale_invA_per_px == pytest.approx(0.02178, rel=0.0015)
+    alone = emphase.ped.calibrate(scan[0], crystals[3:], optics, n_patterns=24, search=0.005)
+    assert not alone.trusted and alone.calibration.scale_invA_per_px == given and alone.calibration.place_strain == 0.02
+    assert alone.calibration.ellipticity == 0
 
 
 # --- matching ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..kernels import kernel
+from .distortion import undistorted_mask
 from .scan import Calibration
 from .spots import OPTIONS as SPOT_OPTIONS
 from .spots import _aperture_of, _good_pixels, first_radius_px
@@ -65,7 +66,7 @@ def _camera(calibration: Calibration) -> _Camera:
     full = float(np.sum(2 * half + 1))
     sigma = calibration.spot_sigma_px
     metric = np.ascontiguousarray(calibration.metric, dtype=float)
-    pixels = _good_pixels(calibration.mask, half) / np.float32(full)
+    pixels = _good_pixels(undistorted_mask(calibration), half) / np.float32(full)
     return _Camera(
         metric,
         np.linalg.inv(metric),

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -68,6 +68,9 @@ class Calibration:
     place_strain
         How far spots may lie off their places, as a share of their distance from the direct beam: what the metric and the lattices are
         trusted to.
+    distortion
+        (5,) keystone (x, y), centre (x, y) and radial distortion of the camera, as shares of half its width there
+        (`emphase.ped.distortion`).
     """
 
     scale_invA_per_px: float
@@ -78,6 +81,7 @@ class Calibration:
     gain: float = 1.0
     offset: float = 0.0
     place_strain: float = 0.004
+    distortion: np.ndarray = field(default_factory=lambda: np.zeros(5))
 
     @property
     def ellipticity(self) -> float:

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..crystals import Crystal
 from ..kernels import kernel
+from .distortion import recorded_places
 from .evidence import _camera, _predict, _refine, _room, _spun, _turned, _view
 from .scan import Calibration
 from .spots import OPTIONS as SPOT_OPTIONS
@@ -355,10 +356,11 @@ def compare_spots(
     camera, centre = _camera(calibration), spots.centre_px[0]
     table = spots.table[0, : spots.number[0]].astype(float)
     measured = table[table[:, 4] >= least_nats]
-    places, strength, _ = predicted_spots(bank, rotation, centre, calibration, min_relative_intensity=1e-3)
+    places, strength, _ = _undistorted_prediction(bank, rotation, centre, calibration, 1e-3)
+    recorded = lambda yx: recorded_places(yx, centre, calibration)
     if not len(places) or not len(measured):
         nothing = np.zeros(len(places), bool)
-        return SpotComparison(places, nothing, nothing, measured[:, :2])
+        return SpotComparison(recorded(places), nothing, nothing, recorded(measured[:, :2]))
     apart, nearest = cKDTree(measured[:, :2]).query(places)
     seen = apart <= camera.match
     net = np.bincount(nearest[seen], minlength=len(measured)) > 0
@@ -368,7 +370,8 @@ def compare_spots(
     below = spots.background[0, radius] * camera.full + SPOT_OPTIONS.empty_counts
     bright = (mean + below) * np.log((mean + below) / below) - mean > least_nats
     good = camera.pixels[tuple(np.rint(places).astype(int).T)] > 0.5
-    return SpotComparison(places, seen, bright & ~seen & good, measured[cKDTree(places).query(measured[:, :2])[0] > camera.match, :2])
+    extra = measured[cKDTree(places).query(measured[:, :2])[0] > camera.match, :2]
+    return SpotComparison(recorded(places), seen, bright & ~seen & good, recorded(extra))
 
 
 def predicted_spots(
@@ -392,17 +395,61 @@ def predicted_spots(
     Returns
     -------
     places
-        (n, 2), (y, x) in px.
+        (n, 2), (y, x) in px, where the camera records them.
     strength
         (n,) of the bank's model.
     hkl
         (n, 3).
     """
+    places, strength, number = _undistorted_prediction(bank, rotation, centre_px, calibration, min_relative_intensity)
+    return recorded_places(places, np.asarray(centre_px, float), calibration), strength, bank.hkl[number]
+
+
+def _undistorted_prediction(
+    bank: TemplateBank, rotation: np.ndarray, centre_px: np.ndarray, calibration: Calibration, min_relative_intensity: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places, strengths and numbers of the reflections of `predicted_spots`, on an undistorted camera."""
     spots, everything = np.empty((len(bank.g), 4)), np.arange(len(bank.g))
     rotation, centre = np.ascontiguousarray(rotation, dtype=float), np.asarray(centre_px, float)
     n = _predict(rotation, everything, len(everything), bank.reflections, _camera(calibration), centre, spots)
     spots = spots[:n][spots[:n, 2] > min_relative_intensity * spots[:n, 2].max(initial=0)]
-    return spots[:, :2], spots[:, 2], bank.hkl[spots[:, 3].astype(int)]
+    return spots[:, :2], spots[:, 2], spots[:, 3].astype(int)
+
+
+@kernel
+def _most_evidence(spots, camera, reach, least_nats, refs_length):
+    """Evidence (n,) that the clear spots of patterns could give at most, those within ``reach`` px of the direct beam."""
+    result = np.zeros(len(spots.number))
+    work = _room(camera, refs_length)
+    for i in range(len(result)):
+        view, _ = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
+        for k in range(len(view.spots)):
+            away = (view.spots[k, 0] - view.centre[0]) ** 2 + (view.spots[k, 1] - view.centre[1]) ** 2
+            if view.spots[k, 4] >= least_nats and away <= reach * reach:
+                result[i] += math.log((view.terms[k, 3] + view.terms[k, 4]) / view.terms[k, 5])
+    return result
+
+
+def most_evidence(spots: Spots, calibration: Calibration, reach_invA: float, least_nats: float = 8.0) -> np.ndarray:
+    """The evidence of a crystal that would predict all clear spots of a pattern in their places and strengths.
+
+    Parameters
+    ----------
+    spots
+        Of n patterns.
+    calibration
+        As for `search_phase`.
+    reach_invA
+        Spots within this length of g count, 1/Å.
+    least_nats
+        Evidence against background of a clear spot.
+
+    Returns
+    -------
+    (n,) in nats.
+    """
+    arrays = _SpotArrays(*spots.arrays)
+    return _most_evidence(arrays, _camera(calibration), reach_invA / calibration.scale_invA_per_px, least_nats, 1)
 
 
 def chance_evidence(

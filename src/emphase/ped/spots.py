@@ -14,7 +14,7 @@ matching works on these few hundred numbers, and no image is read a second time.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numba
@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import EmphaseError
 from ..kernels import kernel
+from .distortion import undistorted_places
 from .scan import Calibration
 
 
@@ -275,7 +276,7 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
 
     Returns
     -------
-    `Spots`: up to 64 of every pattern, the surest first.
+    `Spots`: up to 64 of every pattern, the surest first, where an undistorted camera would see them (`emphase.ped.distortion`).
 
     Raises
     ------
@@ -291,7 +292,26 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
         calibration.gain, calibration.offset, first_radius_px(calibration), OPTIONS.least_nats,
     )  # fmt: skip
     _find_spots(patterns, spots.centre_px, detector, spots.table, spots.number, spots.background, numba.get_num_threads())
-    return spots
+    return undistorted_spots(spots, calibration)
+
+
+def undistorted_spots(spots: Spots, calibration: Calibration) -> Spots:
+    """Recorded spots, put where an undistorted camera would see them.
+
+    Parameters
+    ----------
+    spots
+        Of n patterns, their places as recorded.
+    calibration
+        With its ``distortion``.
+    """
+    if not calibration.distortion.any():
+        return spots
+    table, last = spots.table.copy(), np.array(calibration.mask.shape) - 1.0
+    places = undistorted_places(table[:, :, :2].astype(float), spots.centre_px[:, None], calibration)
+    shown = np.arange(table.shape[1]) < spots.number[:, None]
+    table[:, :, :2] = np.where(shown[:, :, None], np.clip(places, 0, last), 0)
+    return replace(spots, table=table)
 
 
 def pattern_peaks(
@@ -314,8 +334,9 @@ def pattern_peaks(
 
     Returns
     -------
-    Rows (y px, x px, evidence against background in nats, net counts), the surest first.
+    Rows (y px, x px, evidence against background in nats, net counts), the surest first, as the camera recorded them.
     """
-    spots = find_spots(np.asarray(image)[None], np.asarray(centre_px)[None], calibration)
+    as_recorded = replace(calibration, distortion=np.zeros(5))
+    spots = find_spots(np.asarray(image)[None], np.asarray(centre_px)[None], as_recorded)
     y, x, counts, below, nats = spots.table[0, : spots.number[0]].astype(float).T
     return np.stack([y, x, nats, counts - below], axis=1)[nats >= least_nats][:most]

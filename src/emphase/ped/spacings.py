@@ -1,0 +1,105 @@
+"""Lattice parameters of the phases of a scan, from the lengths of their spots and one common scale.
+
+The structure files of a scan are off by tenths of a per cent, sometimes by per cents (composition, temperature, strain in a matrix), and
+the c of a layered oxide moves with its lithium. With the scale that all phases share, the relative change of the length of g with small
+changes ε of the axes is -(ε_a g_a² + ε_b g_b² + ε_c g_c²) / g², with the parts of g along the reciprocal axes. So the ε follow from the
+lengths of the explained spots by weighted linear least squares. What the symmetry makes equal is one parameter: a of cubic crystals; a
+and c of tetragonal, hexagonal and trigonal ones; a, b and c of the others, whose angles are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..crystals import Crystal
+
+
+class LatticeParameter(NamedTuple):
+    """One lattice parameter of a phase.
+
+    Attributes
+    ----------
+    phase, axis
+        Name of the phase, and "a", "b" or "c".
+    found_A, sd_A, given_A
+        As the spots have it, with its standard deviation, and as in the structure file, Å.
+    n_spots
+        Spots of the phase.
+    """
+
+    phase: str
+    axis: str
+    found_A: float
+    sd_A: float
+    given_A: float
+    n_spots: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether it differs from the structure file by more than 0.6 % and four standard deviations."""
+        off = abs(self.found_A - self.given_A)
+        return off > max(LEAST_OFFSET * self.given_A, SIGMAS * self.sd_A)
+
+
+LEAST_OFFSET = 0.006  # of a lattice parameter: less is strain, or another composition of the same phase
+SIGMAS = 4.0  # by which a lattice parameter must differ besides
+LEAST_SPOTS = 10  # of a phase, for its lattice parameters
+MOST_SD = 0.01  # of a parameter: one that the spots hardly show is not given
+
+
+def lattice_parameters(crystal: Crystal, hkl: np.ndarray, stretch: np.ndarray, weight: np.ndarray) -> list[LatticeParameter]:
+    """Lattice parameters of a phase from the lengths of its spots.
+
+    Parameters
+    ----------
+    crystal
+        The phase as in the structure file.
+    hkl
+        (n, 3) reflections of the spots.
+    stretch
+        (n,) measured over predicted length of g, with the common scale.
+    weight
+        (n,) of each, one over its variance.
+
+    Returns
+    -------
+    One `LatticeParameter` for each that is free and known to 1 %; none where there are fewer than ten spots.
+    """
+    if len(hkl) < LEAST_SPOTS:
+        return []
+    names, groups = _free_axes(crystal)
+    along = hkl[:, :, None] * crystal.reciprocal  # (n, 3, 3): the parts of g along a*, b* and c*
+    g2 = np.sum(along.sum(axis=1) ** 2, axis=1)
+    parts = np.einsum("nik,nk->ni", along, along.sum(axis=1)) / g2[:, None]
+    design = -np.stack([parts[:, group].sum(axis=1) for group in groups], axis=1)
+    keep = np.ones(len(hkl), bool)
+    values, strain, covariance = np.log(stretch), np.zeros(len(groups)), np.eye(len(groups))
+    for _ in range(5):
+        root = np.sqrt(weight[keep])
+        rows = design[keep] * root[:, None]
+        strain = np.linalg.lstsq(rows, values[keep] * root, rcond=None)[0]
+        residual = values - design @ strain
+        spread = float(np.sum(weight[keep] * residual[keep] ** 2)) / max(keep.sum() - len(groups), 1)
+        covariance = np.linalg.pinv(rows.T @ rows) * spread
+        keep = np.abs(residual) <= 4 * max(1.4826 * float(np.median(np.abs(residual[keep]))), 1e-4)
+    shown = np.linalg.norm(design[keep], axis=0) > 1e-6
+    lengths = np.linalg.norm(crystal.lattice, axis=1)
+    found = []
+    for k, name in enumerate(names):
+        given, sd = float(lengths[groups[k][0]]), math.sqrt(covariance[k, k])
+        if shown[k] and 0 < sd < MOST_SD:
+            found.append(LatticeParameter(crystal.name, name, given * math.exp(strain[k]), given * sd, given, int(keep.sum())))
+    return found
+
+
+def _free_axes(crystal: Crystal) -> tuple[Sequence[str], list[list[int]]]:
+    """Names of the free lattice parameters of a crystal's system, and the axes that each moves."""
+    if crystal.space_group >= 195:
+        return "a", [[0, 1, 2]]
+    if crystal.space_group >= 75:
+        return "ac", [[0, 1], [2]]
+    return "abc", [[0], [1], [2]]
