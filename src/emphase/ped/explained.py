@@ -43,7 +43,9 @@ class ExplainedOptions(NamedTuple):
     correlated_nats: float = 4.0  # spots this far above the background are correlated; fainter ones are noise as often
     clear_nats: float = 8.0  # spots that must be explained: one in 3000 of the background's fluctuations is as clear
     brighter: float = math.exp(EVIDENCE_OPTIONS.log_mean + 2 * EVIDENCE_OPTIONS.log_spread)  # than expected, still explained: 2 sd
-    reach: float = 0.99  # of the longest reflection of the templates: beyond, a spot cannot be predicted
+    reach: float = 1.003  # of the longest reflection of the templates: beyond, a spot cannot be predicted, ...
+    sure_reach: float = 0.99  # ... and nearer than this it is, where it is a reflection
+    ring_reach: float = 0.97  # beyond, the density of unexplained spots ends
     judged_spots: int = 3  # clear spots of a pattern that says whether a phase is missing: two are a systematic row
     least_explained: float = 0.7  # of the net counts in clear spots
     least_evidence: float = 0.25  # of the evidence that the clear spots could give
@@ -168,7 +170,7 @@ def _explain_pattern(view, predicted, diffracted, camera, reach, result, left):
     n_explained = clear = 0
     for k in range(len(view.spots)):
         net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
-        if view.spots[k, 4] < OPTIONS.correlated_nats or not _within(view, k, camera, reach):
+        if view.spots[k, 4] < OPTIONS.correlated_nats or not _within(view, k, camera, OPTIONS.reach * reach):
             continue
         measured += net
         if strength[k] > 0:
@@ -176,7 +178,7 @@ def _explain_pattern(view, predicted, diffracted, camera, reach, result, left):
             n_explained += 1
             matched += net
             expected += strength[k]
-        if view.spots[k, 4] >= OPTIONS.clear_nats:
+        if view.spots[k, 4] >= OPTIONS.clear_nats and _within(view, k, camera, OPTIONS.sure_reach * reach):
             clear += 1
             most += math.log((view.terms[k, 3] + view.terms[k, 4]) / view.terms[k, 5])
     lost, unexplained = _left_over(view, strength, matched / max(expected, 1e-30), camera, reach, left)
@@ -193,7 +195,7 @@ def _left_over(view, strength, counts, camera, reach, left):
     """Share of the clear spots' net counts beyond what ``strength`` (m,) times ``counts`` explains; how many spots are unexplained."""
     in_clear, lost, unexplained = 0.0, 0.0, 0
     for k in range(len(view.spots)):
-        if view.spots[k, 4] >= OPTIONS.clear_nats and _within(view, k, camera, reach):
+        if view.spots[k, 4] >= OPTIONS.clear_nats and _within(view, k, camera, OPTIONS.sure_reach * reach):
             net = max(view.spots[k, 2] - view.spots[k, 3], np.float32(0))
             left[k] = max(net - OPTIONS.brighter * strength[k] * counts, 0.0)
             in_clear += net
@@ -203,8 +205,8 @@ def _left_over(view, strength, counts, camera, reach, left):
 
 
 def _reach_of(banks: Sequence[TemplateBank]) -> float:
-    """The length (1/Å) up to which all spots could be predicted."""
-    return OPTIONS.reach * max(float(np.linalg.norm(bank.g, axis=1).max()) for bank in banks)
+    """Length (1/Å) of the longest reflection."""
+    return max(float(np.linalg.norm(bank.g, axis=1).max()) for bank in banks)
 
 
 def explain(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank], found: Indexing) -> Explained:
@@ -356,7 +358,7 @@ def _rings(g_invA: np.ndarray, counts: np.ndarray, reach_invA: float) -> list[Ri
     number, _ = np.histogram(np.log(g_invA), edges)
     near = ndimage.uniform_filter1d(number.astype(float), 4, mode="constant") * 4
     about = ndimage.uniform_filter1d(number.astype(float), 60, mode="constant") * 4
-    excess = (near - about) / np.sqrt(about + 1)
+    excess = np.where(edges[1:] < math.log(OPTIONS.ring_reach * reach_invA), (near - about) / np.sqrt(about + 1), 0.0)
     rings = []
     for (k,) in peak_local_max(excess, min_distance=4, threshold_abs=OPTIONS.ring_sigmas, exclude_border=False):
         here = np.abs(np.log(g_invA) - edges[k]) <= OPTIONS.ring_width
