@@ -32,7 +32,14 @@ def _terms(u: np.ndarray) -> np.ndarray:
     return terms
 
 
-def _radius_px(calibration: Calibration) -> float:
+def radius_px(calibration: Calibration) -> float:
+    """Half the width of the camera, R.
+
+    Parameters
+    ----------
+    calibration
+        Of the camera.
+    """
     return min(calibration.mask.shape) / 2
 
 
@@ -54,7 +61,7 @@ def recorded_places(places_px: np.ndarray, centre_px: np.ndarray, calibration: C
     """
     if not calibration.distortion.any():
         return places_px
-    radius = _radius_px(calibration)
+    radius = radius_px(calibration)
     u = (places_px - centre_px)[..., ::-1] / radius
     return places_px + radius * (_terms(u) @ calibration.distortion)[..., ::-1]
 

@@ -34,7 +34,7 @@ from .scan import Calibration
 from .search import search_phase
 from .spots import OPTIONS as SPOT_OPTIONS
 from .spots import Spots, _SpotArrays
-from .templates import TemplateBank, _joined_reflections
+from .templates import TemplateBank, _joined_reflections, _longest_g
 
 
 class ExplainedOptions(NamedTuple):
@@ -204,11 +204,6 @@ def _left_over(view, strength, counts, camera, reach, left):
     return lost / max(in_clear, 1e-9), unexplained
 
 
-def _reach_of(banks: Sequence[TemplateBank]) -> float:
-    """Length (1/Å) of the longest reflection."""
-    return max(float(np.linalg.norm(bank.g, axis=1).max()) for bank in banks)
-
-
 def explain(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank], found: Indexing) -> Explained:
     """How much of every pattern the crystals found in it explain, from its spots and what they predict in their shares.
 
@@ -238,7 +233,7 @@ def explain(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank
     rotation = found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float)
     left = np.zeros(spots.table.shape[:2])
     arrays, crystals = _SpotArrays(*spots.arrays), _Crystals(phase, share, rotation)
-    table = _explain(arrays, refs, first, _camera(calibration), _reach_of(banks), crystals, left, numba.get_num_threads())
+    table = _explain(arrays, refs, first, _camera(calibration), _longest_g(banks), crystals, left, numba.get_num_threads())
     shape = found.winner.shape
     correlation, counts_share, evidence_share, clear, unexplained = table.T.reshape(5, *shape)
     return Explained(correlation, counts_share, evidence_share, clear.astype(int), unexplained.astype(int), left.reshape(*shape, -1))
@@ -342,7 +337,7 @@ def unexplained(
     patterns = np.flatnonzero(judged & ~enough)
     patterns = patterns[np.argsort(-left.ravel()[patterns], kind="stable")]
     g_invA = np.concatenate(lengths)
-    rings = _rings(g_invA, np.concatenate(counts), _reach_of(banks))
+    rings = _rings(g_invA, np.concatenate(counts), _longest_g(banks))
     return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, rings)
 
 

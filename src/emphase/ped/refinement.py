@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from .distortion import fit_distortion, recorded_places, undistorted_places
+from .distortion import fit_distortion, radius_px, recorded_places, undistorted_places
 from .grains import misorientations_deg
 from .rings import ring_starts
 from .scan import Calibration
 from .search import most_evidence, predicted_spots, search_phase
 from .spacings import LEAST_SPOTS, LatticeParameter, lattice_parameters
 from .spots import Spots, find_spots, undistorted_spots
-from .templates import TemplateBank
+from .templates import TemplateBank, _longest_g
 
 
 @dataclass(frozen=True)
@@ -204,9 +204,8 @@ def _refitted(
     calibration: Calibration, pairs: _Pairs, rows: np.ndarray | slice, used: np.ndarray, prior_sd: np.ndarray | None = None
 ) -> tuple[Calibration, np.ndarray]:
     """The calibration fitted to some of the pairs with the coefficients ``used`` (5,) of the distortion, and the errors (5,) of these."""
-    radius = min(calibration.mask.shape) / 2
     metric, distortion, error = fit_distortion(
-        calibration.metric, pairs.predicted[rows], pairs.measured[rows], pairs.weight[rows], radius, used, prior_sd
+        calibration.metric, pairs.predicted[rows], pairs.measured[rows], pairs.weight[rows], radius_px(calibration), used, prior_sd
     )
     return _with_metric(calibration, metric, distortion), error
 
@@ -246,7 +245,7 @@ def _best_start(
     wide = replace(calibration, place_strain=OPTIONS.sweep_place_strain)
     evidence, _ = scale_sweep(recorded, wide, banks, factors, progress)
     best = replace(calibration, scale_invA_per_px=calibration.scale_invA_per_px * float(factors[evidence.argmax()]))
-    reach_invA = max(float(np.linalg.norm(bank.g, axis=1).max()) for bank in banks)
+    reach_invA = _longest_g(banks)
     share_of = lambda value, start: value / max(float(most_evidence(recorded, start, reach_invA).sum()), 1.0)
     most = OPTIONS.far_start * float(evidence.max())
     most_share = OPTIONS.far_start * share_of(float(evidence.max()), replace(best, place_strain=OPTIONS.sweep_place_strain))

@@ -17,7 +17,7 @@ import numpy as np
 
 from .scan import Calibration
 from .spots import Spots
-from .templates import TemplateBank
+from .templates import TemplateBank, _longest_g
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def ring_starts(spots: Spots, calibration: Calibration, banks: Sequence[Template
     weight = np.minimum(spots.table[:, :, 4][clear], OPTIONS.most_nats)
     length = np.log(np.linalg.norm(off, axis=1) * calibration.scale_invA_per_px)
     double = 2 * np.arctan2(off[:, 1], off[:, 0])
-    edges = np.arange(math.log(0.1) - 0.3, math.log(max(float(np.linalg.norm(b.g, axis=1).max()) for b in banks)) + 0.3, OPTIONS.step)
+    edges = np.arange(math.log(0.1) - 0.3, math.log(_longest_g(banks)) + 0.3, OPTIONS.step)
     gathered = _ring_likelihood(banks, edges)
     reach = round(OPTIONS.most_scale / OPTIONS.step)
     strains = np.arange(-OPTIONS.most_strain, OPTIONS.most_strain + 1e-9, OPTIONS.strain_step)
@@ -90,8 +90,7 @@ def _ring_likelihood(banks: Sequence[TemplateBank], edges: np.ndarray) -> np.nda
         smooth = smoothed(number, OPTIONS.smooth_width)
         ratio += smoothed(number, OPTIONS.ring_width) / np.maximum(smooth, 1e-6 * smooth.max()) / len(banks)
     gathered = np.log(OPTIONS.floor + (1 - OPTIONS.floor) * ratio)
-    longest = max(float(np.linalg.norm(bank.g, axis=1).max()) for bank in banks)
-    return np.where(edges[1:] < math.log(OPTIONS.reach * longest), gathered - smoothed(gathered, OPTIONS.smooth_width), 0.0)
+    return np.where(edges[1:] < math.log(OPTIONS.reach * _longest_g(banks)), gathered - smoothed(gathered, OPTIONS.smooth_width), 0.0)
 
 
 def _apart(found: list[tuple[float, float, float, float]]) -> list[tuple[float, float, float]]:

@@ -16,6 +16,7 @@ import inspect
 import io
 import math
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -324,6 +325,11 @@ def _coarse_templates(
         weight[order].astype(np.float32), template[order].astype(np.int32),
     )  # fmt: skip
     return dict(zip(_COARSE_ARRAYS, arrays, strict=True))
+
+
+def _longest_g(banks: Sequence[TemplateBank]) -> float:
+    """Length (1/Å) of the longest reflection of the banks."""
+    return max(float(np.linalg.norm(bank.g, axis=1).max()) for bank in banks)
 
 
 def _joined_reflections(banks: list[TemplateBank]) -> tuple[_Reflections, np.ndarray]:
