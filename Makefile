@@ -35,7 +35,7 @@ $(READY): env.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "the workbook needs Python 3.11 to 3.13: make PYTHON=python3.13 ...")'
 	@echo "setting up $(VENV) (two minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes -r env.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps --require-hashes -r env.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@$(BIN)/python -c 'import os, pathlib, sysconfig; \
 	pathlib.Path(sysconfig.get_paths()["purelib"], "workbook.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'

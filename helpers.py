@@ -1240,10 +1240,9 @@ MAP_PROPERTIES = (
 
 
 def load_maps(path: Path, matched: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Maps (ny, nx) of the CrystalMap that notebook 06 wrote, and ``probability`` and ``support`` (p, ny, nx) of the phases.
+    """Maps (ny, nx) of the CrystalMap that notebook 06 wrote, ``rotation`` (ny, nx, 3, 3), ``probability`` and ``support`` (p, ny, nx).
 
-    ``matched`` is the result of 06. The map that comes back has its patterns in rows of the scan, as they were written. `ResultError`
-    where there is no such file, or where an older version of the workbook wrote it.
+    ``matched`` is the result of 06. `ResultError` where there is no such file, or where an older version of the workbook wrote it.
     """
     from orix import io
 
@@ -1263,6 +1262,7 @@ def load_maps(path: Path, matched: dict[str, Any]) -> dict[str, np.ndarray]:
     read = lambda name: np.asarray(crystal_map.prop[name]).reshape(shape)
     maps = {name: read(name) for name in MAP_PROPERTIES}
     maps["phase_id"] = np.asarray(crystal_map.phase_id).reshape(shape)
+    maps["rotation"] = np.asarray(crystal_map.rotations.to_matrix()).reshape(*maps["phase_id"].shape, 3, 3)
     maps["probability"] = np.stack([read(f"probability_{p}") for p in phases])
     maps["support"] = np.stack([read(f"score_{p}") - matched["chance_nats"][p] for p in phases])
     return maps

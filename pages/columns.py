@@ -27,8 +27,9 @@ def _low_index_directions(crystal: Crystal, most: int = 3) -> tuple[np.ndarray, 
     operators = crystal.laue_rotations
     turned = np.einsum("oij,nj->noi", operators, along) @ np.linalg.inv(crystal.lattice)
     family = np.rint(np.concatenate([turned, -turned], axis=1)).astype(int)
-    key = lambda uvw: (np.abs(uvw).sum(), (uvw < 0).sum(), *(-uvw))
-    simplest = [min(members, key=key) for members in family]
+    order = np.concatenate([np.abs(family).sum(axis=-1, keepdims=True), (family < 0).sum(axis=-1, keepdims=True), -family], axis=-1)
+    first = (order @ 100 ** np.arange(4, -1, -1)).argmin(axis=1)  # small sums of indices, then few signs, then large first indices
+    simplest = family[np.arange(len(family)), first]
     return along / np.linalg.norm(along, axis=1, keepdims=True), [direction_name(uvw) for uvw in simplest]
 
 

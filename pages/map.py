@@ -76,12 +76,9 @@ class _Explored:
 
 def _explored(results: Path, sample: Sample, data_dir: str | Path) -> _Explored:
     """The maps of a sample; `WorkbookError` where they cannot be read. Without template banks where these cannot be made."""
-    from orix import io
-
     matched, path = read_result(results, sample.id, _MAP_STEP), results / sample.id / "06_ped.h5"
     try:
         maps = load_maps(path, matched)
-        rotation = np.asarray(io.load(str(path)).rotations.to_matrix()).reshape(*maps["phase_id"].shape, 3, 3)
     except EmphaseError:
         raise
     except Exception as error:  # h5py and orix raise whatever they meet in a file that was cut short
@@ -94,7 +91,7 @@ def _explored(results: Path, sample: Sample, data_dir: str | Path) -> _Explored:
         banks = scan_banks(ped, calibrated, data_dir, step_deg=matched["parameters"]["step_deg"])
     except (EmphaseError, KeyError, AttributeError):
         banks = None
-    return _Explored(maps, rotation, matched, crystals, banks)
+    return _Explored(maps, maps.pop("rotation"), matched, crystals, banks)
 
 
 def _map_columns(explored: _Explored, stride: int) -> tuple[dict[str, dict], list[list[str]]]:

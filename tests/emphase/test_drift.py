@@ -27,7 +27,7 @@ def errors(solution, truth_px):
 @pytest.fixture(scope="module", params=[(2.0, 3), (0.5, 4)], ids=["2 counts", "0.5 counts"])
 def stack(request):
     counts, seed = request.param
-    frames, truth = study.cryo_stack(np.random.default_rng(seed), counts_per_px=counts)
+    frames, truth = study.cryo_stack(np.random.default_rng(seed), 30, (192, 192), counts)
     return frames, truth, emphase.drift.register_stack(frames)
 
 
@@ -104,7 +104,8 @@ def test_an_edge_that_drifts_into_view_is_no_damage():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_plain_lattice_is_not_hopped_over(seed):
-    frames, truth = study.cryo_stack(np.random.default_rng(seed), 24, counts_per_px=0.3, jumps=3, scene=emphase.simulate.plain_lattice)
+    # some 20,000 counts a frame, as 0.3 a pixel give at 256 x 256 px
+    frames, truth = study.cryo_stack(np.random.default_rng(seed), 24, (160, 160), 0.77, jumps=3, scene=emphase.simulate.plain_lattice)
     solution = emphase.drift.register_stack(frames)
     error, hops = errors(solution, truth["shift_px"])
     assert hops == 0
@@ -300,7 +301,7 @@ def test_recorded_trajectory_on_the_recorded_image_is_recovered():
     image = np.asarray(emphase.frames.load_recording(next(folder.glob("*.tif"))).data, dtype=float)
     rng = np.random.default_rng(0)
     corner = path.max(axis=0) + 40 - path
-    frames = np.stack([rng.poisson(20 * image[y : y + 384, x : x + 384] / image.mean()) for y, x in corner]).astype(np.uint16)
+    frames = np.stack([rng.poisson(45 * image[y : y + 256, x : x + 256] / image.mean()) for y, x in corner]).astype(np.uint16)
     solution = emphase.drift.register_stack(frames)
     error, hops = errors(solution, path)
     assert hops == 0

@@ -55,11 +55,12 @@ class LabError(AssertionError):
 
 def wait_for(condition: Callable[[], Any], what: str, timeout: float = WAIT_S, pause: Callable[[float], Any] = time.sleep) -> Any:
     """The first true value of ``condition()``; `LabError` with ``what`` where none came in time."""
-    end = time.monotonic() + timeout
+    end, seconds = time.monotonic() + timeout, 0.05
     while not (value := condition()):
         if time.monotonic() > end:
             raise LabError(f"waited {timeout:.0f} s for {what}")
-        pause(0.05)
+        pause(seconds)
+        seconds = min(1.2 * seconds, 0.5)
     return value
 
 
@@ -275,8 +276,9 @@ class Lab:
 
     def __init__(self, browser: "Browser", server: LabServer, scale: float = 1):
         self.server = server
-        self.context = browser.new_context(viewport=VIEWPORT, device_scale_factor=scale, reduced_motion="reduce")
-        self.page: Page = self.context.new_page()
+        if not browser.contexts:  # all notebooks share one, so that JupyterLab's programs are loaded once
+            browser.new_context(viewport=VIEWPORT, device_scale_factor=scale, reduced_motion="reduce")
+        self.page: Page = browser.contexts[0].new_page()
         self.page.set_default_timeout(WAIT_S * 1000)
         self.console: list[str] = []
         self.foreign: list[str] = []
@@ -300,14 +302,15 @@ class Lab:
         """End the open notebook's kernel and leave the page."""
         with contextlib.suppress(Exception):
             self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
-        self.context.close()
+        self.page.close()
 
     # --- notebook ---
 
     def open_notebook(self, path: Path) -> None:
         """Open a notebook below the server's root and wait until its kernel is idle."""
         name = path.resolve().relative_to(self.server.root.resolve()).as_posix()
-        self.page.goto(f"{self.server.url}lab/tree/{name}?reset&token={self.server.token}")
+        workspace = secrets.token_hex(4)  # one that remembers nothing
+        self.page.goto(f"{self.server.url}lab/workspaces/{workspace}/tree/{name}?token={self.server.token}")
 
         def ready() -> bool:
             state = self.page.evaluate(STATE)
