@@ -1260,9 +1260,9 @@ def load_maps(path: Path, matched: dict[str, Any]) -> dict[str, np.ndarray]:
         )
     shape = (len(np.unique(crystal_map.y)) if crystal_map.y is not None else 1, -1)
     read = lambda name: np.asarray(crystal_map.prop[name]).reshape(shape)
-    maps = {name: read(name) for name in MAP_PROPERTIES}
+    maps: dict[str, np.ndarray] = {name: read(name) for name in MAP_PROPERTIES}
     maps["phase_id"] = np.asarray(crystal_map.phase_id).reshape(shape)
-    maps["rotation"] = np.asarray(crystal_map.rotations.to_matrix()).reshape(*maps["phase_id"].shape, 3, 3)
+    maps["rotation"] = np.reshape(crystal_map.rotations.to_matrix(), (*maps["phase_id"].shape, 3, 3))
     maps["probability"] = np.stack([read(f"probability_{p}") for p in phases])
     maps["support"] = np.stack([read(f"score_{p}") - matched["chance_nats"][p] for p in phases])
     return maps

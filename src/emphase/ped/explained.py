@@ -50,12 +50,15 @@ class ExplainedOptions(NamedTuple):
     least_explained: float = 0.7  # of the net counts in clear spots
     least_evidence: float = 0.25  # of the evidence that the clear spots could give
     usual_share: float = 0.05  # of the patterns is not explained although no phase is missing: bent, thick, at a boundary
+    chance: float = 0.01  # at which a scan of right candidates has by chance as many patterns that are not explained, and is called short
     least_patterns: int = 3  # fewer say nothing about the scan
     least_share: float = 0.5  # of the patterns must be explained, or nothing is decided; and ...
     few_spots: int = 10  # ... where a pattern has fewer clear spots, which fit a wrong crystal by luck in one of five patterns, ...
     alike: float = 1.5  # ... of the patterns with as many clear spots, up to this factor, ...
     least_share_alike: float = 0.85  # ... this share must be
+    broader: float = 2.0  # rocking curve than that of the templates: so much may a thin or bent part have, and a spot is still explained
     ring_width: float = 0.012  # of a spacing: spots of one ring, with what the camera's distortion leaves
+    same_place_px: float = 4.0  # spots of one crystal this near are one reflection, in however many patterns
     ring_sigmas: float = 5.0  # by which the spots of a ring exceed what chance puts there
     most_rings: int = 8  # that are listed
     tried_patterns: int = 48  # on which further phases are tried, ...
@@ -226,16 +229,19 @@ def explain(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank
     -----
     The correlation is Σ √(m q) / √(Σ m) over all measured spots of at least 4 nats, with their net counts m and the predicted strengths q,
     which add up to one over all places that the crystals of the pattern predict. With c = Σ m / Σ q over predicted spots, a clear spot
-    leaves max(m - f c q, 0), f = exp(-0.15 + 2 x 0.8), of the model of strengths in `emphase.ped.evidence`.
+    leaves max(m - f c q, 0), f = exp(-0.15 + 2 x 0.8), of the model of strengths in `emphase.ped.evidence`. What is left is that of a
+    rocking curve twice as broad as the templates': its flanks are those of the thickness, which is not the same all over a lamella.
     """
     refs, first = _joined_reflections(list(banks))
     phase, share = found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS)
     rotation = found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float)
-    left = np.zeros(spots.table.shape[:2])
+    left, shape = np.zeros(spots.table.shape[:2]), found.winner.shape
+    broad = refs._replace(half_width=OPTIONS.broader * refs.half_width, reach=refs.cone + OPTIONS.broader * (refs.reach - refs.cone))
     arrays, crystals = _SpotArrays(*spots.arrays), _Crystals(phase, share, rotation)
-    table = _explain(arrays, refs, first, _camera(calibration), _longest_g(banks), crystals, left, numba.get_num_threads())
-    shape = found.winner.shape
-    correlation, counts_share, evidence_share, clear, unexplained = table.T.reshape(5, *shape)
+    of = lambda curve: _explain(arrays, curve, first, _camera(calibration), _longest_g(banks), crystals, left, numba.get_num_threads())
+    correlation, _, evidence_share, _, _ = of(refs).T.reshape(5, *shape)
+    left[:] = 0
+    _, counts_share, _, clear, unexplained = of(broad).T.reshape(5, *shape)
     return Explained(correlation, counts_share, evidence_share, clear.astype(int), unexplained.astype(int), left.reshape(*shape, -1))
 
 
@@ -271,9 +277,14 @@ class Unexplained:
 
     @property
     def phase_is_missing(self) -> bool:
-        """Whether more patterns are not explained than bending, thickness and boundaries leave so, or spots gather at spacings."""
-        many = len(self.patterns) >= OPTIONS.least_patterns and 1 - self.explained_share > OPTIONS.usual_share
-        return many or bool(self.rings)
+        """Whether more patterns are not explained than bending, thickness and boundaries leave so, or spots gather at spacings.
+
+        More than the usual share is meant of many scans, so by chance one of few patterns has more.
+        """
+        from scipy import stats
+
+        many = stats.binom.sf(len(self.patterns) - 1, self.judged, OPTIONS.usual_share) < OPTIONS.chance
+        return bool(many or self.rings)
 
 
 def _judged(maps: dict[str, np.ndarray]) -> np.ndarray:
@@ -325,24 +336,32 @@ def unexplained(
     """
     judged, enough = _judged(maps), maps["explained"]
     share = float(enough[judged].mean()) if judged.any() else 1.0
-    left, lengths, counts = np.zeros(enough.shape), [np.zeros(0)], [np.zeros(0)]
+    left, places, counts, crystals = np.zeros(enough.shape), [np.zeros((0, 2))], [np.zeros(0)], [np.zeros(0, int)]
+    # a pattern without a crystal is one of its own
+    crystal = np.where(maps["crystal_id"] >= 0, maps["crystal_id"], -1 - np.arange(enough.size).reshape(enough.shape))
     for y in np.flatnonzero((maps["unexplained_spots"] > 0).any(axis=1)):
         line = spots[y * enough.shape[1] : (y + 1) * enough.shape[1]]
         of_spots = explain(line, calibration, banks, found.part(slice(y, y + 1), slice(None))).unexplained[0]
         left[y] = of_spots.sum(axis=1)
         lone = of_spots > 0.5 * np.maximum(line.table[:, :, 2] - line.table[:, :, 3], 1e-9)
-        off = (line.table[:, :, :2] - line.centre_px[:, None])[lone][:, ::-1]
-        lengths.append(np.linalg.norm(off @ np.linalg.inv(calibration.metric).T, axis=1))
+        places.append((line.table[:, :, :2] - line.centre_px[:, None])[lone][:, ::-1])
         counts.append(of_spots[lone])
+        crystals.append(np.broadcast_to(crystal[y][:, None], lone.shape)[lone])
     patterns = np.flatnonzero(judged & ~enough)
     patterns = patterns[np.argsort(-left.ravel()[patterns], kind="stable")]
-    g_invA = np.concatenate(lengths)
-    rings = _rings(g_invA, np.concatenate(counts), _longest_g(banks))
+    place, counted = np.concatenate(places), np.concatenate(counts)
+    g_invA = np.linalg.norm(place @ np.linalg.inv(calibration.metric).T, axis=1)
+    cell = np.column_stack([np.concatenate(crystals), np.rint(place / OPTIONS.same_place_px)])
+    _, first, reflection = np.unique(cell, axis=0, return_index=True, return_inverse=True)
+    rings = _rings(g_invA[first], np.bincount(reflection.ravel(), counted, len(first)), _longest_g(banks))
     return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, rings)
 
 
 def _rings(g_invA: np.ndarray, counts: np.ndarray, reach_invA: float) -> list[Ring]:
-    """Lengths at which spots (n,) of these ``counts`` gather, against a density in log g that is smooth over a tenth."""
+    """Lengths at which spots (n,) of these ``counts`` gather, against a density in log g that is smooth over a tenth.
+
+    The density is that of the lengths at which templates could have predicted a spot.
+    """
     from scipy import ndimage
     from skimage.feature import peak_local_max
 
@@ -352,7 +371,9 @@ def _rings(g_invA: np.ndarray, counts: np.ndarray, reach_invA: float) -> list[Ri
     edges = np.arange(math.log(g_invA.min()) - 0.2, math.log(reach_invA) + 0.2, step)
     number, _ = np.histogram(np.log(g_invA), edges)
     near = ndimage.uniform_filter1d(number.astype(float), 4, mode="constant") * 4
-    about = ndimage.uniform_filter1d(number.astype(float), 60, mode="constant") * 4
+    within = (edges[1:] < math.log(OPTIONS.sure_reach * reach_invA)).astype(float)
+    about, known = (ndimage.uniform_filter1d(part, 60, mode="constant") for part in (within * number, within))
+    about = 4 * about / np.maximum(known, 1 / 60)
     excess = np.where(edges[1:] < math.log(OPTIONS.ring_reach * reach_invA), (near - about) / np.sqrt(about + 1), 0.0)
     rings = []
     for (k,) in peak_local_max(excess, min_distance=4, threshold_abs=OPTIONS.ring_sigmas, exclude_border=False):
