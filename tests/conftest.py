@@ -13,7 +13,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 #: Tests that match patterns, the longest first: they come last, and wait for `compile_kernels.py` where it runs beside them
 MATCHING = (
     "test_lab.py", "test_bad_input.py", "test_notebooks.py", "test_chunks.py", "test_explore.py", "test_fractions.py", "test_ped.py",
-    "test_by_hand.py", "test_readme.py", "test_explore_choices.py", "test_explained.py", "test_distortion.py",
+    "test_by_hand.py", "test_readme.py", "test_explore_choices.py", "test_explained.py", "test_distortion.py", "test_rocking.py",
 )  # fmt: skip
 COMPILING = Path(__file__).resolve().parents[1] / ".cache" / "compiling"
 

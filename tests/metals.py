@@ -29,9 +29,9 @@ TUNGSTEN, IRON = bcc("W", 3.165), bcc("Fe", 2.866)
 TITANIUM, MAGNESIUM = hcp("Ti", 2.951, 4.684), hcp("Mg", 3.209, 5.211)
 
 
-def scan_of(crystal, seed, shape=(10, 10), grains=8, electrons=8000, thickness_nm=60):
+def scan_of(crystal, seed, shape=(10, 10), grains=8, electrons=8000, thickness_nm=60, precession_deg=0.5):
     """Patterns (ny, nx, 144, 144) of grains of one crystal, which lie anyhow, slightly bent and of varied thickness."""
-    rng, recording = np.random.default_rng(seed), ped.PedRecording(hot_pixels=0)
+    rng, recording = np.random.default_rng(seed), ped.PedRecording(precession_deg=precession_deg, hot_pixels=0)
     reflected = [reflections(crystal, 144 / math.sqrt(2) * SCALE_INVA_PER_PX, 1e-3)]
     diffracting = ped._Diffracting(reflected, [np.sqrt(r.intensity) for r in reflected], recording.precession_deg, 0.02508)
     seeds, of_grain = rng.uniform(0, 1, (grains, 2)) * shape, Rotation.random(grains, rng=rng).as_matrix()

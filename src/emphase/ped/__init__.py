@@ -11,6 +11,7 @@ that `map_scan` shares lattices between neighbours, separates overlapping crysta
 `segment_grains` joins the map to grains.
 """
 
+from . import rocking as rocking
 from .calibration import CalibratedScan, Optics, calibrate
 from .grains import segment_grains
 from .index import Indexing
