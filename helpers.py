@@ -5,7 +5,7 @@ It reads from top to bottom:
     Project, names, colours    PROJECT_ROOT, GRAPH, STEPS, NCM_PHASES, FAMILIES, PHASE_COLOURS, the errors
     The sample contract        Sample and load_sample: sample.yaml checked, with unit and range of every key
     The result contract        begin, Step (save, figure, progress), read_result, HandChoice: what a notebook starts and ends with
-    01 The lamella             lamella_findings, check_recordings, nxem_entry
+    01 The lamella             lamella_findings, with_fib_images, check_recordings, nxem_entry
     05 to 07                   load_calibration, scan_banks, load_maps: what the steps on PED take from each other
     08 Comparison              collect_samples, comparability, compare_fractions, compare_conditions
 
@@ -54,9 +54,11 @@ from emphase.chunks import LongWork
 from emphase.crystals import Crystal, read_crystal
 from emphase.drawing import colours_of, without_formulae
 from emphase.errors import EmphaseError, one_line, shortened
+from emphase.fib_images import FibImage, ion_settings, read_fib_image
 from emphase.files import file_sha256, write_atomically
 from emphase.frames import axis_scale, load_recording
 from emphase.lamella import NXEM_DEFINITION, amorphous_layer_nm, extinction_distance_nm, inelastic_mean_free_path_nm, parse_formula
+from emphase.milling import contradictions
 from emphase.settings import fault_in_words, read_yaml
 from emphase.sources import definitions_behind, source_sha256
 from emphase.staging import StagedFiles
@@ -201,6 +203,7 @@ class MillingStep(_Strict):
     milling_current_nA: Annotated[float, _range(0, 200, "nA")] | None = None
     angle_deg: Annotated[float, _range(-90, 90, "degrees")] | None = None
     duration_min: Annotated[float, _range(0, 10000, "min")] | None = None
+    stage_tilt_deg: Annotated[float, _range(-90, 90, "degrees")] | None = None
 
 
 class Lamella(_Strict):
@@ -210,6 +213,7 @@ class Lamella(_Strict):
     ion: str | None = None
     frame: Frame | None = None
     steps: list[MillingStep] = []
+    images: list[str] = []  # TIFFs as the FIB saved them
     final_thickness_nm: Annotated[float, _range(1, 5000, "nm")] | None = None
     air_exposure_min: Annotated[float, _range(0, 1e6, "min")] | None = None
 
@@ -321,6 +325,11 @@ class Sample(_Strict):
         further = {f"{acquisition}.series.{i}.file": image.file for i, image in enumerate(getattr(found, "series", []))}
         return {key: self.folder / file for key, file in {f"{acquisition}.file": found.file, **further}.items()}
 
+    def all_files(self) -> dict[str, Path]:
+        """All files that sample.yaml names, by the key that names each: those of the acquisitions and the images of the FIB."""
+        recorded = {f"acquisitions.{k}": path for kind, found in self.acquisitions if found for k, path in self.files(kind).items()}
+        return recorded | {f"lamella.images.{i}": self.folder / file for i, file in enumerate(self.lamella.images if self.lamella else [])}
+
 
 def samples_folder(data_dir: str | Path = "") -> Path:
     """The folder that holds one folder a sample.
@@ -392,23 +401,19 @@ def _sample_faults(sample: Sample, folder_name: str, folders: list[Path]) -> lis
         faults.append(f"id: got {sample.id!r}, expected letters, digits, - and _ only, the first one no -")
     if sample.id != folder_name:
         faults.append(f"id: got {sample.id!r}, expected {folder_name!r}, the name of its folder")
-    for kind, acquisition in sample.acquisitions:
-        if acquisition is None:
+    for key, path in sample.all_files().items():
+        name = path.relative_to(sample.folder).as_posix() if path.is_relative_to(sample.folder) else str(path)
+        try:
+            inside = path.resolve().is_relative_to(sample.folder.resolve())
+            there = path.is_file() or (path.suffix == ".zspy" and path.is_dir())
+        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name that is too long
+            faults.append(f"{key}: got {shortened(name)!r}, expected the name of a file ({shortened(one_line(error), 80)})")
             continue
-        for key, path in sample.files(kind).items():
-            name = path.relative_to(sample.folder).as_posix() if path.is_relative_to(sample.folder) else str(path)
-            try:
-                inside = path.resolve().is_relative_to(sample.folder.resolve())
-                there = path.is_file() or (path.suffix == ".zspy" and path.is_dir())
-            except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a name that is too long
-                faults.append(
-                    f"acquisitions.{key}: got {shortened(name)!r}, expected the name of a file ({shortened(one_line(error), 80)})"
-                )
-                continue
-            if not inside:
-                faults.append(f"acquisitions.{key}: got {name!r}, expected a path inside the sample's folder")
-            elif not there:
-                faults.append(f"acquisitions.{key}: no file {name!r} in the sample's folder")
+        if not inside:
+            faults.append(f"{key}: got {name!r}, expected a path inside the sample's folder")
+        elif not there:
+            faults.append(f"{key}: no file {name!r} in the sample's folder")
+    for kind, acquisition in sample.acquisitions:
         named = [("phases", phase) for phase in getattr(acquisition, "phases", None) or []]
         named += [("phase", acquisition.phase)] if hasattr(acquisition, "phase") else []
         for key, phase in named:
@@ -947,12 +952,8 @@ def _milling_findings(steps: list[MillingStep]) -> list[dict[str, str]]:
     low, high = amorphous_layer_nm(voltage_kV)
     layer = f"estimated {low:.1f}–{high:.1f} nm of amorphous, ion-implanted material on each side"
     reason = "estimate from side walls of silicon milled with Ga (Mayer et al. 2007; ISTFA 2004, 563); oxides may differ by a factor of two"
-    if voltage_kV > 5:
-        text = f"Final polish {last} at {voltage_kV:g} kV, above 5 kV: {layer}"
-        findings.append(_finding("warning", text, reason))
-    else:
-        findings.append(_finding("ok", f"Final polish {last} at {voltage_kV:g} kV: {layer}", reason))
-    return findings
+    level, above = ("warning", ", above 5 kV") if voltage_kV > 5 else ("ok", "")
+    return [*findings, _finding(level, f"Final polish {last} at {voltage_kV:g} kV{above}: {layer}", reason)]
 
 
 def _thickness_findings(
@@ -1033,8 +1034,7 @@ def lamella_findings(sample: Sample, crystals: dict[str, Crystal]) -> list[dict[
     """
     lamella = sample.lamella
     assert lamella is not None
-    recorded = [a for a in (getattr(sample.acquisitions, kind) for kind in Acquisitions.model_fields) if a is not None]
-    energy = min((a.beam_energy_keV for a in recorded), default=200.0)
+    energy = min((acquisition.beam_energy_keV for _, acquisition in sample.acquisitions if acquisition), default=200.0)
     composition = sample.composition or Composition()
     formulas = [f for f in (composition.cathode, composition.electrolyte) if f]
     paths = {formula: inelastic_mean_free_path_nm(formula, energy) for formula in formulas}
@@ -1042,6 +1042,30 @@ def lamella_findings(sample: Sample, crystals: dict[str, Crystal]) -> list[dict[
     findings = _milling_findings(lamella.steps) + _thickness_findings(lamella, paths, limits, energy)
     findings += _handling_findings(lamella) + _missing_findings(lamella)
     return sorted(findings, key=lambda f: ("warning", "note", "ok").index(f["level"]))
+
+
+def with_fib_images(sample: Sample) -> tuple[Sample, list[FibImage], list[dict[str, str]]]:
+    """The sample with what the FIB's own images say, these images, and findings: what cannot be read, contradicts the record or fills it.
+
+    Images fill ``lamella.steps`` and ``lamella.instrument`` where sample.yaml has none; what is written by hand stays.
+    """
+    lamella, images, findings = sample.lamella or Lamella(), [], []
+    filled: dict[str, Any] = {}
+    for key, path in ((key, path) for key, path in sample.all_files().items() if key.startswith("lamella.images")):
+        try:
+            images.append(read_fib_image(path))
+        except EmphaseError as error:
+            findings.append(_finding("warning", f"{key}: {error}", "what this image says of the milling is not known"))
+    findings += [_finding(*contradiction) for contradiction in contradictions(images, lamella.steps, lamella.instrument)]
+    instruments = sorted({image.instrument for image in images if image.instrument})
+    if len(instruments) == 1 and lamella.instrument is None:
+        filled["instrument"] = instruments[0]
+    if ion_settings(images) and not lamella.steps:
+        filled["steps"] = [MillingStep.model_construct(**image.as_milling_step()) for image in ion_settings(images)]
+    if filled:
+        reason = "sample.yaml has none by hand; an image may be taken with less current than the milling had"
+        findings.append(_finding("note", f"Read from the FIB's images: {' and '.join(filled)}", reason))
+    return sample.model_copy(update={"lamella": lamella.model_copy(update=filled)}), images, findings
 
 
 def _quantity(value: float | None, unit: str) -> dict[str, Any] | None:
@@ -1055,9 +1079,8 @@ def _without_none(content: dict) -> dict:
 def nxem_entry(sample: Sample) -> dict:
     """The lamella's record in the names of NXem, as nested groups; numbers carry their ``units``.
 
-    What NXem requires and sample.yaml does not hold stands under ``missing_required`` with a
-    reason and is not made up; what NXem has no name for stands under ``not_in_nxem``. Milling
-    steps are events whose ion column holds what changed.
+    What NXem requires and sample.yaml does not hold stands under ``missing_required`` with a reason and is not made up; what NXem has
+    no name for stands under ``not_in_nxem``. Milling steps are events whose ion column holds what changed.
     """
     lamella = sample.lamella
     assert lamella is not None
@@ -1070,7 +1093,8 @@ def nxem_entry(sample: Sample) -> dict:
         column = {"voltage": _quantity(step.milling_voltage_kV, "kV"), "current": _quantity(step.milling_current_nA, "nA")}
         ibeam = {"operation_mode": step.stage, "ion_source": _without_none(column)}
         events[f"event{i}"] = {"identifier_sample": sample.id, "instrument": {"ibeam_column": _without_none(ibeam)}}
-        beyond[f"event{i}"] = _without_none({"milling_angle_deg": step.angle_deg, "duration_min": step.duration_min})
+        angles = {"milling_angle_deg": step.angle_deg, "stage_tilt_deg": step.stage_tilt_deg}
+        beyond[f"event{i}"] = _without_none(angles | {"duration_min": step.duration_min})
     frame = lamella.frame.model_dump() if lamella.frame else {}
     beyond |= {"frame": _without_none(frame), "air_exposure_min": lamella.air_exposure_min}
     specimen = {
@@ -1081,20 +1105,16 @@ def nxem_entry(sample: Sample) -> dict:
         "atom_types": ", ".join(elements) or None,
         "thickness": _quantity(lamella.final_thickness_nm, "nm"),
     }
-    instrument = {
-        "fabrication": _without_none({"model": lamella.instrument}),
-        "ibeam_column": {"ion_source": _without_none(source)},
-    }
+    made_by = {"fabrication": _without_none({"model": lamella.instrument}), "ibeam_column": {"ion_source": _without_none(source)}}
     missing = {
         "start_time": "sample.yaml holds no time of the session",
         "sample/preparation_date": "sample.yaml holds no date of the preparation",
         "measurement/instrument/fabrication/vendor": "sample.yaml names the instrument in one field, here the model",
     }
-    measurement = {"instrument": _without_none(instrument), **events}
     return {
         **NXEM_DEFINITION,
         "sample": _without_none(specimen),
-        "measurement": measurement,
+        "measurement": {"instrument": _without_none(made_by), **events},
         "not_in_nxem": _without_none(beyond),
         "missing_required": missing,
     }
@@ -1105,8 +1125,7 @@ def check_recording(sample: Sample, kind: str) -> dict[str, Any]:
 
     Returns
     -------
-    ``kind``, ``file``, ``shape``, ``dtype``, ``size_MB``, ``calibration`` (key: value, where from)
-    and ``dose`` in words.
+    ``kind``, ``file``, ``shape``, ``dtype``, ``size_MB``, ``calibration`` (key: value, where from) and ``dose`` in words.
 
     Raises
     ------
@@ -1160,9 +1179,7 @@ def _dose_in_words(acquisition: Any, n_frames: int) -> str:
 def check_recordings(sample: Sample) -> list[dict[str, Any]]:
     """`check_recording` for every acquisition of a sample; one `RecordingError` with a line for each fault."""
     found, faults = [], []
-    for kind in Acquisitions.model_fields:
-        if getattr(sample.acquisitions, kind) is None:
-            continue
+    for kind in (kind for kind, acquisition in sample.acquisitions if acquisition):
         try:
             found.append(check_recording(sample, kind))
         except EmphaseError as error:
@@ -1199,15 +1216,9 @@ def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
             f"{results.name}/{path.name}: the calibration of a scan of {its_shape}, but the scan is one of {scan_shape}; "
             f"run 05_ped_calibration for {results.name} again"
         )
-    return Calibration(
-        strain=strain,
-        distortion=distortion,
-        centre_px=centre_px,
-        mask=mask,
-        gain=numbers["detector_gain"],
-        offset=numbers["detector_offset"],
-        **{name: numbers[name] for name in ("scale_invA_per_px", "spot_sigma_px", "place_strain")},
-    )
+    of_detector = {name: numbers[f"detector_{name}"] for name in ("gain", "offset")}
+    fitted = {name: numbers[name] for name in ("scale_invA_per_px", "spot_sigma_px", "place_strain")}
+    return Calibration(strain=strain, distortion=distortion, centre_px=centre_px, mask=mask, **of_detector, **fitted)
 
 
 def phase_crystal(phase: str, data_dir: str | Path = "") -> Crystal:
@@ -1219,18 +1230,9 @@ def scan_banks(ped: Any, calibrated: dict[str, Any], data_dir: str | Path, *, st
     """Template banks of an acquisition's candidate phases, with the reach and width that 05 found (its result ``calibrated``)."""
     from emphase.ped import template_bank
 
-    return [
-        template_bank(
-            phase_crystal(phase, data_dir),
-            max_g_invA=calibrated["max_g_invA"],
-            beam_energy_keV=ped.beam_energy_keV,
-            precession_deg=ped.precession_deg,
-            excitation_width_invA=calibrated["excitation_width_invA"],
-            step_deg=step_deg,
-            cache=BANK_CACHE,
-        )
-        for phase in ped.phases
-    ]
+    options = {"beam_energy_keV": ped.beam_energy_keV, "precession_deg": ped.precession_deg, "step_deg": step_deg, "cache": BANK_CACHE}
+    options |= {name: calibrated[name] for name in ("max_g_invA", "excitation_width_invA")}
+    return [template_bank(phase_crystal(phase, data_dir), **options) for phase in ped.phases]
 
 
 MAP_PROPERTIES = (
@@ -1337,9 +1339,7 @@ def _sample_row(sample: Sample, results: Path) -> dict[str, Any]:
         "temperature_C": sample.sintering.temperature_C if sample.sintering else None,
         "has_map": fraction["status"] == "ok",
         "scan_sha256": fraction.get("inputs", {}).get(sample.acquisitions.ped.file) if sample.acquisitions.ped else None,
-        "n_patterns_ncm": fraction.get("n_patterns_ncm"),
-        "n_grains": fraction.get("n_grains"),
-        "detection_limit": fraction.get("detection_limit"),
+        **{key: fraction.get(key) for key in ("n_patterns_ncm", "n_grains", "detection_limit")},
         "raw": fraction.get("rocksalt_fraction_raw"),
         "doses": {},
         "by_hand": _choices_behind(results / sample.id),

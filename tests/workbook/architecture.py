@@ -14,7 +14,7 @@ PACKAGES = sorted(path.parent for path in LIBRARY if path.name == "__init__.py" 
 #: The floors of the library, from the ground up: a module imports those of its own floor or of one below.
 GROUND = ("choices", "errors", "files", "crystals", "frames", "chunks", "sources", "staging", "kernels", "drawing", "settings")
 METHODS = ("drift", "haadf", "interface", "ped")
-ABOVE = ("fractions", "simulate", "explore", "orientations", "lamella")
+ABOVE = ("fractions", "simulate", "explore", "orientations", "lamella", "fib_images", "milling")
 
 
 def module_of(path: Path) -> str:

@@ -1,10 +1,14 @@
 """Notebook 01: findings on the lamella, names of NXem, and the gate against broken recordings."""
 
+import json
+
 import hyperspy.api as hs
 import numpy as np
 import pytest
 import tifffile
 import yaml
+from executed import alone
+from fib_tiffs import write_fei, write_tescan, write_zeiss
 
 import helpers
 
@@ -139,3 +143,81 @@ def test_a_recording_of_the_wrong_kind(tmp_path):
     acquisitions["haadf"]["file"] = "cryo.hspy"
     with pytest.raises(helpers.RecordingError, match="expected one image"):
         helpers.check_recordings(sample_with(tmp_path, lamella(), acquisitions))
+
+
+# --- the FIB's own images -------------------------------------------------------------------
+
+
+def with_images(folder):
+    """Three images of one FIB: rough milling, polish at 2 kV, and the electron beam; the file names are not in order of time."""
+    (folder / "S").mkdir()
+    write_fei(folder / "S" / "b_rough.tif", Time="10:00:00 AM", BeamCurrent="2.5e-009")
+    write_fei(folder / "S" / "a_polish.tif", Time="11:00:00 AM", HV="2000", StageT="0.959931089")
+    write_fei(folder / "S" / "look.tif", "EBeam", HV="5000", Time="11:30:00 AM")
+    return ["a_polish.tif", "b_rough.tif", "look.tif"]
+
+
+def test_images_of_the_ion_beam_are_the_steps_where_none_are_written(tmp_path):
+    record = {"images": with_images(tmp_path), "final_thickness_nm": 80}
+    filled, images, findings = helpers.with_fib_images(sample_with(tmp_path, record))
+    assert [i.file for i in images] == record["images"]
+    assert [s.stage for s in filled.lamella.steps] == ["b_rough.tif (image)", "a_polish.tif (image)"]
+    assert [s.milling_voltage_kV for s in filled.lamella.steps] == pytest.approx([30, 2])
+    assert [s.milling_current_nA for s in filled.lamella.steps] == pytest.approx([2.5, 0.077])
+    assert [s.stage_tilt_deg for s in filled.lamella.steps] == pytest.approx([52, 55], abs=1e-4)
+    assert all(s.angle_deg is None for s in filled.lamella.steps), "a stage tilt is no milling angle"
+    assert filled.lamella.instrument == "Helios G4 UX"
+    assert "instrument and steps" in texts(findings, "note") and not texts(findings, "warning")
+    assert "Final polish a_polish.tif (image) at 2 kV" in texts(helpers.lamella_findings(filled, CRYSTALS), "ok")
+    entry = helpers.nxem_entry(filled)
+    assert entry["not_in_nxem"]["event2"]["stage_tilt_deg"] == pytest.approx(55, abs=1e-4)
+
+
+def test_what_is_written_by_hand_stays_and_contradictions_are_findings(tmp_path):
+    sample = sample_with(tmp_path, lamella(images=with_images(tmp_path), instrument="Zeiss Crossbeam"))
+    filled, _, findings = helpers.with_fib_images(sample)
+    assert filled.lamella == sample.lamella
+    assert "The instrument is Helios G4 UX in look.tif and Zeiss Crossbeam in the record" in texts(findings, "warning")
+    fits = sample_with(tmp_path, lamella(images=sample.lamella.images, instrument="Helios"))
+    assert helpers.with_fib_images(fits)[2] == []
+    steps = [STEPS[0], STEPS[1] | {"milling_voltage_kV": 5}]
+    _, _, findings = helpers.with_fib_images(sample_with(tmp_path, lamella(images=sample.lamella.images, instrument="Helios", steps=steps)))
+    assert "a_polish.tif (2 kV)" in texts(findings, "warning") and "Polish (5 kV)" in texts(findings, "note")
+
+
+def test_images_that_cannot_be_read_are_findings(tmp_path):
+    names = with_images(tmp_path)
+    tifffile.imwrite(tmp_path / "S" / "edited.tif", np.zeros((9, 9), "u1"))
+    (tmp_path / "S" / "text.tif").write_text("no image")
+    (tmp_path / "S" / "cut.tif").write_bytes((tmp_path / "S" / "look.tif").read_bytes()[:900])
+    _, images, findings = helpers.with_fib_images(sample_with(tmp_path, lamella(images=[*names, "edited.tif", "text.tif", "cut.tif"])))
+    warned = texts(findings, "warning")
+    assert len(images) == 3
+    assert "lamella.images.3: edited.tif: a TIFF without the metadata of a FIB" in warned
+    assert "lamella.images.4: text.tif: no TIFF" in warned and "lamella.images.5: cut.tif: " in warned
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("no.tif", r"no file 'no\.tif'"), ("../x.tif", "expected a path inside"), ("x" * 300, "name of a file|no file")]
+)
+def test_an_image_that_is_not_there_is_a_fault_of_the_sample(tmp_path, name, words):
+    with pytest.raises(helpers.SampleError, match=rf"^S/sample\.yaml: lamella\.images\.0: .*({words})"):
+        sample_with(tmp_path, lamella(images=[name]))
+
+
+def test_the_notebook_reads_images_of_every_maker(tmp_path):
+    names = with_images(tmp_path)
+    write_zeiss(tmp_path / "S" / "zeiss.tif")
+    write_tescan(tmp_path / "S" / "tescan.tif")
+    tifffile.imwrite(tmp_path / "S" / "edited <b>.tif", np.zeros((9, 9), "u1"))
+    sample_with(tmp_path, {"images": [*names, "zeiss.tif", "tescan.tif", "edited <b>.tif"]})
+    folders = {"data_dir": str(tmp_path), "results_dir": str(tmp_path / "r"), "figures_dir": str(tmp_path / "f")}
+    assert alone("01_lamella_metadata", tmp_path / "run", {"sample_id": "S", **folders}) is None
+    result = json.loads((tmp_path / "r" / "S" / "01_lamella_metadata.json").read_text())
+    by_file = {image["file"]: image for image in result["fib_images"]}
+    assert [by_file[n]["maker"] for n in ("a_polish.tif", "zeiss.tif", "tescan.tif")] == ["FEI", "Zeiss", "Tescan"]
+    assert by_file["tescan.tif"]["voltage_kV"] == 30 and by_file["look.tif"]["beam"] == "electron"
+    assert by_file["zeiss.tif"]["acquired"] == "2024-03-21T14:05:09"
+    assert "lamella.images.5: edited <b>.tif" in texts(result["findings"], "warning")
+    assert {"a_polish.tif", "edited <b>.tif"} <= set(result["inputs"])
+    assert len([k for k in result["nxem"]["measurement"] if k.startswith("event")]) == 4
