@@ -134,11 +134,11 @@ def read_fib_image(path: str | Path) -> FibImage:
 
 
 def _number(value: Any, factor: float = 1.0) -> float | None:
-    """A finite number times a factor, from a number or its text; None for anything else."""
+    """A finite number times a factor, to six digits, from a number or its text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
-        number = float(value) * factor
+        number = float(f"{float(value) * factor:.6g}")
     except ValueError:
         return None
     return number if math.isfinite(number) else None
