@@ -1,4 +1,4 @@
-"""Crystal lattices in a bright-field image: calibration, identification, and how much of each there is at every point.
+"""Crystal lattices in a bright-field image: identification, and how much of each there is at every point.
 
 Every window is searched by itself; a lattice is accepted while it explains windows that those accepted before, and their pairs, do not, and
 is identified once more from the mean spectrum of the windows that show it best. The local amplitude of its spots (lock-in with a Gaussian
@@ -9,13 +9,17 @@ alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .spectra import Lattice, WindowSpectra, _half_plane_area, _match, _missing, _PatternBank, _sigma, spectrum_peaks
+from ..errors import EmphaseError
+from .pixel import OPTIONS as PIXEL_OPTIONS
+from .pixel import PixelScale
+from .spectra import OPTIONS as SPECTRUM_OPTIONS
+from .spectra import Lattice, WindowSpectra, _half_plane_area, _match, _missing, _PatternBank, _same_spots, _sigma, spectrum_peaks
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,10 @@ class LatticeOptions:
     """Tuning of the search for lattices."""
 
     peak_threshold: float = 13.0  # power over background of a peak of one window: exponential noise exceeds it once in 400,000 bins
-    certain: float = 0.99  # posterior of a phase in a window, for the calibration
-    certain_score: float = 10.0  # and its score: a few peaks by chance stay below
-    scale_tolerance: float = 0.06  # of a stated pixel
-    strain_tolerance: float = 0.015  # of a calibrated one
-    strained: float = 1e-3  # of the crystal that calibrates: enters the error
     least_score: float = 6.0  # nats of a window for a lattice
     least_gain: float = 3.0  # nats by which a window needs a lattice beyond those accepted
     least_support: float = 25.0  # nats of all windows that need it
     most_lattices: int = 8
-    same_spots: float = 0.8  # weight of the spots in common, from which two placed patterns are one lattice
-    same_place_invA: float = 0.012  # within which two spots are one: the width of a peak of a window
     mean_threshold: float = 3.0  # least power over background of a peak of the mean spectrum of many windows
     mean_error: tuple[float, float] = (0.08, 0.004)  # of its peaks, in bins and as a share of q: noise and strain average out
     explained_within: float = 3.5  # errors of a peak
@@ -46,46 +43,6 @@ class LatticeOptions:
 
 
 OPTIONS = LatticeOptions()
-
-
-def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, sides: Iterable[str] = (), n_windows: int = 60) -> dict:
-    """True size of a pixel over its nominal one, from the windows whose phase is certain.
-
-    Parameters
-    ----------
-    spectra, bank
-        Spectra of windows, and the candidate patterns.
-    sides
-        Phases that are known to be in the image, the first before the next; only where none of them is a candidate may the calibration
-        rest on another.
-    n_windows
-        About as many windows are looked at.
-
-    Returns
-    -------
-    dict
-        ``scale``, its standard error ``scale_error``, the phase ``anchor`` that it rests on and ``n_windows``; where no phase is certain in
-        three windows ``scale`` is 1, the error and the anchor None, and ``reason`` says why.
-    """
-    chosen = range(0, len(spectra.power), max(1, len(spectra.power) // n_windows))
-    found: dict[str, list[float]] = {}
-    for i in chosen:
-        q, strength = spectrum_peaks(*spectra.mean([i]), spectra.bin_invA)
-        score, turn, _ = bank.search(q, _sigma(q, spectra.bin_invA), strength, OPTIONS.scale_tolerance, OPTIONS.peak_threshold)
-        posterior = bank.phase_posterior(score)
-        if len(q) >= 3 and posterior[:-1].max() > OPTIONS.certain and score.max() > OPTIONS.certain_score:
-            found.setdefault(bank.phases[int(np.argmax(posterior[:-1]))], []).append(abs(turn[int(np.argmax(score))]))
-    anchors: list[str] = [side for side in sides if side in bank.phases] or sorted(found, key=lambda phase: -len(found[phase]))
-    certain = {phase: np.array(values) for phase, values in found.items() if len(values) >= 3 and phase in anchors}
-    if not certain:
-        reason = "no phase to calibrate on is certain in three windows"
-        return {"scale": 1.0, "scale_error": None, "anchor": None, "n_windows": 0, "reason": reason}
-    anchor = next(phase for phase in anchors if phase in certain)
-    values = certain[anchor]
-    scale = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(values - scale)))
-    error = math.hypot(1.25 * spread / math.sqrt(len(values)), OPTIONS.strained)  # a crystal may be strained by a thousandth
-    return {"scale": scale, "scale_error": error, "anchor": anchor, "n_windows": len(values)}
 
 
 @dataclass
@@ -107,7 +64,9 @@ def _searched_windows(spectra: WindowSpectra, bank: _PatternBank, scale: float, 
         q, strength = spectrum_peaks(*spectra.mean([i]), spectra.bin_invA)
         q = q / scale
         sigma = _sigma(q, spectra.bin_invA)
-        windows.append(_Window(q, strength, sigma, *bank.search(q, sigma, strength, OPTIONS.strain_tolerance, OPTIONS.peak_threshold)))
+        windows.append(
+            _Window(q, strength, sigma, *bank.search(q, sigma, strength, PIXEL_OPTIONS.strain_tolerance, OPTIONS.peak_threshold))
+        )
     return windows
 
 
@@ -123,12 +82,6 @@ def _score_placed(window: _Window, spots: np.ndarray, weight: np.ndarray, amplit
     return score
 
 
-def _same_spots(a: np.ndarray, weight: np.ndarray, b: np.ndarray, reach: float = OPTIONS.same_place_invA) -> float:
-    """Share of the weight of the first spots that has a spot of the second within reach."""
-    near = np.abs(a[:, None] - b[None, :]).min(axis=1) < reach
-    return float(weight[near].sum() / weight.sum())
-
-
 def _proposals(windows: list[_Window], bank: _PatternBank, limit: int = 40) -> list[tuple[int, np.ndarray]]:
     """Distinct placed patterns that are among the best three of some windows, most supported first."""
     groups: list[list] = []
@@ -139,7 +92,7 @@ def _proposals(windows: list[_Window], bank: _PatternBank, limit: int = 40) -> l
             spots = bank.placed(index, window.turn[index] / abs(window.turn[index]), window.hand[index])
             weight = bank.patterns[index].weight
             for group in groups:
-                if group[0] == index and _same_spots(spots, weight, group[1]) > OPTIONS.same_spots:
+                if group[0] == index and _same_spots(spots, weight, group[1]) > SPECTRUM_OPTIONS.same_spots:
                     group[2] += window.score[index]
                     break
             else:
@@ -175,24 +128,42 @@ def _accepted_lattices(windows: list[_Window], bank: _PatternBank) -> tuple[list
     return [proposals[i] for i in accepted], scores[:, accepted]
 
 
-def _identified(spectra: WindowSpectra, chosen: np.ndarray, scale: float, bank: _PatternBank, neighbours: np.ndarray) -> Lattice | None:
-    """The lattice that the mean spectrum of some windows shows; peaks at spots of its ``neighbours`` (complex) need no explanation."""
+def _identified(
+    spectra: WindowSpectra, chosen: np.ndarray, scales: Sequence[PixelScale], bank: _PatternBank, neighbours: np.ndarray
+) -> Lattice | None:
+    """The lattice that the mean spectrum of some windows shows; peaks at spots of its ``neighbours`` (complex) need no explanation.
+
+    Its place is that at the most probable scale, and its posterior the mean over all ``scales`` by their probability.
+    """
     n, bin_invA = len(chosen), spectra.bin_invA
     threshold = max(OPTIONS.mean_threshold, OPTIONS.peak_threshold / math.sqrt(n))
-    q, strength = spectrum_peaks(*spectra.mean(chosen), bin_invA, threshold)
-    q = q / scale
+    stated, strength = spectrum_peaks(*spectra.mean(chosen), bin_invA, threshold)
+    q = stated / scales[0].scale
     if len(q) < 3:
         return None
     sigma = _sigma(q, bin_invA, *OPTIONS.mean_error)
     excused = np.min(np.abs(q[:, None] - neighbours), axis=1, initial=1.0) < 3 * sigma
-    score, turn, hand = bank.search(q, sigma, strength, OPTIONS.strain_tolerance, threshold, excused)
+    search = lambda q: bank.search(q, sigma, strength, PIXEL_OPTIONS.strain_tolerance, threshold, excused)
+    score, turn, hand = search(q)
+    score = _at_scale(score, turn, bank, scales[0])
     best = int(np.argmax(score))
     spots = bank.placed(best, turn[best], hand[best])
     nearest = np.abs(q[:, None] - spots[None, :]).argmin(axis=1)
     explained = np.abs(q - spots[nearest]) < OPTIONS.explained_within * sigma
-    posterior = dict(zip([*bank.phases, "unknown"], bank.phase_posterior(score).tolist(), strict=True))
-    zones = bank.zone_posterior(score)
+    if explained.sum() < 2:
+        return None
+    scores = [score, *(_at_scale(*search(stated / other.scale)[:2], bank, other) for other in scales[1:])]
+    chances = [other.probability for other in scales]
+    posterior = dict(zip([*bank.phases, "unknown"], np.dot(chances, [bank.phase_posterior(x) for x in scores]).tolist(), strict=True))
+    zones = bank.zone_posterior(scores, chances)
     return Lattice(bank.patterns[best], turn[best], spots, posterior, zones, q[explained], strength[explained], nearest[explained], n)
+
+
+def _at_scale(score: np.ndarray, turn: np.ndarray, bank: _PatternBank, scale: PixelScale) -> np.ndarray:
+    """Scores of all patterns if the pixel is as a phase gives it: none of another size, and what that phase explains is that phase."""
+    there = np.where(np.abs(np.abs(turn) - 1) > PIXEL_OPTIONS.strain_tolerance, -1e9, score)
+    own = bank.phase_of_pattern == scale.phase
+    return np.where(np.isin(bank.phase_of_pattern, scale.rivals), -1e9, there) if there[own].max(initial=-1.0) > 0 else there
 
 
 def _strange_peaks(window: _Window, lattices: list[Lattice]) -> bool:
@@ -205,7 +176,7 @@ def _strange_peaks(window: _Window, lattices: list[Lattice]) -> bool:
 
 
 def find_lattices(
-    spectra: WindowSpectra, bank: _PatternBank, scale: float, progress: Any = iter
+    spectra: WindowSpectra, bank: _PatternBank, scales: Sequence[PixelScale], progress: Any = iter
 ) -> tuple[list[Lattice], np.ndarray, list[dict[str, float]]]:
     """The crystal lattices in an image, from the spectra of its windows.
 
@@ -216,8 +187,8 @@ def find_lattices(
     ----------
     spectra, bank
         Spectra of windows, and the candidate patterns.
-    scale
-        True size of a pixel over its nominal one, from `calibrate_on_lattice`.
+    scales
+        What the pixel may be, the most probable first, from `calibrate_on_lattice`.
     progress
         Wraps the iteration over the windows.
 
@@ -231,7 +202,7 @@ def find_lattices(
     zones
         For every window the posterior of each phase in each zone axis, from that window alone.
     """
-    windows = _searched_windows(spectra, bank, scale, progress)
+    windows = _searched_windows(spectra, bank, scales[0].scale, progress)
     accepted, scores = _accepted_lattices(windows, bank)
     lattices: list[Lattice] = []
     owner = np.full(len(windows), -1)
@@ -246,21 +217,35 @@ def find_lattices(
         if len(mine) < 2:
             continue
         others = np.concatenate([np.zeros(0, dtype=complex), *(spots for i, (_, spots) in enumerate(accepted) if i != k)])
-        lattice = _identified(spectra, mine, scale, bank, others)
+        lattice = _identified(spectra, mine, scales, bank, others)
         if lattice is None:
             continue
         same = [
             i
             for i, other in enumerate(lattices)
             if other.pattern is lattice.pattern
-            and _same_spots(lattice.spots, lattice.pattern.weight, other.spots, 0.02) > OPTIONS.same_spots
+            and _same_spots(lattice.spots, lattice.pattern.weight, other.spots, 0.02) > SPECTRUM_OPTIONS.same_spots
         ]
         if not same:
             lattices.append(lattice)
         owner[winner == k] = same[0] if same else len(lattices) - 1
     strange = np.array([_strange_peaks(w, lattices) for w in windows])
     owner[(owner < 0) & strange] = -2
-    return lattices, owner, [bank.zone_posterior(w.score) for w in windows]
+    return lattices, owner, _window_posteriors(spectra, bank, scales, windows)
+
+
+def _window_posteriors(
+    spectra: WindowSpectra, bank: _PatternBank, scales: Sequence[PixelScale], windows: list[_Window]
+) -> list[dict[str, float]]:
+    """For every window the posterior of each phase in each zone axis, over all scales that a phase gives."""
+    by_phase = [scale for scale in scales if scale.phase] or [scales[0]]
+    searched = [windows, *(_searched_windows(spectra, bank, scale.scale, iter) for scale in by_phase[1:])]
+    chances = np.array([scale.probability for scale in by_phase])
+    scores = [
+        [_at_scale(w.score, w.turn, bank, scale) for w, scale in zip(of_window, by_phase, strict=True)]
+        for of_window in zip(*searched, strict=True)
+    ]
+    return [bank.zone_posterior(of_window, chances / chances.sum()) for of_window in scores]
 
 
 def _lock_in(image: np.ndarray, spots_px: np.ndarray, sigma_px: float, grid: tuple[int, int]) -> np.ndarray:
@@ -359,6 +344,11 @@ def lattice_shares(
         (y, x), the share of the amplitudes, weighted, that the sum does not explain: 0 where all do or where there is no more than noise, 1
         where none does.
 
+    Raises
+    ------
+    EmphaseError
+        Where there is no lattice.
+
     Notes
     -----
     The amplitude of every spot is measured by lock-in, less that of frequencies of the same length where no lattice has a spot, and
@@ -367,6 +357,8 @@ def lattice_shares(
     """
     from scipy.ndimage import gaussian_filter
 
+    if not lattices:
+        raise EmphaseError("lattices: got none, expected those that `find_lattices` found: without one there are no spots to follow")
     step_px = max(1, round(kernel_nm / OPTIONS.kernel_steps / pixel_size_nm))
     grid = tuple(max(8, n // step_px) for n in image.shape)
     spots = _common_spots(lattices, OPTIONS.common_spots / kernel_nm)

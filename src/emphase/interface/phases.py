@@ -15,7 +15,8 @@ import numpy as np
 
 from ..crystals import Crystal
 from ..errors import EmphaseError
-from .lattices import calibrate_on_lattice, find_lattices, lattice_shares
+from .lattices import find_lattices, lattice_shares
+from .pixel import calibrate_on_lattice
 from .spectra import Lattice, WindowSpectra, _PatternBank, window_spectra, zone_patterns
 
 
@@ -97,8 +98,8 @@ def phase_map(
     -----
     A point belongs to the lattice with the largest share; the probability that it truly is the largest comes from the errors of the shares,
     and the phase from the lattice's posterior. What the shares lack of ``faint`` (`PhaseOptions`: a lattice may be as much fainter where it
-    is thin) is amorphous, or ambiguous where there are unexplained spots. Ambiguous is also where no phase is probable enough, and where
-    the lattices do not explain the spots.
+    is thin) is amorphous, or ambiguous where there are unexplained spots. Ambiguous is also where no phase is probable enough, where the
+    lattice is not certain, and where the lattices do not explain the spots.
     """
     from scipy.special import ndtr
 
@@ -121,6 +122,7 @@ def phase_map(
         lattice = np.where(levels.argmax(axis=0) < len(lattices), levels.argmax(axis=0), -1)
     label = posterior.argmax(axis=0)
     doubtful = (posterior.max(axis=0) < OPTIONS.least_posterior) | ((label == len(phases)) & unexplained) | misfit
+    doubtful |= np.isin(lattice, [v for v, x in enumerate(lattices) if not x.certain])
     return InterfaceMap(classes, posterior, np.where(doubtful, len(classes), label), lattice, step_nm)
 
 
@@ -387,7 +389,7 @@ def analyse_interface(
     spectra = window_spectra(image, pixel_size_nm, search.window_nm, search.stride_nm)
     scale = calibrate_on_lattice(spectra, bank, sides or ())
     true_nm = pixel_size_nm * scale["scale"]
-    lattices, owner, posteriors = find_lattices(spectra, bank, scale["scale"], progress)
+    lattices, owner, posteriors = find_lattices(spectra, bank, scale["scales"], progress)
     if lattices:
         shares, step_nm, error, misfit = lattice_shares(image, true_nm, spectra, lattices, owner)
     else:
@@ -409,6 +411,8 @@ def _interface_statements(result: InterfaceResult) -> list[str]:
     lines = []
     if result.calibration["anchor"] is None:
         lines.append(f"the pixel size is not corrected: {result.calibration['reason']}")
+    elif {x.phase for x in result.lattices} == {result.calibration["anchor"]}:
+        lines.append(f"the scale is given by {result.calibration['anchor']}, and no other lattice confirms it")
     if not result.lattices:
         strange = float(np.mean(result.owner == -2))
         lines.append(

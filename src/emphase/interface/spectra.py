@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,6 +43,8 @@ class SpectrumOptions(NamedTuple):
     weight_floor: float = 0.03  # of a spot in its pattern, beside its amplitude
     scale_spread: tuple[float, float] = (0.004, 0.02)  # prior of a scale, where the pixel is calibrated and where it is as stated
     certain: float = 0.95  # of a phase that is called certain
+    same_spots: float = 0.8  # weight of the spots in common, from which two placed patterns are one lattice
+    same_place_invA: float = 0.012  # within which two spots are one: the width of a peak of a window
 
 
 OPTIONS = SpectrumOptions()
@@ -363,6 +366,7 @@ class _PatternBank:
         zones = [sum(p.phase == other.phase for other in patterns) for p in patterns]
         self.log_prior = -np.log(np.array(zones, dtype=float)) - math.log(len(self.phases))
         self.phase_index = np.array([self.phases.index(p.phase) for p in patterns])
+        self.phase_of_pattern = np.array([p.phase for p in patterns])
 
     def search(
         self, q: np.ndarray, sigma: np.ndarray, strength: np.ndarray, tolerance: float, threshold: float, excused: np.ndarray | None = None
@@ -386,10 +390,13 @@ class _PatternBank:
         best = np.exp(best - best.max())
         return best / best.sum()
 
-    def zone_posterior(self, score: np.ndarray) -> dict[str, float]:
-        """Posterior of every phase in every zone axis, those above a thousandth, and of chance as "unknown"; the most probable first."""
-        share = np.exp(np.append(score, 0.0) - max(float(score.max()), 0.0))
-        share /= share.sum()
+    def zone_posterior(self, scores: Sequence[np.ndarray], chances: Sequence[float]) -> dict[str, float]:
+        """Posterior of every phase in every zone axis, those above a thousandth, and of chance as "unknown"; the most probable first.
+
+        The mean over several sets of ``scores``, of which each has its chance.
+        """
+        shares = np.array([np.exp(np.append(score, 0.0) - max(float(score.max()), 0.0)) for score in scores])
+        share = np.asarray(chances) @ (shares / shares.sum(axis=1, keepdims=True))
         names = [*(f"{p.phase} [{' '.join(map(str, p.zone_axis))}]" for p in self.patterns), "unknown"]
         return {names[k]: float(share[k]) for k in np.argsort(-share) if share[k] > 1e-3}
 
@@ -397,6 +404,12 @@ class _PatternBank:
         """The spots of a pattern as they lie in the image's spectrum, complex, 1/Å."""
         spots = self.patterns[index].spots
         return turn * (np.conj(spots) if hand else spots)
+
+
+def _same_spots(a: np.ndarray, weight: np.ndarray, b: np.ndarray, reach: float = OPTIONS.same_place_invA) -> float:
+    """Share of the weight of the first spots that has a spot of the second within reach."""
+    near = np.abs(a[:, None] - b[None, :]).min(axis=1) < reach
+    return float(weight[near].sum() / weight.sum())
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ that `map_scan` shares lattices between neighbours, separates overlapping crysta
 `segment_grains` joins the map to grains.
 """
 
-from . import rocking as rocking
 from .calibration import CalibratedScan, Optics, calibrate
 from .grains import segment_grains
 from .index import Indexing
