@@ -152,7 +152,8 @@ def _identified(
     explained = np.abs(q - spots[nearest]) < OPTIONS.explained_within * sigma
     if explained.sum() < 2:
         return None
-    scores = [score, *(_at_scale(*search(stated / other.scale)[:2], bank, other) for other in scales[1:])]
+    searched = [(search(stated / other.scale), other) for other in scales[1:]]
+    scores = [score, *(_at_scale(found[0], found[1], bank, other) for found, other in searched)]
     chances = [other.probability for other in scales]
     posterior = dict(zip([*bank.phases, "unknown"], np.dot(chances, [bank.phase_posterior(x) for x in scores]).tolist(), strict=True))
     zones = bank.zone_posterior(scores, chances)
