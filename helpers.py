@@ -1227,12 +1227,14 @@ def phase_crystal(phase: str, data_dir: str | Path = "") -> Crystal:
 
 
 def scan_banks(ped: Any, calibrated: dict[str, Any], data_dir: str | Path, *, step_deg: float = 2.0) -> list[TemplateBank]:
-    """Template banks of an acquisition's candidate phases, with the reach and width that 05 found (its result ``calibrated``)."""
-    from emphase.ped import template_bank
+    """Template banks of an acquisition's candidate phases, with the reach, width and lattices that 05 uses (its result ``calibrated``)."""
+    from emphase.ped import spacings, template_bank
 
     options = {"beam_energy_keV": ped.beam_energy_keV, "precession_deg": ped.precession_deg, "step_deg": step_deg, "cache": BANK_CACHE}
     options |= {name: calibrated[name] for name in ("max_g_invA", "excitation_width_invA")}
-    return [template_bank(phase_crystal(phase, data_dir), **options) for phase in ped.phases]
+    used = calibrated.get("lattice_parameters_used", {})
+    crystals = (spacings.with_lattice_parameters(phase_crystal(p, data_dir), used.get(p, {})) for p in ped.phases)
+    return [template_bank(crystal, **options) for crystal in crystals]
 
 
 MAP_PROPERTIES = (
@@ -1257,14 +1259,12 @@ def load_maps(path: Path, matched: dict[str, Any]) -> dict[str, np.ndarray]:
         raise ResultError(f"{where}: cannot be read ({one_line(error)}); run 06_ped_matching for {path.parent.name} again") from None
     lacking = [name for name in (*MAP_PROPERTIES, *(f"probability_{p}" for p in phases)) if name not in crystal_map.prop]
     if lacking:
-        raise ResultError(
-            f"{where}: holds no {lacking[0]!r}, expected the map as this version of the workbook writes it; run 06_ped_matching again"
-        )
+        raise ResultError(f"{where}: holds no {lacking[0]!r}, expected the map of this version of the workbook; run 06_ped_matching again")
     shape = (len(np.unique(crystal_map.y)) if crystal_map.y is not None else 1, -1)
     read = lambda name: np.asarray(crystal_map.prop[name]).reshape(shape)
     maps: dict[str, np.ndarray] = {name: read(name) for name in MAP_PROPERTIES}
     maps["phase_id"] = np.asarray(crystal_map.phase_id).reshape(shape)
-    maps["rotation"] = np.reshape(crystal_map.rotations.to_matrix(), (*maps["phase_id"].shape, 3, 3))
+    maps["rotation"] = crystal_map.rotations.to_matrix().reshape(*maps["phase_id"].shape, 3, 3)
     maps["probability"] = np.stack([read(f"probability_{p}") for p in phases])
     maps["support"] = np.stack([read(f"score_{p}") - matched["chance_nats"][p] for p in phases])
     return maps

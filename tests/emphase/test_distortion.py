@@ -10,7 +10,8 @@ from scipy import ndimage
 import emphase
 import helpers
 from emphase.ped.distortion import recorded_places, undistorted_mask, undistorted_places
-from emphase.ped.spacings import lattice_parameters
+from emphase.ped.refined_lattices import refine_lattices
+from emphase.ped.spacings import lattice_parameters, with_lattice_parameters
 
 PHASES = ("layered", "spinel", "rocksalt", "llzo")
 SCALE = 0.02178
@@ -114,3 +115,24 @@ def test_lattice_parameters_come_back():
     flat = hkl[:, 2] == 0
     assert [p.axis for p in lattice_parameters(file, hkl[flat], 1 + noise[flat], np.ones(flat.sum()))] == ["a"]
     assert not lattice_parameters(file, hkl[:5], np.ones(5), np.ones(5))
+
+
+def test_a_lattice_that_is_not_its_files_is_measured_and_put_right():
+    """A layered oxide whose c is 2 % longer than in the CIF draws the scale with it, until its own is used."""
+    crystals = [helpers.phase_crystal(p) for p in PHASES]
+    given_A = float(np.linalg.norm(crystals[0].lattice[2]))
+    real = with_lattice_parameters(crystals[0], {"c": 1.02 * given_A})
+    np.testing.assert_allclose(np.linalg.norm(real.lattice, axis=1), np.linalg.norm(crystals[0].lattice, axis=1) * [1, 1, 1.02])
+    scene = emphase.simulate.PedScene(0.2, 0.1, n_grains=6, overlap=0.3)
+    patterns, _ = emphase.simulate.ped_scan(np.random.default_rng(1), [real, *crystals[1:]], (10, 10), scene, scale_invA_per_px=SCALE)
+    optics = emphase.ped.Optics(SCALE, 200.0, 0.5, max_g_invA=1.4)
+    calibrate = lambda crystals: emphase.ped.calibrate(patterns, crystals, optics, n_patterns=48)
+    scan = calibrate(crystals)
+    assert [p.axis for p in scan.fit.lattice_parameters if p.differs] == ["c"] and "layered: c" in scan.notes[0]
+    refined, parameters, used = refine_lattices(scan, calibrate)
+    (found,) = [p for p in parameters if p.differs]
+    assert (found.phase, found.axis, found.given_A) == ("layered", "c", pytest.approx(given_A))
+    assert abs(found.found_A - 1.02 * given_A) < min(3 * found.sd_A, 0.002 * given_A) and list(used) == ["layered"]
+    assert refined.trusted and not refined.notes
+    assert refined.refined.scale_invA_per_px == pytest.approx(SCALE, rel=0.001)
+    assert refine_lattices(refined, calibrate)[0] is refined  # none differs any more

@@ -24,7 +24,7 @@ from .grains import misorientations_deg
 from .rings import ring_starts
 from .scan import Calibration
 from .search import most_evidence, predicted_spots, search_phase
-from .spacings import LEAST_SPOTS, LatticeParameter, lattice_parameters
+from .spacings import LEAST_SPOTS, LatticeParameter, against_the_others, lattice_parameters
 from .spots import Spots, find_spots, undistorted_spots
 from .templates import TemplateBank, _longest_g
 
@@ -362,7 +362,7 @@ def _by_phase(pairs: _Pairs, calibration: Calibration, banks: Sequence[TemplateB
         spread = float(np.sqrt(np.average((stretch[use] - ratio) ** 2, weights=weight[use]) / use.sum()))
         scales[bank.crystal.name] = {"ratio": 1 / ratio, "sd": spread, "n_spots": int(here.sum())}
         lattices += lattice_parameters(bank.crystal, pairs.hkl[here], stretch, weight)
-    return scales, lattices
+    return scales, against_the_others(lattices)
 
 
 def fit_findings(fit: ScaleFit, refined: Calibration, given_scale: float) -> list[str]:

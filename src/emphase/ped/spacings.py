@@ -10,7 +10,8 @@ and c of tetragonal, hexagonal and trigonal ones; a, b and c of the others, whos
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,7 @@ class LatticeParameter(NamedTuple):
 
 LEAST_OFFSET = 0.006  # of a lattice parameter: less is strain, or another composition of the same phase
 SIGMAS = 4.0  # by which a lattice parameter must differ besides
+LEAST_PHASES = 3  # of which most say what their common scale is
 LEAST_SPOTS = 10  # of a phase, for its lattice parameters
 MOST_SD = 0.01  # of a parameter: one that the spots hardly show is not given
 
@@ -94,6 +96,44 @@ def lattice_parameters(crystal: Crystal, hkl: np.ndarray, stretch: np.ndarray, w
         if shown[k] and 0 < sd < MOST_SD:
             found.append(LatticeParameter(crystal.name, name, given * math.exp(strain[k]), given * sd, given, int(keep.sum())))
     return found
+
+
+def against_the_others(found: Sequence[LatticeParameter]) -> list[LatticeParameter]:
+    """Lattice parameters in the scale that most of them have in common, with how well the phases agree on it in their errors.
+
+    Parameters
+    ----------
+    found
+        Of all phases, in the scale of all their spots, which one phase of another lattice than its file draws with it.
+
+    Returns
+    -------
+    The same, each relative to the median of all relative changes, and their median absolute deviation added to the standard deviations;
+    unchanged where fewer than three phases have some.
+    """
+    if len({p.phase for p in found}) < LEAST_PHASES:
+        return list(found)
+    change = np.log([p.found_A / p.given_A for p in found])
+    common = float(np.median(change))
+    spread = 1.4826 * float(np.median(np.abs(change - common)))
+    return [p._replace(found_A=p.found_A * math.exp(-common), sd_A=math.hypot(p.sd_A, p.found_A * spread)) for p in found]
+
+
+def with_lattice_parameters(crystal: Crystal, lengths_A: Mapping[str, float]) -> Crystal:
+    """A crystal with other lattice parameters: its angles and the places of its atoms in the cell are kept.
+
+    Parameters
+    ----------
+    crystal
+        As in the structure file.
+    lengths_A
+        New lengths (Å) by axis, of those that the symmetry leaves free: "a" of cubic crystals, "a" and "c" of tetragonal, hexagonal and
+        trigonal ones, all three of others; those not named stay as they are.
+    """
+    lattice, lengths = crystal.lattice.copy(), np.linalg.norm(crystal.lattice, axis=1)
+    for name, group in zip(*_free_axes(crystal), strict=True):
+        lattice[group] *= lengths_A.get(name, lengths[group[0]]) / lengths[group[0]]
+    return replace(crystal, lattice=lattice)
 
 
 def _free_axes(crystal: Crystal) -> tuple[Sequence[str], list[list[int]]]:
