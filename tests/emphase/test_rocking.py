@@ -34,7 +34,7 @@ def test_a_cone_given_by_its_half_is_told():
     patterns, _ = emphase.simulate.ped_scan(
         np.random.default_rng(3), crystals, (8, 8), emphase.simulate.PedScene(n_grains=6), recording=recording
     )
-    scan = emphase.ped.calibrate(patterns, crystals, emphase.ped.Optics(metals.SCALE_INVA_PER_PX, 200.0, 0.5, max_g_invA=1.3))
+    scan = emphase.ped.calibrate(patterns, crystals, emphase.ped.Optics(metals.SCALE_INVA_PER_PX, 200.0, 0.5, max_g_invA=1.0))
     spots = emphase.ped.find_spots(scan.images, scan.centres_px, scan.calibration)
     found = estimate(spots, scan.calibration, crystals, scan.optics)
     assert found.contradicts(0.5) and not found.contradicts(1.0)

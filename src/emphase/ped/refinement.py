@@ -24,7 +24,8 @@ from .grains import misorientations_deg
 from .rings import ring_starts
 from .scan import Calibration
 from .search import most_evidence, predicted_spots, search_phase
-from .spacings import LEAST_SPOTS, LatticeParameter, against_the_others, lattice_parameters
+from .spacings import OPTIONS as SPACING_OPTIONS
+from .spacings import LatticeParameter, against_the_others, lattice_parameters
 from .spots import Spots, find_spots, undistorted_spots
 from .templates import TemplateBank, _longest_g
 
@@ -351,7 +352,7 @@ def _by_phase(pairs: _Pairs, calibration: Calibration, banks: Sequence[TemplateB
     places = undistorted_places(pairs.measured[:, ::-1], np.zeros(2), calibration)[:, ::-1]
     for k, bank in enumerate(banks):
         here = pairs.phase == k
-        if here.sum() < LEAST_SPOTS:
+        if here.sum() < SPACING_OPTIONS.least_spots:
             continue
         model = pairs.predicted[here] @ calibration.metric.T
         stretch = np.sum(model * places[here], axis=1) / np.sum(model * model, axis=1)

@@ -11,12 +11,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from ..crystals import Crystal
+
+
+@dataclass(frozen=True)
+class SpacingOptions:
+    """Tuning numbers of lattice parameters."""
+
+    least_offset: float = 0.006  # of a lattice parameter from its file's: less is strain, or another composition of the same phase
+    sigmas: float = 4.0  # by which it must differ besides
+    least_phases: int = 3  # of which most say what their common scale is
+    least_spots: int = 10  # of a phase, for its lattice parameters
+    most_sd: float = 0.01  # of a parameter: one that the spots hardly show is not given
+
+
+OPTIONS = SpacingOptions()
 
 
 class LatticeParameter(NamedTuple):
@@ -43,14 +57,7 @@ class LatticeParameter(NamedTuple):
     def differs(self) -> bool:
         """Whether it differs from the structure file by more than 0.6 % and four standard deviations."""
         off = abs(self.found_A - self.given_A)
-        return off > max(LEAST_OFFSET * self.given_A, SIGMAS * self.sd_A)
-
-
-LEAST_OFFSET = 0.006  # of a lattice parameter: less is strain, or another composition of the same phase
-SIGMAS = 4.0  # by which a lattice parameter must differ besides
-LEAST_PHASES = 3  # of which most say what their common scale is
-LEAST_SPOTS = 10  # of a phase, for its lattice parameters
-MOST_SD = 0.01  # of a parameter: one that the spots hardly show is not given
+        return off > max(OPTIONS.least_offset * self.given_A, OPTIONS.sigmas * self.sd_A)
 
 
 def lattice_parameters(crystal: Crystal, hkl: np.ndarray, stretch: np.ndarray, weight: np.ndarray) -> list[LatticeParameter]:
@@ -71,7 +78,7 @@ def lattice_parameters(crystal: Crystal, hkl: np.ndarray, stretch: np.ndarray, w
     -------
     One `LatticeParameter` for each that is free and known to 1 %; none where there are fewer than ten spots.
     """
-    if len(hkl) < LEAST_SPOTS:
+    if len(hkl) < OPTIONS.least_spots:
         return []
     names, groups = _free_axes(crystal)
     along = hkl[:, :, None] * crystal.reciprocal  # (n, 3, 3): the parts of g along a*, b* and c*
@@ -93,7 +100,7 @@ def lattice_parameters(crystal: Crystal, hkl: np.ndarray, stretch: np.ndarray, w
     found = []
     for k, name in enumerate(names):
         given, sd = float(lengths[groups[k][0]]), math.sqrt(covariance[k, k])
-        if shown[k] and 0 < sd < MOST_SD:
+        if shown[k] and 0 < sd < OPTIONS.most_sd:
             found.append(LatticeParameter(crystal.name, name, given * math.exp(strain[k]), given * sd, given, int(keep.sum())))
     return found
 
@@ -111,7 +118,7 @@ def against_the_others(found: Sequence[LatticeParameter]) -> list[LatticeParamet
     The same, each relative to the median of all relative changes, and their median absolute deviation added to the standard deviations;
     unchanged where fewer than three phases have some.
     """
-    if len({p.phase for p in found}) < LEAST_PHASES:
+    if len({p.phase for p in found}) < OPTIONS.least_phases:
         return list(found)
     change = np.log([p.found_A / p.given_A for p in found])
     common = float(np.median(change))
