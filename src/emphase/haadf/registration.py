@@ -38,6 +38,7 @@ class RegistrationOptions:
     minima: int = 4  # of each sense that are refined
     same_nm: float = 0.02  # columns that move less are in the same place: two origins of a symmetric structure
     clear_chi2: float = 12.0  # by which another place of the columns has to fit worse: 3.5 standard errors
+    clear_errors: float = 4.0  # standard errors, of an offset that a lattice is moved by
     faintest: float = 0.1  # of the brightest column, of those whose places are compared
 
 
@@ -78,18 +79,16 @@ def measure_registration(image: np.ndarray, lattice: ImageLattice) -> Registrati
 
     Notes
     -----
-    Errors come from the scatter of cells, or from what the structure leaves unexplained where that is more. Every place whose misfit is
-    within ``clear_chi2`` of the best one's is a rival.
+    Errors come from the scatter of cells, or from what the structure leaves unexplained where that is more. Places whose misfit is within
+    ``clear_chi2`` of the least one fit; that which is nearest to the lattice is reported, and those that put columns elsewhere are rivals.
     """
     columns, cell = lattice.columns, _mean_cell(image, lattice)
     places = [_refined_place(cell, columns, sense, start) for sense in (1, -1) for start in _minima(cell, columns, sense)]
-    best = min(places, key=lambda p: p.misfit)
-    freedom = max(2 * len(cell.seen) - 5, 1)
-    variance = max(cell.variance, best.misfit / freedom)
-    fitting = [p for p in places if p.misfit - best.misfit < OPTIONS.clear_chi2 * variance]
-    alike = [p for p in fitting if _farthest_nm(columns, best, p) < OPTIONS.same_nm]
-    shown = min(alike, key=lambda p: (p.sense < 0, float(np.linalg.norm(p.found[:2] @ columns.basis_nm))))
-    moves = [_farthest_nm(columns, shown, p) for p in fitting if not any(p is a for a in alike)]
+    least = min(p.misfit for p in places)
+    variance = max(cell.variance, least / max(2 * len(cell.seen) - 5, 1))
+    fitting = [p for p in places if p.misfit - least < OPTIONS.clear_chi2 * variance]
+    shown = min(fitting, key=lambda p: (p.sense < 0, float(np.linalg.norm(p.found[:2] @ columns.basis_nm))))
+    moves = [far for far in (_farthest_nm(columns, shown, p) for p in fitting) if far >= OPTIONS.same_nm]
     covariance = variance * np.linalg.pinv(shown.jacobian.T @ shown.jacobian)[:2, :2]
     error = np.sqrt(0.5 * np.trace(columns.basis_nm.T @ covariance @ columns.basis_nm))
     return Registration(
@@ -104,7 +103,7 @@ def measure_registration(image: np.ndarray, lattice: ImageLattice) -> Registrati
 
 
 def registered(image: np.ndarray, lattice: ImageLattice) -> ImageLattice:
-    """The lattice moved to where the columns of its image stand, with the `Registration` that is measured there.
+    """The lattice with its `Registration`, moved to where the columns of its image stand if they clearly stand elsewhere.
 
     Parameters
     ----------
@@ -116,13 +115,15 @@ def registered(image: np.ndarray, lattice: ImageLattice) -> ImageLattice:
     Returns
     -------
     ImageLattice
-        With an offset that is left after the move as an error of the places stated: it counts in ``residual_px``.
+        Where columns are off by less than ``clear_errors`` standard errors it stays: places that were fitted column by column do not
+        depend on all of the structure. What they are off counts in ``residual_px``.
     """
     found = measure_registration(image, lattice)
-    moved = lattice.moved(found.offset, found.turned)
-    left = measure_registration(image, moved)
-    rms_px = left.distance_nm / lattice.scan()["pixel_size_nm"] / np.sqrt(2)
-    return replace(moved, residual_px=float(np.hypot(moved.residual_px, rms_px)), registration=left)
+    if found.turned or found.distance_nm > OPTIONS.clear_errors * found.error_nm:
+        lattice = lattice.moved(found.offset, found.turned)
+        found = measure_registration(image, lattice)
+    off_px = found.distance_nm / lattice.scan()["pixel_size_nm"] / np.sqrt(2)
+    return replace(lattice, residual_px=float(np.hypot(lattice.residual_px, off_px)), registration=found)
 
 
 # -- the mean cell ------------------------------------------------------------------------
