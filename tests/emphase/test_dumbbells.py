@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 import emphase
 import helpers
-from emphase.haadf.registration import registered
+from emphase.haadf.registration import measure_registration, registered
 
 PIXEL_NM = 0.0125
 TRUE_PIXEL_NM = 1.01 * PIXEL_NM  # the stated one is 1 % off
@@ -156,7 +156,7 @@ def test_an_origin_off_by_half_a_dumbbell_is_said_and_mended(name, fwhm_nm):
     half, half_nm = half_dumbbell(lattice)
     wrong = lattice.moved(half)
     assert np.median(distances_pm(wrong, truth, image.shape)) > 40
-    said = emphase.haadf.measure_registration(image, wrong)
+    said = measure_registration(image, wrong)
     assert 1000 * said.distance_nm > 40
     assert said.distance_nm == pytest.approx(half_nm, abs=0.01)
     assert np.percentile(distances_pm(registered(image, wrong), truth, image.shape), 95) <= 10
@@ -169,7 +169,7 @@ def test_a_dumbbell_turned_end_for_end_is_said_and_mended(fwhm_nm):
     wrong = lattice.moved(2 * half_dumbbell(lattice)[0], turned=True)
     assert np.percentile(distances_pm(wrong, truth, image.shape, any_kind=True), 95) <= 10
     assert np.median(distances_pm(wrong, truth, image.shape)) > 100
-    said = emphase.haadf.measure_registration(image, wrong)
+    said = measure_registration(image, wrong)
     assert said.turned
     assert said.distance_nm == pytest.approx(0.1413, abs=0.01)
     assert np.percentile(distances_pm(registered(image, wrong), truth, image.shape), 95) <= 10
@@ -187,7 +187,7 @@ def test_silicon_has_no_rival_in_its_own_symmetry():
     image, _ = simulated(STRUCTURES["Si"], 0.110, seed=3)
     lattice = found(image, STRUCTURES["Si"])
     same = lattice.moved(2 * half_dumbbell(lattice)[0], turned=True)
-    said = emphase.haadf.measure_registration(image, same)
+    said = measure_registration(image, same)
     assert said.rival_nm is None
 
 

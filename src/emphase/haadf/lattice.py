@@ -129,7 +129,7 @@ def _grown_lattice(image: np.ndarray, columns: ProjectedColumns, origin: np.ndar
 def _followed_columns(
     smooth: np.ndarray, fit: ImageLattice, group: _Group, matrix: np.ndarray, height: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lattice coordinates (n, 2) and places (n, 2) px of groups of columns, followed from those near a polynomial by what their neighbours are off it.
+    """Lattice coordinates and places (n, 2) px of groups of columns, from those near a polynomial on, by what their neighbours are off it.
 
     So corners of a scan that bends more than the polynomial does are reached, and the thin edge of a wedge.
     """

@@ -1,7 +1,8 @@
 """Atomic columns of a crystal along a zone axis, with their primitive plane lattice and HAADF brightness.
 
-Atoms whose projections coincide within 0.03 nm are one column, at their mean. Its brightness is the sum of occupancy times Z^1.7 (Pennycook & Jesson,
-Ultramicroscopy 37 (1991) 14). The basis is reduced to the two shortest translations, with the centring that the projection has.
+Atoms whose projections coincide within 0.03 nm are one column, at their mean. Its brightness is the sum of occupancy times Z^1.7
+(Pennycook & Jesson, Ultramicroscopy 37 (1991) 14). The basis is reduced to the two shortest translations, with the centring that the
+projection has.
 """
 
 from __future__ import annotations

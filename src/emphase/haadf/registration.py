@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import EmphaseError
 from .image_lattice import ImageLattice, Registration, _sites_in
 from .projection import ProjectedColumns
 
@@ -29,7 +30,8 @@ class RegistrationOptions:
 
     finest_nm: float = 0.11  # period of the frequencies used: a blur of 0.08 nm (FWHM) leaves 2 % of what is finer
     sample_nm: float = 0.02  # between samples of a cell: a third of the finest period at most
-    most_cells: int = 1500  # that are averaged: more only sharpen an error that is below 1 pm
+    most_samples: int = 400_000  # of all cells: more only sharpen an error that is below 1 pm
+    least_cells: int = 4  # whole ones in the image, for their scatter to be known
     least_contrast: float = 0.5  # of the frequencies of a cell against those of the better half: vacuum says nothing
     background: float = 1.2  # spacings, of the Gaussian mean that is taken off: thickness and haze
     widths_nm: tuple[float, float, int] = (0.025, 0.13, 10)  # standard deviations of the blur that are searched, and how many
@@ -49,7 +51,7 @@ class _MeanCell(NamedTuple):
     """Fourier coefficients (g,) of the mean cell, their indices (g, 2), frequencies (g,) in 1/nm, and the variance of a component."""
 
     seen: np.ndarray
-    index: np.ndarray
+    indices: np.ndarray
     frequency: np.ndarray
     variance: float
 
@@ -76,6 +78,11 @@ def measure_registration(image: np.ndarray, lattice: ImageLattice) -> Registrati
     Returns
     -------
     Registration
+
+    Raises
+    ------
+    EmphaseError
+        Where fewer than four whole cells stand in the image.
 
     Notes
     -----
@@ -116,9 +123,13 @@ def registered(image: np.ndarray, lattice: ImageLattice) -> ImageLattice:
     -------
     ImageLattice
         Where columns are off by less than ``clear_errors`` standard errors it stays: places that were fitted column by column do not
-        depend on all of the structure. What they are off counts in ``residual_px``.
+        depend on all of the structure. What they are off counts in ``residual_px``. Without a whole cell in the image it is returned as
+        it came.
     """
-    found = measure_registration(image, lattice)
+    try:
+        found = measure_registration(image, lattice)
+    except EmphaseError:
+        return lattice
     if found.turned or found.distance_nm > OPTIONS.clear_errors * found.error_nm:
         lattice = lattice.moved(found.offset, found.turned)
         found = measure_registration(image, lattice)
@@ -137,13 +148,14 @@ def _mean_cell(image: np.ndarray, lattice: ImageLattice) -> _MeanCell:
     spacing = float(np.linalg.norm(lattice.matrix, axis=1).min())
     flat = np.asarray(image, dtype=float)
     flat = flat - gaussian_filter(flat, OPTIONS.background * spacing)
-    middle = lattice.to_lattice(np.array([image.shape]) / 2)
-    cells, _ = _sites_in(image.shape, lattice.to_px, lattice.matrix, lattice.to_px(np.rint(middle))[0] - np.rint(middle[0]) @ lattice.matrix, 0.0)
+    cells, _ = _sites_in(image.shape, lattice.to_px, lattice.matrix, lattice.to_px(np.zeros((1, 2)))[0], 0.0)
     steps = [int(np.ceil(length / OPTIONS.sample_nm)) for length in np.linalg.norm(basis, axis=1)]
     within = np.stack(np.meshgrid(*(np.arange(n) / n for n in steps), indexing="ij"), axis=-1).reshape(-1, 2)
-    cells = cells[:: max(1, -(-len(cells) // OPTIONS.most_cells))]
+    cells = cells[:: max(1, -(-len(cells) * len(within) // OPTIONS.most_samples))]
     px = lattice.to_px((cells[:, None] + within).reshape(-1, 2))
     whole = np.all((px >= 0) & (px <= np.array(image.shape) - 1), axis=1).reshape(len(cells), -1).all(axis=1)
+    if whole.sum() < OPTIONS.least_cells:
+        raise EmphaseError(f"{int(whole.sum())} whole cells stand in the image, expected {OPTIONS.least_cells} or more for their mean")
     sampled = map_coordinates(flat, px.T, order=1, mode="nearest").reshape(len(cells), -1)[whole]
     index = _frequencies(basis)
     each = sampled @ np.exp(-2j * np.pi * within @ index.T) / len(within)
@@ -166,7 +178,7 @@ def _frequencies(basis_nm: np.ndarray) -> np.ndarray:
 
 def _structure(cell: _MeanCell, columns: ProjectedColumns, sense: int) -> np.ndarray:
     """Fourier coefficients (g,) of the projected structure without blur, turned by 180° where ``sense`` is −1."""
-    return np.exp(-2j * np.pi * sense * (cell.index @ columns.sites.T)) @ columns.brightness
+    return np.exp(-2j * np.pi * sense * (cell.indices @ columns.sites.T)) @ columns.brightness
 
 
 def _blurs(cell: _MeanCell, sigma_nm: float) -> np.ndarray:
@@ -181,7 +193,7 @@ def _minima(cell: _MeanCell, columns: ProjectedColumns, sense: int) -> np.ndarra
 
     axis = np.arange(OPTIONS.grid) / OPTIONS.grid
     offsets = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1)
-    waves = np.exp(2j * np.pi * offsets @ cell.index.T)
+    waves = np.exp(2j * np.pi * offsets @ cell.indices.T)
     structure = _structure(cell, columns, sense)
     low, high, count = OPTIONS.widths_nm
     widths = np.geomspace(low, high, count)
@@ -206,7 +218,7 @@ def _refined_place(cell: _MeanCell, columns: ProjectedColumns, sense: int, start
 
     def residuals(at: np.ndarray) -> np.ndarray:
         """What the best heights leave of the mean cell, real parts then imaginary ones (2 g,)."""
-        moved = structure * np.exp(-2j * np.pi * cell.index @ at[:2])
+        moved = structure * np.exp(-2j * np.pi * cell.indices @ at[:2])
         parts = _blurs(cell, float(np.exp(at[2]))) * moved
         design = np.concatenate([parts.real, parts.imag], axis=1).T
         return seen - design @ nnls(design, seen)[0]
