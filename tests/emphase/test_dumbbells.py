@@ -175,12 +175,18 @@ def test_a_dumbbell_turned_end_for_end_is_said_and_mended(fwhm_nm):
     assert np.percentile(distances_pm(registered(image, wrong), truth, image.shape), 95) <= 10
 
 
-def test_low_counts_of_neighbours_in_the_periodic_table_leave_two_places():
+def test_a_wrong_end_of_a_dumbbell_is_never_said_to_be_the_only_one():
+    """Gallium beside germanium at 0.3 counts: which end is which is a guess, and has to be called one."""
     crystal = zincblende("GaGe", 5.655, "Ga", "Ge")
-    image, truth = simulated(crystal, 0.140, seed=2, counts=0.3)
-    lattice = found(image, crystal)
-    assert np.median(distances_pm(lattice, truth, image.shape, any_kind=True)) <= 10
-    assert lattice.registration.rival_nm == pytest.approx(0.1414, abs=0.02)
+    rivals = []
+    for seed in range(6):
+        image, truth = simulated(crystal, 0.140, seed, counts=0.3)
+        lattice = found(image, crystal)
+        assert np.median(distances_pm(lattice, truth, image.shape, any_kind=True)) <= 10
+        rivals.append(lattice.registration.rival_nm)
+        if np.median(distances_pm(lattice, truth, image.shape)) > 10:
+            assert rivals[-1] == pytest.approx(0.1414, abs=0.03)
+    assert any(rivals)
 
 
 def test_silicon_has_no_rival_in_its_own_symmetry():
