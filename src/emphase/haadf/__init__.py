@@ -2,6 +2,7 @@
 
 A crystal is projected along its zone axis (`project_columns`); the projection is found in the image in any orientation by its spatial
 frequencies and followed from column to column (`find_image_lattice`), which gives the true pixel and the distortion of the scan.
+`registration` fits all columns of the mean cell together: columns nearer than the blur are located by the structure.
 `measure_columns` fits the height of every cation column relative to full metal columns nearby; HAADF signal grows as Z^1.7 (Pennycook &
 Jesson, Ultramicroscopy 37 (1991) 14), so lithium columns are dark until metal moves in. `measure_surface_layer` finds the edge of the
 crystal and fits brightness against depth: spinel alternates full and half metal columns, rocksalt does not.

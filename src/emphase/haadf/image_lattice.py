@@ -2,14 +2,14 @@
 
 The polynomial holds what drift and scan did to the image. It is fitted by least squares to the places of columns at known lattice
 coordinates; columns more than 3.5 times the median off are left out and the fit is repeated. `_refined_positions` is Gauss-Newton on a
-Gaussian of known width over a constant.
+Gaussian of known width over a constant; the columns of a dumbbell are located together.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,12 +26,33 @@ def _terms(points: np.ndarray, degree: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Registration:
+    """Where all columns of an image stand against the lattice laid on it.
+
+    ``offset`` (2,) is fractional in the basis, ``turned`` whether the structure fits turned by 180°: a column expected at s stands at
+    ±s + offset. ``distance_nm`` is how far columns stand from where the lattice has them (rms), ``error_nm`` the standard error of the
+    offset along an axis, ``fwhm_nm`` the blur of the core of a column, ``explained`` the share of the mean cell's variance that the
+    structure explains. ``rival_nm`` is how far columns would move, the farthest of them, in another place that fits as well; None where
+    there is none.
+    """
+
+    offset: np.ndarray
+    turned: bool
+    distance_nm: float
+    error_nm: float
+    fwhm_nm: float
+    explained: float
+    rival_nm: float | None
+
+
+@dataclass(frozen=True)
 class ImageLattice:
     """A projected lattice laid on an image, with a smooth distortion of the scan.
 
     ``forward`` and ``inverse`` are polynomial coefficients between lattice coordinates (fractional
     in ``columns.basis_nm``) and pixels (y, x), of points less their centre over their span; ``matrix`` (2, 2) the mean step in px for a
-    step of the basis. ``residual_px`` is how far the ``n_columns`` that it was fitted to lie off it (rms of an axis).
+    step of the basis. ``residual_px`` is how far the ``n_columns`` that it was fitted to lie off it (rms of an axis), their scatter and
+    what they are off together; ``registration`` holds the latter, None where it was not measured.
     ``other_grain_deg`` is the turn of a second grain of the same structure in the image, None where there is none.
     """
 
@@ -47,6 +68,7 @@ class ImageLattice:
     residual_px: float
     n_columns: int
     other_grain_deg: float | None = None
+    registration: Registration | None = None
 
     def to_px(self, lattice: np.ndarray) -> np.ndarray:
         """Pixels (n, 2) as (y, x) of lattice coordinates (n, 2)."""
@@ -68,6 +90,22 @@ class ImageLattice:
             inverse_span=self.inverse_span * factor,
             matrix=self.matrix * factor,
             residual_px=self.residual_px * factor,
+        )
+
+    def moved(self, offset: np.ndarray, turned: bool = False) -> ImageLattice:
+        """The lattice with the column of p where p + ``offset`` was, of −p + ``offset`` where ``turned`` by 180°; both fractional."""
+        offset = np.asarray(offset, dtype=float)
+        sense = -1.0 if turned else 1.0
+        degrees = np.repeat(np.arange(self.degree + 1), np.arange(1, self.degree + 2))
+        inverse = self.inverse.copy()
+        inverse[0] -= offset
+        return replace(
+            self,
+            forward=self.forward * (sense**degrees)[:, None],
+            centre=sense * (self.centre - offset),
+            inverse=sense * inverse,
+            matrix=sense * self.matrix,
+            registration=None,
         )
 
     def bending_px(self, shape: tuple[int, int]) -> float:
@@ -131,10 +169,27 @@ def _fit_lattice(
     return fit, keep
 
 
-def _refined_positions(image: np.ndarray, start: np.ndarray, sigma_px: float, reach_px: float) -> tuple[np.ndarray, np.ndarray]:
+class _Group(NamedTuple):
+    """Columns too near to each other to be located alone, about each lattice point.
+
+    Their common ``middle`` (2,) is fractional, offsets (m, 2) from it in px; ``heights`` (m,) are relative.
+    """
+
+    middle: np.ndarray
+    offsets_px: np.ndarray
+    heights: np.ndarray
+
+
+_ALONE = _Group(np.zeros(2), np.zeros((1, 2)), np.ones(1))
+
+
+def _refined_positions(
+    image: np.ndarray, start: np.ndarray, sigma_px: float, reach_px: float, group: _Group = _ALONE
+) -> tuple[np.ndarray, np.ndarray]:
     """Sub-pixel places (n, 2) and heights (n,) of columns by Gauss-Newton on a Gaussian of known width over a constant.
 
-    Columns that leave the window, ``reach_px`` around where they started, keep their start and get height 0.
+    Columns of a ``group`` are fitted as one, at their known offsets from its middle, which is what is located; the height is that of a
+    column of relative height 1. Columns that leave the window, ``reach_px`` around where they started, keep their start and get height 0.
     """
     half = max(2, round(reach_px))
     corner = np.clip(np.rint(start).astype(int), half, np.array(image.shape) - half - 1)
@@ -144,9 +199,14 @@ def _refined_positions(image: np.ndarray, start: np.ndarray, sigma_px: float, re
     height = np.zeros(len(start))
     for _ in range(4):
         dy, dx = offsets[None, :, None] - shift[:, 0, None, None], offsets[None, None, :] - shift[:, 1, None, None]
-        bell = np.exp(-(dy**2 + dx**2) / (2 * sigma_px**2))
         taper = np.exp(-(dy**2 + dx**2) / (2 * (0.6 * half) ** 2))
-        design = np.stack([bell, np.ones_like(bell), bell * dy / sigma_px**2, bell * dx / sigma_px**2], axis=-1)
+        design = np.zeros((*taper.shape, 4))
+        design[..., 1] = 1.0
+        for (oy, ox), level in zip(group.offsets_px, group.heights, strict=True):
+            bell = level * np.exp(-((dy - oy) ** 2 + (dx - ox) ** 2) / (2 * sigma_px**2))
+            design[..., 0] += bell
+            design[..., 2] += bell * (dy - oy) / sigma_px**2
+            design[..., 3] += bell * (dx - ox) / sigma_px**2
         normal = np.einsum("nyxa,nyx,nyxb->nab", design, taper, design) + 1e-9 * np.eye(4)
         found = np.linalg.solve(normal, np.einsum("nyxa,nyx,nyx->na", design, taper, window)[..., None])[..., 0]
         height = found[:, 0]

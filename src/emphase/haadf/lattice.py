@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from ..crystals import direction_name
 from ..errors import EmphaseError
-from .image_lattice import ImageLattice, _fit_lattice, _refined_positions, _sites_in
+from .image_lattice import ImageLattice, _fit_lattice, _Group, _refined_positions, _sites_in
 from .profiles import _local_level
 from .projection import ProjectedColumns
+from .registration import registered
 from .spectrum import _band_passed, _binned, _binning, _match_spectrum, _Spectrum, _spectrum
 
 
@@ -33,6 +35,8 @@ class LatticeOptions:
     least_columns: int = 12  # from which a lattice is fitted
     clear_noise: float = 8.0  # times the noise, of a peak that is a lattice's
     most_degree: int = 6  # of the polynomial
+    together: float = 0.45  # spacings, between columns that are located as one: both stand in the window of one
+    faintest: float = 0.1  # of the brightest column, of those located with it: a fainter one moves it by 3 pm at most
 
 
 OPTIONS = LatticeOptions()
@@ -79,47 +83,62 @@ def _origin(
     return place + cells @ columns.basis_nm @ step + np.array(corner), float(agreement.max()), float(agreement.min())
 
 
+def _group(columns: ProjectedColumns, matrix: np.ndarray) -> _Group:
+    """The brightest column with those that stand too near for it to be located alone, as the halves of a dumbbell do."""
+    spacing_nm = float(np.linalg.norm(columns.basis_nm, axis=1).min())
+    places, brightness = columns.beside_brightest(OPTIONS.together * spacing_nm, OPTIONS.faintest)
+    middle = brightness @ places / brightness.sum()
+    return _Group(middle, (places - middle) @ matrix, brightness)
+
+
+def _middles(fit: ImageLattice, group: _Group, points: np.ndarray) -> np.ndarray:
+    """Pixels (n, 2) of the middles of the groups about lattice points (n, 2)."""
+    return fit.to_px(points + group.middle)
+
+
 def _grown_lattice(image: np.ndarray, columns: ProjectedColumns, origin: np.ndarray, matrix: np.ndarray) -> ImageLattice | None:
     """The lattice of the brightest columns, followed outwards from a patch over the whole image; None where they are not there."""
     spacing = float(np.linalg.norm(matrix, axis=1).min())
     sigma, far = 0.2 * spacing, max(image.shape) * 1.5
     smooth = _band_passed(image, 0.12 * spacing, 1.2 * spacing)
-    radius = 6 * spacing
-    to_px = lambda points: origin + points @ matrix
+    radius, group = 6 * spacing, _group(columns, matrix)
+    to_px = lambda points: origin + (points + group.middle) @ matrix
     fit, height = None, 0.0
     while True:
         points, places = _sites_in(image.shape, to_px, matrix, origin, 0.5 * spacing)
         near = np.linalg.norm(places - origin, axis=1) < radius
-        found, level = _refined_positions(smooth, places[near], sigma, 0.4 * spacing)
+        found, level = _refined_positions(smooth, places[near], sigma, 0.4 * spacing, group)
         height = float(np.percentile(level, 75)) if fit is None else height
         good = level > 0.4 * height
         if good.sum() < OPTIONS.least_columns:
             break
         degree = 1 if radius < 12 * spacing or good.sum() < 80 else 2 if radius < far else 3
-        fit, kept = _fit_lattice(columns, points[near][good].astype(float), found[good], degree)
+        fit, kept = _fit_lattice(columns, points[near][good] + group.middle, found[good], degree)
         height = float(np.median(level[good][kept]))
-        to_px = fit.to_px
+        to_px = partial(_middles, fit, group)
         if radius >= far:
             break
         radius = radius * 1.6 if radius * 1.6 < far else far
     if fit is None or fit.n_columns < OPTIONS.least_columns or fit.residual_px > 0.2 * spacing:
         return None
-    seen, found = _followed_columns(smooth, fit, matrix, spacing, height)
+    seen, found = _followed_columns(smooth, fit, group, matrix, height)
     everywhere, _ = _sites_in(image.shape, fit.to_px, matrix, origin, -spacing)
     return _smoothest_fit(columns, seen, found, everywhere) if len(seen) >= 60 else fit
 
 
 def _followed_columns(
-    smooth: np.ndarray, fit: ImageLattice, matrix: np.ndarray, spacing: float, height: float
+    smooth: np.ndarray, fit: ImageLattice, group: _Group, matrix: np.ndarray, height: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lattice points (n, 2) and places (n, 2) px of columns, followed from those near a polynomial by what their neighbours are off it.
+    """Lattice coordinates and places (n, 2) px of groups of columns, from those near a polynomial on, by what their neighbours are off it.
 
     So corners of a scan that bends more than the polynomial does are reached, and the thin edge of a wedge.
     """
     from scipy.spatial import cKDTree
 
-    points, places = _sites_in(smooth.shape, fit.to_px, matrix, fit.to_px(np.zeros((1, 2)))[0], 0.5 * spacing)
-    found, level = _refined_positions(smooth, places, 0.2 * spacing, 0.4 * spacing)
+    spacing = float(np.linalg.norm(matrix, axis=1).min())
+    located = partial(_refined_positions, smooth, sigma_px=0.2 * spacing, reach_px=0.4 * spacing, group=group)
+    points, places = _sites_in(smooth.shape, partial(_middles, fit, group), matrix, fit.to_px(np.zeros((1, 2)))[0], 0.5 * spacing)
+    found, level = located(places)
     good = (level > 0.4 * height) & (np.linalg.norm(found - places, axis=1) < 0.15 * spacing)
     for _ in range(12):
         if good.sum() < OPTIONS.least_columns:
@@ -129,12 +148,12 @@ def _followed_columns(
         moved = places + np.stack([_local_level(places[good], off[:, k], weights, places, 2 * spacing) for k in (0, 1)], axis=1)
         apart, near = tree.query(places, k=min(7, int(good.sum())))
         usual, before = np.median(level[good][near], axis=1), good
-        found, level = _refined_positions(smooth, moved, 0.2 * spacing, 0.4 * spacing)
+        found, level = located(moved)
         good = (np.median(apart[:, :3], axis=1) < 2.6 * spacing) & (level > np.maximum(0.35 * usual, 0.12 * height))
         good &= np.linalg.norm(found - moved, axis=1) < 0.2 * spacing
         if np.array_equal(good, before):
             break
-    return points[good].astype(float), found[good]
+    return points[good] + group.middle, found[good]
 
 
 def _smoothest_fit(columns: ProjectedColumns, seen: np.ndarray, found: np.ndarray, everywhere: np.ndarray) -> ImageLattice:
@@ -254,7 +273,7 @@ def find_image_lattice(
             raise EmphaseError(f"{name}: the columns are dark: the contrast is inverted, expected an HAADF image with bright columns")
         fit = _grown_lattice(image, columns, origin, columns.basis_nm @ np.linalg.inv(trial).T)
         if fit is not None:
-            return replace(fit, other_grain_deg=turned).rescaled(factor)
+            return replace(registered(image, fit), other_grain_deg=turned).rescaled(factor)
         reason = "the lattice of the spectrum is not there as columns: fewer than 12 stand where it says"
     raise EmphaseError(f"{name}: {reason}")
 

@@ -1,7 +1,8 @@
 """Atomic columns of a crystal along a zone axis, with their primitive plane lattice and HAADF brightness.
 
-Atoms whose projections coincide within 0.03 nm are one column. Its brightness is the sum of occupancy times Z^1.7 (Pennycook & Jesson,
-Ultramicroscopy 37 (1991) 14). The basis is reduced to the two shortest translations, with the centring that the projection has.
+Atoms whose projections coincide within 0.03 nm are one column, at their mean. Its brightness is the sum of occupancy times Z^1.7
+(Pennycook & Jesson, Ultramicroscopy 37 (1991) 14). The basis is reduced to the two shortest translations, with the centring that the
+projection has.
 """
 
 from __future__ import annotations
@@ -30,6 +31,14 @@ class ProjectedColumns:
     sites: np.ndarray
     brightness: np.ndarray
     elements: tuple[str, ...]
+
+    def beside_brightest(self, reach_nm: float, faintest: float) -> tuple[np.ndarray, np.ndarray]:
+        """Places (m, 2), fractional, and brightness (m,) of columns within ``reach_nm`` of a column 0, itself first."""
+        cells = np.array([(0, 0), *(c for c in product(range(-1, 2), repeat=2) if c != (0, 0))])
+        places = (self.sites[:, None] + cells).reshape(-1, 2)
+        brightness = np.repeat(self.brightness, len(cells))
+        near = (np.linalg.norm(places @ self.basis_nm, axis=1) < reach_nm) & (brightness >= faintest)
+        return places[near], brightness[near]
 
     def frequencies(self, max_invnm: float = 10.0, probe_nm: float = 0.05) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Spatial frequencies of the image: indices (n, 2), 1/nm (n, 2), complex amplitudes (n,), strongest first."""
@@ -78,6 +87,12 @@ def _merged(points: np.ndarray, basis: np.ndarray, tolerance: float = 0.03) -> l
     return groups
 
 
+def _middle(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Mean (2,) of the points (n, 2) of one column, fractional, by their weights (n,): atoms of a column may zigzag about it."""
+    apart = points - points[0]
+    return points[0] + weights @ (apart - np.round(apart)) / weights.sum()
+
+
 def project_columns(crystal: Crystal, zone_axis: tuple[int, int, int]) -> ProjectedColumns:
     """Atomic columns of a crystal along a zone axis, with their primitive plane lattice.
 
@@ -115,7 +130,7 @@ def project_columns(crystal: Crystal, zone_axis: tuple[int, int, int]) -> Projec
     groups = _merged(points, basis)
     bright = np.array([weight[g].sum() for g in groups])
     main = tuple(crystal.elements[max(g, key=lambda k: weight[k])] for g in groups)
-    sites = points[[g[0] for g in groups]]
+    sites = np.array([_middle(points[g], weight[g]) for g in groups])
     order = np.argsort(-bright, kind="stable")
     sites = sites[order] - sites[order[0]]
     sites = sites - np.floor(sites + 1e-6)
