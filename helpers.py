@@ -1057,13 +1057,13 @@ def with_fib_images(sample: Sample) -> tuple[Sample, list[FibImage], list[dict[s
         except EmphaseError as error:
             findings.append(_finding("warning", f"{key}: {error}", "what this image says of the milling is not known"))
     findings += [_finding(*contradiction) for contradiction in contradictions(images, lamella.steps, lamella.instrument)]
-    instruments = sorted({image.instrument for image in images if image.instrument})
-    if len(instruments) == 1 and lamella.instrument is None:
-        filled["instrument"] = instruments[0]
-    if ion_settings(images) and not lamella.steps:
-        filled["steps"] = [MillingStep.model_construct(**image.as_milling_step()) for image in ion_settings(images)]
+    if len(instruments := {image.instrument for image in images if image.instrument}) == 1 and lamella.instrument is None:
+        filled["instrument"] = instruments.pop()
+    dated = ion_settings(image for image in images if image.acquired)  # without a date there is no order
+    if dated and not lamella.steps:
+        filled["steps"] = [MillingStep.model_construct(**image.as_milling_step()) for image in dated]
     if filled:
-        reason = "sample.yaml has none by hand; an image may be taken with less current than the milling had"
+        reason = "sample.yaml has none by hand; the last image need not show the last step, nor an image the current of the milling"
         findings.append(_finding("note", f"Read from the FIB's images: {' and '.join(filled)}", reason))
     return sample.model_copy(update={"lamella": lamella.model_copy(update=filled)}), images, findings
 

@@ -33,8 +33,8 @@ _TIMES = ("%H:%M:%S", "%I:%M:%S %p", "%H:%M:%S.%f")
 
 #: Factors from a unit of Zeiss or Tescan to that of `FibImage`.
 _TO_KV = {"V": 1e-3, "kV": 1.0}
-_TO_NA = {"fA": 1e-6, "pA": 1e-3, "nA": 1.0, "µA": 1e3, "uA": 1e3, "A": 1e9}
-_TO_US = {"ns": 1e-3, "µs": 1.0, "us": 1.0, "ms": 1e3, "s": 1e6}
+_TO_NA = {"fA": 1e-6, "pA": 1e-3, "nA": 1.0, "µA": 1e3, "\u03bcA": 1e3, "uA": 1e3, "A": 1e9}
+_TO_US = {"ns": 1e-3, "µs": 1.0, "\u03bcs": 1.0, "us": 1.0, "ms": 1e3, "s": 1e6}
 
 _TESCAN_BLOCKS = {2: "MAIN", 3: "SEM", 5: "FIB"}  # 1 is a thumbnail, 4 belongs to a detector, 0 ends them
 
@@ -190,7 +190,7 @@ def _read_zeiss(pairs: dict[str, tuple]) -> dict[str, Any]:
         current_nA = _measured(shown, ("I Probe", "Beam Current"), _TO_NA)
     return {
         "maker": "Zeiss",
-        "instrument": _text(shown.get("Sem", shown.get("Serial No.", (None,)))[0]),
+        "instrument": _text(shown.get("Sem", (None,))[0]),
         "beam": beam,
         "voltage_kV": voltage_kV if beam else None,
         "current_nA": current_nA if beam else None,

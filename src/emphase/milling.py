@@ -80,13 +80,14 @@ def _voltage_contradictions(ion: list[FibImage], steps: list[MillingSetting]) ->
     if unseen:
         text = f"No image of the ion beam shows the voltage of {', '.join(f'{s.stage} ({s.milling_voltage_kV:g} kV)' for s in unseen)}"
         found.append(Contradiction("note", text, "the step may have no image, or its voltage is another one"))
-    at = 0
-    for before, image in zip([None, *ion], ion, strict=False):
+    at, before = 0, None
+    for image in ion:
         having = [k for k, s in enumerate(steps) if _same_voltage(image.voltage_kV, s.milling_voltage_kV)]
         if having and image.acquired and before and max(having) < at:
             text = f"{image.file} at {image.voltage_kV:g} kV is later than {before.file} at {before.voltage_kV:g} kV; the steps say earlier"
             found.append(Contradiction("warning", text, "a beam of that voltage was on the specimen again, or the steps are out of order"))
-        at = next((k for k in having if k >= at), at)
+        if having and max(having) >= at:
+            at, before = next(k for k in having if k >= at), image
     return found
 
 

@@ -11,7 +11,7 @@ import emphase
 import helpers
 from emphase.ped.distortion import recorded_places, undistorted_mask, undistorted_places
 from emphase.ped.refined_lattices import refine_lattices
-from emphase.ped.spacings import lattice_parameters, with_lattice_parameters
+from emphase.ped.spacings import LatticeParameter, against_the_others, lattice_parameters, with_lattice_parameters
 
 PHASES = ("layered", "spinel", "rocksalt", "llzo")
 SCALE = 0.02178
@@ -136,3 +136,13 @@ def test_a_lattice_that_is_not_its_files_is_measured_and_put_right():
     assert refined.trusted and not refined.notes
     assert refined.refined.scale_invA_per_px == pytest.approx(SCALE, rel=0.001)
     assert refine_lattices(refined, calibrate)[0] is refined  # none differs any more
+
+
+def test_the_phase_that_is_off_is_told_by_most_phases_and_by_none_of_two():
+    """All in the scale of all spots, which lies between: one phase with three axes does not outvote two with one."""
+    off = [LatticeParameter("monoclinic", axis, 10.0 * 1.014, 0.001, 10.0, 50) for axis in "abc"]
+    right = [LatticeParameter(phase, "a", 4.0 * 0.994, 0.001, 4.0, 50) for phase in ("one", "two")]
+    found = against_the_others([*off, *right])
+    assert [p.differs for p in found] == [True, True, True, False, False]
+    assert found[0].found_A == pytest.approx(10.2, abs=0.01)
+    assert not any(p.differs for p in against_the_others([off[0], right[0]]))

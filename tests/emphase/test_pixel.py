@@ -53,9 +53,18 @@ def test_phases_that_differ_by_size_alone_are_not_told_apart_by_an_uncertain_pix
 
 
 def test_what_is_known_to_be_there_gives_the_scale():
-    result = analyse(fringes(SILICON), [SILICON, GERMANIUM], PIXEL_NM * 1.02, sides=("Si", "C"))
+    result = analyse(fringes(SILICON), [SILICON, TITANATE], PIXEL_NM * 1.02, sides=("Si", "C"))
     assert result.calibration["anchor"] == "Si" and result.pixel_size_nm == pytest.approx(PIXEL_NM, rel=2e-3)
     assert "the scale is given by Si, and no other lattice confirms it" in result.statements
+
+
+def test_a_phase_that_is_expected_does_not_take_the_place_of_one_that_resembles_it():
+    """Rocksalt along [110] is layered along [2 2 1] but for 2.5 % of size and its intensities."""
+    crystals = list(study.crystals().values())
+    rocksalt = next(crystal for crystal in crystals if crystal.name == "rocksalt")
+    result = analyse(fringes(rocksalt), crystals, sides=("layered", "llzo"))
+    assert not any(lattice.certain and lattice.phase == "layered" for lattice in result.lattices)
+    assert result.calibration["anchor"] != "layered" and result.map.area_fractions()["layered"] < 0.05
 
 
 def test_two_lattices_give_the_scale_together():

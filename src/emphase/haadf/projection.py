@@ -89,6 +89,8 @@ def _merged(points: np.ndarray, basis: np.ndarray, tolerance: float = 0.03) -> l
 
 def _middle(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean (2,) of the points (n, 2) of one column, fractional, by their weights (n,): atoms of a column may zigzag about it."""
+    if not weights.any():  # of sites that no atom occupies
+        return points[0]
     apart = points - points[0]
     return points[0] + weights @ (apart - np.round(apart)) / weights.sum()
 

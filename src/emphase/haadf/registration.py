@@ -14,6 +14,7 @@ that put columns elsewhere and fit as well are said.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -40,6 +41,7 @@ class RegistrationOptions:
     minima: int = 4  # of each sense that are refined
     same_nm: float = 0.02  # columns that move less are in the same place: two origins of a symmetric structure
     clear_chi2: float = 12.0  # by which another place of the columns has to fit worse: 3.5 standard errors
+    least_explained: float = 0.5  # of the contrast of the mean cell, to move a lattice by the structure
     clear_errors: float = 4.0  # standard errors, of an offset that a lattice is moved by
     faintest: float = 0.1  # of the brightest column, of those whose places are compared
 
@@ -82,7 +84,7 @@ def measure_registration(image: np.ndarray, lattice: ImageLattice) -> Registrati
     Raises
     ------
     EmphaseError
-        Where fewer than four whole cells stand in the image.
+        Where fewer than four whole cells stand in the image, or nothing of the structure is in them.
 
     Notes
     -----
@@ -91,6 +93,8 @@ def measure_registration(image: np.ndarray, lattice: ImageLattice) -> Registrati
     """
     columns, cell = lattice.columns, _mean_cell(image, lattice)
     places = [_refined_place(cell, columns, sense, start) for sense in (1, -1) for start in _minima(cell, columns, sense)]
+    if not places:
+        raise EmphaseError("no place of the columns agrees with the mean cell, expected the structure of the lattice")
     least = min(p.misfit for p in places)
     variance = max(cell.variance, least / max(2 * len(cell.seen) - 5, 1))
     fitting = [p for p in places if p.misfit - least < OPTIONS.clear_chi2 * variance]
@@ -130,9 +134,11 @@ def registered(image: np.ndarray, lattice: ImageLattice) -> ImageLattice:
         found = measure_registration(image, lattice)
     except EmphaseError:
         return lattice
-    if found.turned or found.distance_nm > OPTIONS.clear_errors * found.error_nm:
-        lattice = lattice.moved(found.offset, found.turned)
-        found = measure_registration(image, lattice)
+    elsewhere = found.turned or found.distance_nm > OPTIONS.clear_errors * found.error_nm
+    if elsewhere and found.explained > OPTIONS.least_explained:
+        moved = lattice.moved(found.offset, found.turned)
+        with contextlib.suppress(EmphaseError):  # a row of cells left the image: it stays where it was, and says how far it is off
+            lattice, found = moved, measure_registration(image, moved)
     off_px = found.distance_nm / lattice.scan()["pixel_size_nm"] / np.sqrt(2)
     return replace(lattice, residual_px=float(np.hypot(lattice.residual_px, off_px)), registration=found)
 

@@ -410,8 +410,10 @@ def _interface_statements(result: InterfaceResult) -> list[str]:
     """What the image does not show, in words."""
     lines = []
     if result.calibration["anchor"] is None:
-        lines.append(f"the pixel size is not corrected: {result.calibration['reason']}")
-    elif {x.phase for x in result.lattices} == {result.calibration["anchor"]}:
+        off = 100 * (result.calibration["scale"] - 1)
+        used = f"lengths are for {off:+.1f} % of the stated pixel, which is not certain" if off else "the pixel size is not corrected"
+        lines.append(f"{used}: {result.calibration['reason']}")
+    elif {x.phase for x in result.lattices} <= set(result.calibration["anchor"].split(" or ")) and len(result.lattices) == 1:
         lines.append(f"the scale is given by {result.calibration['anchor']}, and no other lattice confirms it")
     if not result.lattices:
         strange = float(np.mean(result.owner == -2))

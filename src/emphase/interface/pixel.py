@@ -107,7 +107,7 @@ def calibrate_on_lattice(spectra: WindowSpectra, bank: _PatternBank, sides: Iter
     ]
     sides = [side for side in sides if side in bank.phases]
     for side in sides:
-        values = _scales_of(bank.phases.index(side), _without_similar(side, searched, bank), bank, alone=True)
+        values = _scales_of(bank.phases.index(side), searched, bank, alone=True)
         if len(values) >= OPTIONS.least_windows:
             return _rests_on([_by_phase(side, values, 1.0)])
     if sides:
@@ -160,15 +160,6 @@ def _size_ratio(first: ZonePattern, second: ZonePattern) -> float | None:
                 if _on_net(place(bright[0]), _net(second.spots)) and _on_net(bright[1], _net(place(first.spots))):
                     return float(abs(turn))
     return None
-
-
-def _without_similar(
-    phase: str, searched: Sequence[tuple[np.ndarray, np.ndarray]], bank: _PatternBank
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The searches of the windows without the phases that differ from one by size alone: that one is known to be in the image."""
-    shown = bank.patterns[_shown(phase, searched, bank)]
-    similar = {p.phase for p in bank.patterns if p.phase != phase and _size_ratio(shown, p) is not None}
-    return [(np.where(np.isin(bank.phase_of_pattern, list(similar)), -1e9, score), turn) for score, turn in searched]
 
 
 def _with_similar(

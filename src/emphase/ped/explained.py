@@ -246,7 +246,7 @@ def explain(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank
 
 
 class Ring(NamedTuple):
-    """Unexplained spots at one spacing (Å): how many, and their share of all unexplained counts."""
+    """Unexplained spots at one spacing (Å): how many reflections of crystals, and their share of all unexplained counts."""
 
     spacing_A: float
     n_spots: int
@@ -284,7 +284,7 @@ class Unexplained:
         from scipy import stats
 
         many = stats.binom.sf(len(self.patterns) - 1, self.judged, OPTIONS.usual_share) < OPTIONS.chance
-        return bool(many or self.rings)
+        return bool((many and len(self.patterns) >= OPTIONS.least_patterns) or self.rings)
 
 
 def _judged(maps: dict[str, np.ndarray]) -> np.ndarray:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from ..crystals import Crystal
 from .calibration import CalibratedScan
 from .spacings import LatticeParameter, with_lattice_parameters
@@ -30,14 +32,15 @@ def refine_lattices(
     Returns
     -------
     refined
-        The calibration with these lattices; ``scan`` itself where none differs.
+        The calibration with these lattices; ``scan`` itself where none differs, as with fewer than three phases, which may all share the
+        blame.
     parameters
         All lattice parameters that it shows, against those of the structure files.
     used
         Those that were put into crystals (Å), by phase and axis.
     """
     crystals = [bank.crystal for bank in scan.banks]
-    given = {(p.phase, p.axis): p.given_A for p in scan.fit.lattice_parameters}
+    given = {crystal.name: dict(zip("abc", np.linalg.norm(crystal.lattice, axis=1).tolist(), strict=True)) for crystal in crystals}
     used: dict[str, dict[str, float]] = {}
     for _ in range(ROUNDS):
         for p in scan.fit.lattice_parameters:
@@ -46,5 +49,5 @@ def refine_lattices(
         if not used:
             break
         scan = calibrate([with_lattice_parameters(crystal, used.get(crystal.name, {})) for crystal in crystals])
-    parameters = [p._replace(given_A=given.get((p.phase, p.axis), p.given_A)) for p in scan.fit.lattice_parameters]
+    parameters = [p._replace(given_A=given[p.phase][p.axis]) for p in scan.fit.lattice_parameters]
     return scan, parameters, used

@@ -128,6 +128,9 @@ def estimate(
     best = grid.climb(start, _ALL_WAYS)
     angle, width = grid.pair(*best)
     crystal = _crystal_numbers(spots, calibration, crystals, optics._replace(precession_deg=angle, excitation_width_invA=width), cache)
+    steps = [i for i, j in grid.known if j == best[1]]
+    for i in range(min(steps), max(steps) + 1):  # a climb across leaves gaps
+        grid._try(i, best[1])
     of_angle = [(grid.pair(*at)[0], grid.known[at]) for at in sorted(grid.known) if at[1] == best[1]]
     found, sd = _angle(np.log([a for a, _ in of_angle]), np.array([each for _, each in of_angle]), crystal, seed)
     widths = [(as_given.pair(*at)[1], float(as_given.known[at].sum())) for at in sorted(as_given.known)]

@@ -115,12 +115,14 @@ def against_the_others(found: Sequence[LatticeParameter]) -> list[LatticeParamet
 
     Returns
     -------
-    The same, each relative to the median of all relative changes, and their median absolute deviation added to the standard deviations;
-    unchanged where fewer than three phases have some.
+    The same, each relative to the median of the phases' changes, and their median absolute deviation added to the standard deviations. Of
+    fewer than three phases nothing says which one is off: their standard deviations hold the spread of all changes.
     """
     if len({p.phase for p in found}) < OPTIONS.least_phases:
-        return list(found)
-    change = np.log([p.found_A / p.given_A for p in found])
+        most = max((abs(math.log(p.found_A / p.given_A)) for p in found), default=0.0)
+        return [p._replace(sd_A=math.hypot(p.sd_A, p.found_A * most)) for p in found]
+    phases = dict.fromkeys(p.phase for p in found)
+    change = np.array([np.median([math.log(p.found_A / p.given_A) for p in found if p.phase == phase]) for phase in phases])
     common = float(np.median(change))
     spread = 1.4826 * float(np.median(np.abs(change - common)))
     return [p._replace(found_A=p.found_A * math.exp(-common), sd_A=math.hypot(p.sd_A, p.found_A * spread)) for p in found]
