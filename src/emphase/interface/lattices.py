@@ -26,7 +26,6 @@ from .spectra import Lattice, WindowSpectra, _half_plane_area, _match, _missing,
 class LatticeOptions:
     """Tuning of the search for lattices."""
 
-    peak_threshold: float = 13.0  # power over background of a peak of one window: exponential noise exceeds it once in 400,000 bins
     least_score: float = 6.0  # nats of a window for a lattice
     least_gain: float = 3.0  # nats by which a window needs a lattice beyond those accepted
     least_support: float = 25.0  # nats of all windows that need it
@@ -65,7 +64,7 @@ def _searched_windows(spectra: WindowSpectra, bank: _PatternBank, scale: float, 
         q = q / scale
         sigma = _sigma(q, spectra.bin_invA)
         windows.append(
-            _Window(q, strength, sigma, *bank.search(q, sigma, strength, PIXEL_OPTIONS.strain_tolerance, OPTIONS.peak_threshold))
+            _Window(q, strength, sigma, *bank.search(q, sigma, strength, PIXEL_OPTIONS.strain_tolerance, PIXEL_OPTIONS.peak_threshold))
         )
     return windows
 
@@ -78,7 +77,7 @@ def _score_placed(window: _Window, spots: np.ndarray, weight: np.ndarray, amplit
     nothing_excused = np.zeros(len(window.q), dtype=bool)
     score = _match(window.q, window.sigma, spots, weight, _half_plane_area(), nothing_excused, matched)
     if amplitude is not None:
-        score += _missing(window.q, window.strength, spots, amplitude, matched, OPTIONS.peak_threshold)[0]
+        score += _missing(window.q, window.strength, spots, amplitude, matched, PIXEL_OPTIONS.peak_threshold)[0]
     return score
 
 
@@ -136,7 +135,7 @@ def _identified(
     Its place is that at the most probable scale, and its posterior the mean over all ``scales`` by their probability.
     """
     n, bin_invA = len(chosen), spectra.bin_invA
-    threshold = max(OPTIONS.mean_threshold, OPTIONS.peak_threshold / math.sqrt(n))
+    threshold = max(OPTIONS.mean_threshold, PIXEL_OPTIONS.peak_threshold / math.sqrt(n))
     stated, strength = spectrum_peaks(*spectra.mean(chosen), bin_invA, threshold)
     q = stated / scales[0].scale
     if len(q) < 3:

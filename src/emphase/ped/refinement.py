@@ -419,11 +419,7 @@ def phase_notes(fit: ScaleFit) -> list[str]:
     One sentence for every phase whose scale differs by more than 0.6 % and four standard deviations, and for every lattice parameter that
     does from its structure file.
     """
-    lattices = [
-        f"{p.phase}: {p.axis} {p.found_A:.3f} ± {p.sd_A:.3f} Å, structure file {p.given_A:.3f} Å"
-        for p in fit.lattice_parameters
-        if p.differs
-    ]
+    lattices = [p.in_words for p in fit.lattice_parameters if p.differs]
     return lattices + [
         f"the spots of {phase} alone put the scale {100 * (alone['ratio'] - 1):+.2f} % from the common one: is its lattice that of the CIF?"
         for phase, alone in fit.scale_by_phase.items()

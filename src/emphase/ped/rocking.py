@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,6 @@ def estimate(
     *,
     seed: int = 1,
     cache: str | Path | None = None,
-    progress: Any = None,
 ) -> Rocking:
     """The width of the rocking curve and the precession angle with which the crystals explain the patterns best.
 
@@ -102,20 +101,13 @@ def estimate(
         Of the resampling.
     cache
         Folder that keeps the template banks; None: they are made anew.
-    progress
-        Called with the number of pairs of width and angle tried so far.
 
     Notes
     -----
     The evidence of a pattern is that of its best crystal alone. It is interpolated by a parabola in the logarithm of the angle.
     """
-    tried = 0
 
     def evidence(angle: float, width: float) -> np.ndarray:
-        nonlocal tried
-        tried += 1
-        if progress is not None:
-            progress(tried)
         banks = phase_banks(crystals, optics._replace(precession_deg=angle, excitation_width_invA=width), cache)
         return np.max([search_phase(spots, calibration, bank)[1] for bank in banks], axis=0)
 
@@ -128,10 +120,7 @@ def estimate(
     best = grid.climb(start, _ALL_WAYS)
     angle, width = grid.pair(*best)
     crystal = _crystal_numbers(spots, calibration, crystals, optics._replace(precession_deg=angle, excitation_width_invA=width), cache)
-    steps = [i for i, j in grid.known if j == best[1]]
-    for i in range(min(steps), max(steps) + 1):  # a climb across leaves gaps
-        grid._try(i, best[1])
-    of_angle = [(grid.pair(*at)[0], grid.known[at]) for at in sorted(grid.known) if at[1] == best[1]]
+    of_angle = grid.angles(best[1])
     found, sd = _angle(np.log([a for a, _ in of_angle]), np.array([each for _, each in of_angle]), crystal, seed)
     widths = [(as_given.pair(*at)[1], float(as_given.known[at].sum())) for at in sorted(as_given.known)]
     return Rocking(as_given.pair(0, j)[1], widths, found, sd, [(a, float(each.sum())) for a, each in of_angle])
@@ -166,6 +155,13 @@ class _Climb:
             if best == at:
                 return best
             at = best
+
+    def angles(self, j: int) -> list[tuple[float, np.ndarray]]:
+        """The angles tried with the width after j steps, and those between them, which a climb across leaves out."""
+        tried = [i for i, of_width in self.known if of_width == j]
+        for i in range(min(tried), max(tried) + 1):
+            self._try(i, j)
+        return [(self.pair(i, j)[0], self.known[i, j]) for i in range(min(tried), max(tried) + 1)]
 
     def _try(self, i: int, j: int) -> None:
         within = (least <= value <= most for value, (least, most) in zip(self.pair(i, j), OPTIONS.limits, strict=True))

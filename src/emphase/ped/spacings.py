@@ -59,6 +59,11 @@ class LatticeParameter(NamedTuple):
         off = abs(self.found_A - self.given_A)
         return off > max(OPTIONS.least_offset * self.given_A, OPTIONS.sigmas * self.sd_A)
 
+    @property
+    def in_words(self) -> str:
+        """What was found beside what the structure file has."""
+        return f"{self.phase}: {self.axis} {self.found_A:.3f} ± {self.sd_A:.3f} Å, structure file {self.given_A:.3f} Å"
+
 
 def lattice_parameters(crystal: Crystal, hkl: np.ndarray, stretch: np.ndarray, weight: np.ndarray) -> list[LatticeParameter]:
     """Lattice parameters of a phase from the lengths of its spots.
