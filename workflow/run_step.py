@@ -48,6 +48,12 @@ def mark(written: list[str], needs: list[Path]) -> str:
     return "\n".join([head, *written, *tail]) + "\n"
 
 
+def say(text: str) -> None:
+    """One line, in one write: the steps that run side by side share an output, and it may be unbuffered."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Run the step that the command line names; its exit status is 0 or 1."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -66,15 +72,15 @@ def main() -> int:
         args.executed.unlink(missing_ok=True)
     elif not kernel_died(args.executed):
         return 1
-    print(f"{label} … the kernel died, once more" if args.attempt > 1 else f"{label} …", flush=True)
+    say(f"{label} … the kernel died, once more" if args.attempt > 1 else f"{label} …")
     status = execute(args.notebook, args.parameters, args.executed, args.threads)
     written = results_of(Path(args.sample or "."), step)
     if status == 0 and written:
         args.mark.write_text(mark(written, args.needs), encoding="utf-8")
-        print(f"{label} … {time.monotonic() - started:.0f} s", flush=True)
+        say(f"{label} … {time.monotonic() - started:.0f} s")
         return 0
     if status != KERNEL_DIED or args.attempt > 1:
-        print(f"{label} … failed", flush=True)
+        say(f"{label} … failed")
     return 1
 
 
