@@ -27,7 +27,6 @@ import functools
 import hashlib
 import html
 import importlib.util
-import io
 import itertools
 import json
 import math
@@ -52,7 +51,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from emphase.choices import HandChoices, in_jupyterlab
 from emphase.chunks import LongWork
 from emphase.crystals import Crystal, read_crystal
-from emphase.drawing import colours_of, without_formulae
+from emphase.drawing import as_files, colours_of, without_formulae
 from emphase.errors import EmphaseError, one_line, shortened
 from emphase.fib_images import FibImage, ion_settings, read_fib_image
 from emphase.files import file_sha256, write_atomically
@@ -802,11 +801,8 @@ class Step:
         if self.sample is not None and self.sample.simulated:
             fig.text(1, 0, "simulated data", ha="right", va="top", fontsize=7, color="0.35")  # below the axes, in the margin
         without_formulae(fig)
-        for suffix in (".png", ".svg"):
-            options = {"metadata": {"Date": None}} if suffix == ".svg" else {}
-            drawn = io.BytesIO()
-            fig.savefig(drawn, format=suffix[1:], dpi=130, bbox_inches="tight", facecolor="white", **options)
-            write_atomically(stem.with_suffix(suffix), drawn.getvalue())
+        for suffix, content in as_files(fig, (".png", ".svg")).items():
+            write_atomically(stem.with_suffix(suffix), content)
         plt.close(fig)
         display(Image(filename=stem.with_suffix(".png"), alt=alt))
 

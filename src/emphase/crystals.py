@@ -7,6 +7,7 @@ reflection is |F/V|², so that crystals of one thickness compare. The Cartesian 
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterable
@@ -69,8 +70,18 @@ class Crystal:
 
     @property
     def laue_rotations(self) -> np.ndarray:
-        """Proper rotations (o, 3, 3) of the Laue group in the Cartesian frame."""
-        return np.asarray(self.orix_phase().point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+        """Proper rotations (o, 3, 3) of the Laue group in the Cartesian frame; not to be written to."""
+        return _laue_rotations(self.space_group)
+
+
+@functools.cache
+def _laue_rotations(space_group: int) -> np.ndarray:
+    """Proper rotations (o, 3, 3) of the Laue group of a space group in orix's Cartesian frame."""
+    from orix.crystal_map import Phase
+
+    rotations = np.asarray(Phase(space_group=space_group).point_group.laue_proper_subgroup.to_matrix()).reshape(-1, 3, 3)
+    rotations.flags.writeable = False
+    return rotations
 
 
 def _named_colour(colour: str) -> str:
@@ -224,6 +235,7 @@ class Reflections:
         return 1 / np.linalg.norm(self.g, axis=1)
 
 
+@functools.lru_cache(maxsize=32)
 def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: float = 1e-6) -> Reflections:
     """The reflections of a crystal up to a length of g, shortest first.
 

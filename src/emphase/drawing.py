@@ -1,13 +1,14 @@
 """What figures of micrographs and maps share: colours of phases, a scale bar, and texts that are no formulae.
 
-Nothing here opens a figure: a function gets the axes or the figure that it works on.
+Nothing here opens a figure or a file: a function gets the axes or the figure that it works on.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 #: For phases without a colour: six that the colour-blind can tell apart, after Okabe & Ito, "Color Universal Design" (2008)
@@ -84,3 +85,34 @@ def without_formulae(fig: Any) -> None:
     for text in fig.findobj(Text):
         if "$" in text.get_text() and not _LATEX_OF_TICKS.fullmatch(text.get_text()):
             text.set_parse_math(False)
+
+
+def as_files(fig: Any, suffixes: Iterable[str], dpi: float = 130) -> dict[str, bytes]:
+    """A figure of matplotlib in several formats, cut to what is drawn, the same in each; it is laid out once and keeps that.
+
+    Parameters
+    ----------
+    fig
+        The figure; its layout engine is gone afterwards.
+    suffixes
+        Of the formats: ".png", ".svg", ".pdf".
+    dpi
+        Pixels an inch.
+
+    Returns
+    -------
+    The content of each file, by suffix, without the time at which it was made.
+    """
+    from matplotlib import rcParams
+
+    fig.set_dpi(dpi)
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # every format would lay it out twice again
+    shown = fig.get_tightbbox().padded(rcParams["savefig.pad_inches"])
+    made = {}
+    for suffix in suffixes:
+        dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None, "ModDate": None}}.get(suffix)
+        drawn = io.BytesIO()
+        fig.savefig(drawn, format=suffix[1:], dpi=dpi, bbox_inches=shown, facecolor="white", metadata=dates)
+        made[suffix] = drawn.getvalue()
+    return made

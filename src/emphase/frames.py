@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from .errors import EmphaseError, one_line, shortened
+from .spot_lists import drawn_recording, read_spot_list
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     Parameters
     ----------
     path
-        A file of any format that RosettaSciIO reads.
+        A file of any format that RosettaSciIO reads; for a scan also a list of spots (`emphase.spot_lists`), which is drawn.
     navigation_dimension
         0 for one image, 1 for a stack, 2 for a scan of patterns; None takes any. A stack is
         taken for a scan of one line where 2 is given, and a single frame for one of 1 x 1.
@@ -66,8 +67,10 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     """
     path = Path(path)
     _check_there(path)
-    reader = _reader(path)
     _refuse_links(path, path.parent.resolve(), set())
+    if navigation_dimension in (None, 2) and (listed := read_spot_list(path)) is not None:
+        return drawn_recording(listed)
+    reader = _reader(path)
     try:
         with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"), _at_most(LIMITS.reader_s, path.name):
             warnings.simplefilter("ignore")
@@ -131,6 +134,11 @@ class RecordedFrames:
         """The lazy hyperspy signal, with its axes and metadata."""
         state = self.path.stat()
         return _opened_recording(str(self.path), self.navigation_dimension, state.st_size, state.st_mtime_ns)
+
+    @property
+    def is_spot_list(self) -> bool:
+        """Whether the file holds no patterns but lists of their spots, from which the frames are drawn (`emphase.spot_lists`)."""
+        return bool(self.signal.metadata.get_item("Signal.spot_list", default=False))
 
     def __reduce__(self) -> tuple:
         return RecordedFrames, (str(self.path), self.navigation_dimension)

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..crystals import Crystal
 from ..errors import EmphaseError
-from .noise import detector_noise
+from .noise import DetectorNoise, detector_noise
 from .refinement import ScaleFit, fit_findings, phase_notes, refine_calibration
 from .scan import (
     Calibration,
@@ -60,6 +60,11 @@ class CalibrationOptions:
 
 
 OPTIONS = CalibrationOptions()
+#: The doubt about the noise of patterns that are drawn
+OF_A_LIST = (
+    "the recording is a list of spots: the patterns are drawn from it on a flat background, on which the faintest spots are just clear, so "
+    "evidence comes from places and strengths alone"
+)
 
 
 class Optics(NamedTuple):
@@ -259,7 +264,8 @@ def _before_the_fit(patterns: Any, statistics: ScanStatistics, scale_invA_per_px
     measured_px, intensity = direct_beam_positions(patterns, mask)
     centre_px, scatter_px = smooth_descan(measured_px, intensity)
     spread = np.linspace(0, total.size - 1, min(OPTIONS.gain_patterns, total.size)).astype(int)
-    noise = detector_noise(patterns_at(patterns, spread), mask)
+    listed = getattr(patterns, "is_spot_list", False)
+    noise = DetectorNoise(1.0, 0.0, OF_A_LIST) if listed else detector_noise(patterns_at(patterns, spread), mask)
     first = Calibration(scale_invA_per_px, np.eye(2), centre_px, mask, OPTIONS.first_sigma_px, noise.gain, noise.offset)
     return first, DirectBeam(measured_px, intensity, scatter_px), noise.doubt
 

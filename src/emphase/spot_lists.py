@@ -1,0 +1,416 @@
+"""Lists of spots in place of patterns: what other programs leave of a scan, and the patterns that are drawn from it.
+
+A list has the places and strengths of the spots of every position of a scan: py4DSTEM's ``PointListArray`` (HDF5, EMD 1.0 or py4DSTEM
+0.13), pyxem's ``DiffractionVectors`` (.hspy, .zspy), or a table (.csv, .parquet). It has no background and no counts, so two numbers
+stand for them:
+
+- the strengths are scaled so that a faint spot of the list (its 5 % quantile) has 10 electrons, and
+- the background is flat and has 4 electrons in the disc about a spot. With these, that faint spot has some 7 nats of evidence: the program
+  that listed it took it for a spot, and a list says nothing else about its noise.
+
+Every spot is drawn as a Gaussian of 1.3 px. What works on patterns works on these, with evidence from places and strengths alone. A spot
+that a crystal predicts and the list lacks counts against the crystal as far as it would be brighter than the faint ones.
+
+References
+----------
+Savitzky et al., Microsc. Microanal. 27 (2021) 712 (py4DSTEM). Cautaerts et al., Ultramicroscopy 237 (2022) 113517 (pyxem).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .errors import EmphaseError, one_line, shortened
+
+
+@dataclass(frozen=True)
+class SpotListOptions:
+    """Tuning numbers of drawing a list."""
+
+    sigma_px: float = 1.3  # of a drawn spot: its place is kept to a hundredth of a pixel, and spots 5 px apart stay two
+    width_px: int = 256  # of the camera where the list is in 1/Å: as wide as most
+    reach_quantile: float = 0.995  # of the lengths lies on that camera; the few beyond are artefacts as often as spots
+    most_reach_invA: float = 2.0  # beyond, spots are weak and crowd
+    beam_invA: float = 0.04  # a spot this near to zero is the direct beam: no reflection of a crystal is
+    faint_quantile: float = 0.05  # of the strengths: the faintest are chance
+    faint_counts: float = 10.0  # electrons in the disc about a faint spot
+    disc_counts: float = 4.0  # electrons of the background in that disc
+    disc_sigma: float = 1.8  # radius of that disc, in standard deviations of a spot; it holds 80 % of a spot
+    most_positions: int = 10_000_000  # of a scan
+    block: int = 16  # side of the boxes of the scan that are drawn at a time
+    margin_px: int = 6  # of the camera beyond the outermost spot, where the list is in pixels
+
+
+OPTIONS = SpotListOptions()
+#: Endings of files that may hold a list
+_HDF5 = (".h5", ".hdf5", ".emd", ".hspy")
+_TABLES = (".csv", ".parquet")
+#: Filters of zarr that only turn bytes into numbers and texts
+_PLAIN_FILTERS = ("vlen-array", "vlen-utf8")
+#: Columns of a table, by what they hold
+_COLUMNS = {
+    "scan_y": ("scan_y", "ry"), "scan_x": ("scan_x", "rx"), "intensity": ("intensity",), "y_px": ("y_px",), "x_px": ("x_px",),
+    "y_invA": ("qy_inva", "ky_inva"), "x_invA": ("qx_inva", "kx_inva"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SpotList:
+    """The spots of a scan of ny × nx positions.
+
+    Attributes
+    ----------
+    shape
+        (ny, nx).
+    first
+        (ny nx + 1,) where the spots of each position begin, in the order of the scan.
+    places
+        (n, 2) of the spots, (y, x), in 1/Å from the direct beam, or in px from the corner of the camera.
+    intensity
+        (n,) their strengths, in any unit; ones where the list has none.
+    in_invA
+        Whether places are in 1/Å.
+    step_nm
+        Of the scan, where the file says it.
+    scale_invA_per_px
+        Of a pixel, where places are in px and the file says it.
+    """
+
+    shape: tuple[int, int]
+    first: np.ndarray
+    places: np.ndarray
+    intensity: np.ndarray
+    in_invA: bool
+    step_nm: float | None = None
+    scale_invA_per_px: float | None = None
+
+
+class _Drawing(NamedTuple):
+    """How a list is drawn: the camera's width (px), pixels of a unit of places, and where zero is (px); electrons per strength.
+
+    ``beam`` is the strength of a direct beam that is not listed; None for a list in px, which may have it anywhere.
+    """
+
+    width_px: int
+    px_per_unit: float
+    zero_px: float
+    per_strength: float
+    beam: float | None
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------------------
+
+
+def read_spot_list(path: str | Path) -> SpotList | None:
+    """The list of spots that a file holds.
+
+    Parameters
+    ----------
+    path
+        HDF5 with a ``PointListArray`` of py4DSTEM, a .hspy or .zspy of pyxem's ``DiffractionVectors``, or a table (.csv, .parquet) with a
+        row for every spot: ``scan_y``, ``scan_x`` (from 0), either ``qy_invA``, ``qx_invA`` or ``y_px``, ``x_px``, and ``intensity``.
+        A position without a row is one without spots.
+
+    Returns
+    -------
+    None where the file holds something else, patterns for example.
+
+    Raises
+    ------
+    EmphaseError
+        For a list that lacks something: columns, places, a scan of two axes.
+
+    Notes
+    -----
+    py4DSTEM counts its axes as arrays do: its ``qx`` runs down, with ``Rx``, and is the y of this library. Its lists say "A^-1" in the
+    calibration beside them; where that is absent, places on both sides of zero within 10 are in 1/Å, others in px.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in _TABLES:
+        return _from_table(path)
+    if suffix == ".zspy":
+        return _from_zarr(path)
+    return _from_hdf5(path) if suffix in _HDF5 else None
+
+
+def _listed(
+    path: Path, shape: Sequence[int], number: np.ndarray, columns: np.ndarray, in_invA: bool | None, step: float | None
+) -> SpotList:
+    """A `SpotList` of the columns (n, 3) y, x, intensity, after what is no list is refused; ``in_invA`` None: as the numbers look."""
+    if len(shape) != 2 or math.prod(shape) > OPTIONS.most_positions:
+        raise EmphaseError(f"{path.name}: a list of spots at {' × '.join(map(str, shape))} positions, expected a scan of two axes")
+    if not len(columns) or not np.isfinite(columns).all() or (columns[:, 2] < 0).any():
+        fault = "no spot" if not len(columns) else "places or intensities that are negative or no number"
+        raise EmphaseError(f"{path.name}: a list of spots with {fault}, expected finite places and strengths of none or more")
+    places = columns[:, :2]
+    if in_invA is None:
+        in_invA = bool((places.min(axis=0) < 0).all() and (places.max(axis=0) > 0).all() and np.quantile(np.abs(places), 0.99) < 10)
+    if not in_invA and places.min() < 0:
+        raise EmphaseError(
+            f"{path.name}: places of spots in pixels, down to {places.min():.4g}, expected none below 0 or a calibration in 1/Å"
+        )
+    strengths = columns[:, 2] if (columns[:, 2] > 0).any() else np.ones(len(columns))
+    first = np.concatenate([[0], np.cumsum(number)])
+    return SpotList((int(shape[0]), int(shape[1])), first, places.astype(float), strengths.astype(float), in_invA, step)
+
+
+def _from_table(path: Path) -> SpotList:
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
+    except Exception as error:  # pandas raises whatever it meets in a broken file
+        raise EmphaseError(f"{path.name}: cannot be read as a table: {one_line(error)}") from error
+    names = {str(name).strip().lower(): name for name in table.columns}
+    found = {what: names[alias] for what, aliases in _COLUMNS.items() for alias in aliases if alias in names}
+    in_invA = {"y_invA", "x_invA"} <= set(found)
+    places = ["y_invA", "x_invA"] if in_invA else ["y_px", "x_px"]
+    lacking = [what for what in ("scan_y", "scan_x", *places) if what not in found]
+    if lacking:
+        expected = "scan_y, scan_x, intensity and qy_invA, qx_invA or y_px, x_px"
+        raise EmphaseError(f"{path.name}: has columns {shortened(', '.join(map(str, table.columns)))}, expected {expected}")
+    kept = [found[what] for what in ("scan_y", "scan_x", *places, *(["intensity"] if "intensity" in found else []))]
+    numbers = table[kept].apply(pd.to_numeric, errors="coerce").to_numpy(float)
+    position = numbers[:, :2]
+    if len(numbers) and not (np.isfinite(position).all() and (position >= 0).all() and (position == np.rint(position)).all()):
+        raise EmphaseError(f"{path.name}: scan_y and scan_x must be whole numbers from 0")
+    if "intensity" not in found:
+        numbers = np.column_stack([numbers, np.ones(len(numbers))])
+    shape = tuple(int(n) + 1 for n in position.max(axis=0)) if len(numbers) else (0, 0)
+    if math.prod(shape) > OPTIONS.most_positions:
+        raise EmphaseError(f"{path.name}: a scan of {shape[0]} × {shape[1]} positions, expected {OPTIONS.most_positions} at most")
+    flat = (position[:, 0] * shape[1] + position[:, 1]).astype(int)
+    order = np.argsort(flat, kind="stable")
+    return _listed(path, shape, np.bincount(flat, minlength=math.prod(shape)), numbers[order, 2:], in_invA, None)
+
+
+def _from_hdf5(path: Path) -> SpotList | None:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            if path.suffix.lower() == ".hspy":
+                return _from_vectors(path, file.get("Experiments"))
+            return _from_point_lists(path, file)
+    except EmphaseError:
+        raise
+    except OSError:  # no HDF5: for the other readers to say
+        return None
+    except Exception as error:  # h5py raises whatever it meets in a broken file
+        raise EmphaseError(f"{path.name}: cannot be read: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _from_zarr(path: Path) -> SpotList | None:
+    import zarr
+
+    try:
+        for described in path.rglob(".zarray"):
+            filters = json.loads(described.read_text(encoding="utf-8")).get("filters") or []
+            if any(part.get("id") not in _PLAIN_FILTERS for part in filters):
+                return None  # another may run what the file says
+        return _from_vectors(path, zarr.open_group(str(path), mode="r").get("Experiments"))
+    except EmphaseError:
+        raise
+    except Exception as error:  # zarr raises whatever it meets in a broken folder
+        raise EmphaseError(f"{path.name}: cannot be read: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _from_vectors(path: Path, experiments: Any) -> SpotList | None:
+    """A list from the groups of hyperspy's files: vectors of each position, flattened, with their shapes beside them."""
+    for name in experiments or ():
+        group = experiments[name]
+        if "_ragged_shapes_data" not in group or "metadata/VectorMetadata" not in group:
+            continue
+        about = group["metadata/VectorMetadata"]
+        names = [_text(n).lower() for n in about["_list_column_names"][:]] if "_list_column_names" in about else []
+        units = [_text(u) for u in about["_list_units"][:]] if "_list_units" in about else []
+        data, shapes = group["data"][...], group["_ragged_shapes_data"][...]
+        number = np.array([int(np.atleast_1d(s)[0]) for s in shapes.ravel()])
+        width = max((int(np.atleast_1d(s)[-1]) for s in shapes.ravel()), default=0)
+        if width < 2:
+            raise EmphaseError(f"{path.name}: vectors of {width} columns, expected places of two and an intensity")
+        flat = np.concatenate([np.asarray(one, float).reshape(-1, width) for one in data.ravel()])
+        columns = _in_order(flat, names)
+        factor = _invA_per(units[0] if units else "")
+        if factor is not None:
+            columns[:, :2] *= factor
+        return _listed(path, data.shape, number, columns, factor is not None or None, _vector_step(group))
+    return None
+
+
+def _in_order(flat: np.ndarray, names: list[str]) -> np.ndarray:
+    """Columns y, x, intensity of vectors (n, columns) with these names; the first of two unnamed ones is y, as hyperspy finds peaks."""
+    y, x = (0, 1) if len(names) < 2 or names[0].endswith("y") or not names[1].endswith("y") else (1, 0)
+    strength = names.index("intensity") if "intensity" in names and names.index("intensity") < flat.shape[1] else None
+    return np.column_stack([flat[:, y], flat[:, x], np.ones(len(flat)) if strength is None else flat[:, strength]])
+
+
+def _invA_per(unit: str) -> float | None:
+    """1/Å in a unit as it is written; None where it is another kind, pixels for example."""
+    plain = "".join(c for c in unit if c not in "$ {}[]^_").replace("−", "-").replace("⁻¹", "-1")
+    inverse = plain[2:] if plain.startswith("1/") else plain[:-2] if plain.endswith("-1") else ""
+    return {"A": 1.0, "Å": 1.0, "angstrom": 1.0, "Angstrom": 1.0, "nm": 0.1, "pm": 100.0}.get(inverse)
+
+
+def _vector_step(group: Any) -> float | None:
+    """The step of a scan (nm) as hyperspy's axis states it."""
+    axis = dict(group["axis-1"].attrs) if "axis-1" in group else {}
+    scale = axis.get("scale")
+    factor = {"nm": 1.0, "Å": 0.1, "A": 0.1, "um": 1e3, "µm": 1e3}.get(_text(axis.get("units", "")))
+    return float(scale) * factor if factor and isinstance(scale, (int, float, np.number)) and scale > 0 else None
+
+
+def _from_point_lists(path: Path, file: Any) -> SpotList | None:
+    """A list from the first PointListArray of an EMD file; of several the one that says that it is calibrated, else the first."""
+    import h5py
+
+    found: list[tuple[str, Any]] = []
+
+    def look(name: str, item: Any) -> None:
+        said = {_text(item.attrs.get(key, "")) for key in ("python_class", "py4dstem_class", "emd_class")}
+        if isinstance(item, h5py.Group) and said & {"PointListArray", "BraggVectors"} and _points_in(item) is not None:
+            found.append((name, item))
+
+    file.visititems(look)
+    if not found:
+        return None
+    name, group = next((pair for pair in found if "cal" in pair[0].lower()), found[0])
+    data = _points_in(group)[...]
+    fields = next((one.dtype.names for one in data.ravel() if len(one)), None)
+    if not fields or not {"qx", "qy"} <= set(fields):
+        raise EmphaseError(f"{path.name}: {name}: a list of {fields or 'no spots'}, expected points with qx, qy and intensity")
+    number = np.array([len(one) for one in data.ravel()])
+    points = np.concatenate([one for one in data.ravel() if len(one)])
+    strength = points["intensity"] if "intensity" in fields else np.ones(len(points))
+    columns = np.column_stack([points["qx"], points["qy"], strength]).astype(float)
+    step, pixel, unit = _calibration_beside(file)
+    counted = (columns[:, :2].min(axis=0) >= 0).all()  # from a corner of the camera: places in pixels
+    if unit and not counted:
+        columns[:, :2] *= unit
+    listed = _listed(path, data.shape, number, columns, True if unit and not counted else None, step)
+    return replace(listed, scale_invA_per_px=pixel * unit) if pixel and unit and not listed.in_invA else listed
+
+
+def _points_in(group: Any) -> Any:
+    """The dataset of a scan whose elements are arrays of points, in a group; None where there is none."""
+    import h5py
+
+    for name in ("data", "_v_uncal/data"):
+        item = group.get(name)
+        if isinstance(item, h5py.Dataset) and item.ndim == 2 and h5py.check_vlen_dtype(item.dtype) is not None:
+            return item
+    return None
+
+
+def _calibration_beside(file: Any) -> tuple[float | None, float | None, float | None]:
+    """From py4DSTEM's calibration in a file: the step of the scan (nm), the size of a pixel, and the 1/Å in the unit of it."""
+    import h5py
+
+    said: dict[str, Any] = {}
+
+    def look(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape == ():
+            said[name.rsplit("/", 1)[-1]] = item[()]
+        said.update(item.attrs)
+
+    file.visititems(look)
+
+    def positive(key: str) -> float | None:
+        size = said.get(key)
+        return float(size) if isinstance(size, (int, float, np.number)) and size > 0 else None
+
+    factor, step = {"nm": 1.0, "A": 0.1, "Å": 0.1, "um": 1e3}.get(_text(said.get("R_pixel_units", ""))), positive("R_pixel_size")
+    return step * factor if step and factor else None, positive("Q_pixel_size"), _invA_per(_text(said.get("Q_pixel_units", "")))
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------------------
+
+
+def _how_to_draw(spots: SpotList) -> _Drawing:
+    """The camera that a list is drawn on, and the electrons of its strengths."""
+    length = np.linalg.norm(spots.places, axis=1) if spots.in_invA else np.full(len(spots.places), np.inf)
+    diffracted = spots.intensity[(length > OPTIONS.beam_invA) & (spots.intensity > 0)]
+    faint = float(np.quantile(diffracted, OPTIONS.faint_quantile)) if len(diffracted) else 1.0
+    in_disc = 1 - math.exp(-(OPTIONS.disc_sigma**2) / 2)
+    per_strength = OPTIONS.faint_counts / in_disc / faint
+    if not spots.in_invA:
+        outermost = float(spots.places.max())
+        return _Drawing(max(32, 2 * math.ceil((outermost + OPTIONS.margin_px) / 2)), 1.0, 0.0, per_strength, None)
+    beams = spots.intensity[length <= OPTIONS.beam_invA]
+    beam = float(np.median(beams)) if len(beams) else float(spots.intensity.max())
+    outermost = min(float(np.quantile(length, OPTIONS.reach_quantile)), OPTIONS.most_reach_invA)
+    half = OPTIONS.width_px / 2
+    return _Drawing(OPTIONS.width_px, (half - OPTIONS.margin_px) / outermost, half, per_strength, beam)
+
+
+def _draw(spots: SpotList, how: _Drawing, positions: np.ndarray) -> np.ndarray:
+    """Patterns (n, width, width) float32 of flat positions of the scan."""
+    disc = math.pi * (OPTIONS.disc_sigma * OPTIONS.sigma_px) ** 2
+    drawn = np.full((len(positions), how.width_px, how.width_px), OPTIONS.disc_counts / disc, np.float32)
+    reach = math.ceil(4 * OPTIONS.sigma_px)
+    window = np.arange(-reach, reach + 1)
+    for image, position in zip(drawn, positions, strict=True):
+        mine = slice(spots.first[position], spots.first[position + 1])
+        places, strength = spots.places[mine], spots.intensity[mine]
+        if how.beam is not None and not (np.linalg.norm(places, axis=1) <= OPTIONS.beam_invA).any():
+            places, strength = np.vstack([places, [[0.0, 0.0]]]), np.append(strength, how.beam)
+        places = places * how.px_per_unit + how.zero_px
+        centre = np.rint(places).astype(int)
+        inside = ((centre >= reach) & (centre < how.width_px - reach)).all(axis=1)
+        centre, off, electrons = centre[inside], (places - np.rint(places))[inside], (strength * how.per_strength)[inside]
+        along = np.exp(-((window - off[:, :, None]) ** 2) / (2 * OPTIONS.sigma_px**2))
+        along /= math.sqrt(2 * math.pi) * OPTIONS.sigma_px
+        spot = electrons[:, None, None] * along[:, 0, :, None] * along[:, 1, None, :]
+        rows, columns = centre[:, 0, None, None] + window[:, None], centre[:, 1, None, None] + window
+        np.add.at(image, (rows, columns), spot.astype(np.float32))
+    return drawn
+
+
+def drawn_recording(spots: SpotList) -> Any:
+    """The patterns of a list as a lazy hyperspy signal, drawn where they are used.
+
+    Parameters
+    ----------
+    spots
+        The list.
+
+    Returns
+    -------
+    A lazy ``Signal2D`` of (ny, nx | k, k) float32 electrons, 256 px wide with the step of its camera in 1/Å where the list is in 1/Å, else
+    as wide as its outermost spot needs, without a scale.
+    """
+    import dask.array as da
+    from hyperspy.signals import Signal2D
+
+    how = _how_to_draw(spots)
+    ny, nx = spots.shape
+    numbers = da.from_array(np.arange(ny * nx).reshape(ny, nx), chunks=OPTIONS.block)
+
+    def block(positions: np.ndarray) -> np.ndarray:
+        return _draw(spots, how, positions.ravel()).reshape(*positions.shape, how.width_px, how.width_px)
+
+    data = numbers.map_blocks(
+        block,
+        dtype=np.float32,
+        new_axis=(2, 3),
+        chunks=(*numbers.chunks, (how.width_px,), (how.width_px,)),
+        meta=np.empty((0,) * 4, np.float32),
+    )
+    scan = {"scale": spots.step_nm or 1.0, "units": "nm" if spots.step_nm else None}
+    scale = 1 / how.px_per_unit if spots.in_invA else spots.scale_invA_per_px
+    camera = {"scale": scale or 1.0, "units": "1/angstrom" if scale else None}
+    sizes = zip("yxyx", data.shape, (scan, scan, camera, camera), strict=True)
+    axes = [{"name": name, "size": size, "navigate": k < 2, **axis} for k, (name, size, axis) in enumerate(sizes)]
+    return Signal2D(data, axes=axes, metadata={"Signal": {"spot_list": True}}).as_lazy()
