@@ -12,7 +12,9 @@ FILES = [*LIBRARY, *PAGES, ROOT / "helpers.py", *sorted((ROOT / "workflow").glob
 PACKAGES = sorted(path.parent for path in LIBRARY if path.name == "__init__.py" and path.parent.name != "emphase")
 
 #: The floors of the library, from the ground up: a module imports those of its own floor or of one below.
-GROUND = ("choices", "errors", "files", "crystals", "frames", "spot_lists", "chunks", "sources", "staging", "kernels", "drawing", "settings")
+GROUND = (
+    "choices", "errors", "files", "crystals", "frames", "spot_lists", "chunks", "sources", "staging", "kernels", "drawing", "settings",
+)  # fmt: skip
 METHODS = ("drift", "haadf", "interface", "ped")
 ABOVE = ("fractions", "simulate", "explore", "orientations", "lamella", "fib_images", "milling")
 
