@@ -4,9 +4,9 @@ A list has the places and strengths of the spots of every position of a scan: py
 0.13), pyxem's ``DiffractionVectors`` (.hspy, .zspy), or a table (.csv, .parquet). It has no background and no counts, so two numbers
 stand for them:
 
-- the strengths are scaled so that a faint spot of the list (its 5 % quantile) has 10 electrons, and
-- the background is flat and has 4 electrons in the disc about a spot. With these, that faint spot has some 7 nats of evidence: the program
-  that listed it took it for a spot, and a list says nothing else about its noise.
+- the strengths are scaled so that a faint spot of the list (its 5 % quantile) has 6 electrons, and
+- the background is flat and has 4 electrons in the disc about a spot. With these, that faint spot has 3 nats of evidence: the faintest of
+  what a program lists is chance as often as a spot, and a list says nothing else about its noise.
 
 Every spot is drawn as a Gaussian of 1.3 px. What works on patterns works on these, with evidence from places and strengths alone. A spot
 that a crystal predicts and the list lacks counts against the crystal as far as it would be brighter than the faint ones.
@@ -40,7 +40,7 @@ class SpotListOptions:
     most_reach_invA: float = 2.0  # beyond, spots are weak and crowd
     beam_invA: float = 0.04  # a spot this near to zero is the direct beam: no reflection of a crystal is
     faint_quantile: float = 0.05  # of the strengths: the faintest are chance
-    faint_counts: float = 10.0  # electrons in the disc about a faint spot
+    faint_counts: float = 6.0  # electrons in the disc about a faint spot: with these it has 3 nats, and is chance as often as a spot
     disc_counts: float = 4.0  # electrons of the background in that disc
     disc_sigma: float = 1.8  # radius of that disc, in standard deviations of a spot; it holds 80 % of a spot
     most_positions: int = 10_000_000  # of a scan

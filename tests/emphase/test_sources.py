@@ -83,6 +83,7 @@ def test_a_method_of_this_library_depends_on_all_its_modules_and_on_no_other_met
         "errors",
         "files",
         "frames",
+        "spot_lists",
         "kernels",
         "sources",
     }

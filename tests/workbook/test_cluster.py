@@ -14,6 +14,7 @@ import nbformat
 import numpy as np
 import pytest
 import tifffile
+import warm
 import yaml
 
 import emphase
@@ -57,9 +58,9 @@ def place(tmp_path):
 
 
 def snakemake(place, stage, *more, snakefile=ROOT / "Snakefile"):
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--cores", "2", "--keep-going", "--nolock"]
-    command += ["--rerun-triggers", "mtime", "params", "--scheduler", "greedy", "--config", f"stage={stage}", *more]
-    return subprocess.run(command, env=place, capture_output=True, text=True, timeout=300, check=False)
+    arguments = ["--snakefile", str(snakefile), "--cores", "2", "--keep-going", "--nolock", "--rerun-triggers", "mtime", "params"]
+    arguments += ["--scheduler", "greedy", "--config", f"stage={stage}", *more]
+    return warm.snakemake(arguments, ROOT, place)
 
 
 def planned(place, stage, *more):

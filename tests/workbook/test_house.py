@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import warm
 import yaml
 
 import helpers
@@ -188,12 +189,11 @@ class Project:
 
     def planned(self, stage: str) -> set[tuple[str, str]]:
         """What a stage would execute, by Snakemake's dry run."""
-        command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--cores", "2", "--dry-run", "--nolock"]
-        command += ["--rerun-triggers", "mtime", "params", "--config", f"stage={stage}"]
+        arguments = ["--snakefile", "Snakefile", "--cores", "2", "--dry-run", "--nolock", "--rerun-triggers", "mtime", "params"]
         environment = os.environ | self.path | self.folders | {"RESULTS": str(self.results)}
-        done = subprocess.run(command, cwd=self.root, capture_output=True, text=True, env=environment, timeout=120)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found = re.findall(r"rule (\d\d_\w+):\n(?:    .*\n)*?    wildcards: sample=(\S+)", done.stdout + done.stderr)
+        done = warm.snakemake([*arguments, "--config", f"stage={stage}"], self.root, environment)
+        assert done.returncode == 0, done.stdout
+        found = re.findall(r"rule (\d\d_\w+):\n(?:    .*\n)*?    wildcards: sample=(\S+)", done.stdout)
         return {(sample, step) for step, sample in found}
 
 

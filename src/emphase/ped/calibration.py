@@ -62,7 +62,7 @@ class CalibrationOptions:
 OPTIONS = CalibrationOptions()
 #: The doubt about the noise of patterns that are drawn
 OF_A_LIST = (
-    "the recording is a list of spots: the patterns are drawn from it on a flat background, on which the faintest spots are just clear, so "
+    "the recording is a list of spots: the patterns are drawn from it on a flat background, from which the faintest spots just stand out; "
     "evidence comes from places and strengths alone"
 )
 

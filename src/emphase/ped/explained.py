@@ -59,7 +59,8 @@ class ExplainedOptions(NamedTuple):
     broader: float = 2.0  # rocking curve than that of the templates: so much may a thin or bent part have, and a spot is still explained
     ring_width: float = 0.012  # of a spacing: spots of one ring, with what the camera's distortion leaves
     same_place_px: float = 4.0  # spots of one crystal this near are one reflection, in however many patterns
-    ring_sigmas: float = 5.0  # by which the spots of a ring exceed what chance puts there
+    ring_sigmas: float = 5.0  # by which the spots of a ring exceed what chance puts there, ...
+    least_ring: float = 0.05  # ... and their share of the counts in its patterns: multiple scattering lights forbidden reflections up to it
     most_rings: int = 8  # that are listed
     tried_patterns: int = 48  # on which further phases are tried, ...
     tried_scale: float = 0.03  # ... at scales off by as much, in steps of half a per cent: the scale may follow the wrong candidates
@@ -336,17 +337,20 @@ def unexplained(
     """
     judged, enough = _judged(maps), maps["explained"]
     share = float(enough[judged].mean()) if judged.any() else 1.0
-    left, places, counts, crystals = np.zeros(enough.shape), [np.zeros((0, 2))], [np.zeros(0)], [np.zeros(0, int)]
+    left, clear_counts = np.zeros(enough.shape), np.zeros(enough.shape)
+    places, counts, crystals, members = [np.zeros((0, 2))], [np.zeros(0)], [np.zeros(0, int)], [np.zeros(0, int)]
     # a pattern without a crystal is one of its own
     crystal = np.where(maps["crystal_id"] >= 0, maps["crystal_id"], -1 - np.arange(enough.size).reshape(enough.shape))
     for y in np.flatnonzero((maps["unexplained_spots"] > 0).any(axis=1)):
         line = spots[y * enough.shape[1] : (y + 1) * enough.shape[1]]
         of_spots = explain(line, calibration, banks, found.part(slice(y, y + 1), slice(None))).unexplained[0]
-        left[y] = of_spots.sum(axis=1)
-        lone = of_spots > 0.5 * np.maximum(line.table[:, :, 2] - line.table[:, :, 3], 1e-9)
+        net = np.maximum(line.table[:, :, 2] - line.table[:, :, 3], 1e-9)
+        left[y], clear_counts[y] = of_spots.sum(axis=1), (net * (line.table[:, :, 4] >= OPTIONS.clear_nats)).sum(axis=1)
+        lone = of_spots > 0.5 * net
         places.append((line.table[:, :, :2] - line.centre_px[:, None])[lone][:, ::-1])
         counts.append(of_spots[lone])
         crystals.append(np.broadcast_to(crystal[y][:, None], lone.shape)[lone])
+        members.append(y * enough.shape[1] + np.nonzero(lone)[0])
     patterns = np.flatnonzero(judged & ~enough)
     patterns = patterns[np.argsort(-left.ravel()[patterns], kind="stable")]
     place, counted = np.concatenate(places), np.concatenate(counts)
@@ -354,7 +358,22 @@ def unexplained(
     cell = np.column_stack([np.concatenate(crystals), np.rint(place / OPTIONS.same_place_px)])
     _, first, reflection = np.unique(cell, axis=0, return_index=True, return_inverse=True)
     rings = _rings(g_invA[first], np.bincount(reflection.ravel(), counted, len(first)), _longest_g(banks))
-    return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, rings)
+    lit = _Lit(g_invA, counted, np.concatenate(members), clear_counts.ravel())
+    return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, [ring for ring in rings if lit.share(ring) >= OPTIONS.least_ring])
+
+
+class _Lit(NamedTuple):
+    """Unexplained spots: length and counts (n,), the pattern of each, and the counts (patterns,) in the clear spots of every pattern."""
+
+    g_invA: np.ndarray
+    counts: np.ndarray
+    pattern: np.ndarray
+    clear_counts: np.ndarray
+
+    def share(self, ring: Ring) -> float:
+        """The share that the spots of a ring have of the counts of the patterns in which they are."""
+        here = np.abs(np.log(self.g_invA * ring.spacing_A)) <= OPTIONS.ring_width
+        return float(self.counts[here].sum() / max(self.clear_counts[np.unique(self.pattern[here])].sum(), 1e-9))
 
 
 def _rings(g_invA: np.ndarray, counts: np.ndarray, reach_invA: float) -> list[Ring]:
