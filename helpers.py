@@ -278,6 +278,9 @@ class Ped(_Acquisition):
     step_nm: Annotated[float, _range(0.01, 1e5, "nm")] | None = None
     scale_invA_per_px: Annotated[float, _range(1e-4, 1.0, "1/Å per pixel")] | None = None
     precession_deg: Annotated[float, _range(0, 5, "degrees")]
+    scan_rotation_deg: Annotated[float, _range(-360, 360, "degrees")] | None = None
+    flip_y: bool = False
+    flip_x: bool = False
     phases: Annotated[list[_PhaseName], Field(min_length=1)]
 
     @field_validator("phases")

@@ -1,10 +1,10 @@
 """Orientations of a scan as an orix CrystalMap, in colours, and in the file formats of EBSD software.
 
 A rotation leads from the axes of the map, x to the right, y down, z along the beam, to the crystal's Cartesian axes e1 || a, e3 || c*,
-as in orix. `save_crystal_map` keeps all of a map in HDF5; `save_ang` and `save_ctf` write the formats of EDAX and Oxford, whose
-software has other Cartesian axes in monoclinic, trigonal and hexagonal crystals: the rotations are turned for them. The conventions are
-those that MTEX reads (Bachmann, Hielscher & Schaeben, Solid State Phenom. 160 (2010) 63): its loadEBSD_ang.m, loadEBSD_ctf.m and
-calcAxis.m.
+as in orix; `in_map_axes` brings orientations to the axes of the map where those of the camera are others. `save_crystal_map` keeps all
+of a map in HDF5; `save_ang` and `save_ctf` write the formats of EDAX and Oxford, whose software has other Cartesian axes in monoclinic,
+trigonal and hexagonal crystals: the rotations are turned for them. The conventions are those that MTEX reads (Bachmann, Hielscher &
+Schaeben, Solid State Phenom. 160 (2010) 63): its loadEBSD_ang.m, loadEBSD_ctf.m and calcAxis.m.
 """
 
 from __future__ import annotations
@@ -68,6 +68,38 @@ def to_crystal_map(
         prop={k: v.ravel() for k, v in properties.items()},
         scan_unit="nm",
     )
+
+
+def in_map_axes(rotation: np.ndarray, scan_rotation_deg: float, *, flip_y: bool = False, flip_x: bool = False) -> np.ndarray:
+    """Orientations about the axes of the map, from those about the axes of the camera's image.
+
+    Parameters
+    ----------
+    rotation
+        (..., 3, 3), axes of the camera (x to the right, y down, z along the beam) to crystal, as patterns give them.
+    scan_rotation_deg
+        The angle by which the image of the camera has to be turned, counter-clockwise as it is shown, to lie on the map as it is shown.
+    flip_y, flip_x
+        Whether the image is upside down, or left is right, before that.
+
+    Returns
+    -------
+    (..., 3, 3), axes of the map to crystal.
+
+    Notes
+    -----
+    The patterns of a crystal do not tell g from -g. So one that is mirrored in x is that of the crystal turned about x by half a turn, and
+    the orientation stays a rotation: with F the product of such half turns and Z the turn about the beam, r becomes r (Z F)^T.
+
+    Examples
+    --------
+    >>> in_map_axes(np.eye(3), 90.0).round(6) @ [1, 0, 0]  # to the right in the map is down in the image
+    array([0., 1., 0.])
+    """
+    cosine, sine = np.cos(np.deg2rad(scan_rotation_deg)), np.sin(np.deg2rad(scan_rotation_deg))
+    turn = np.array([[cosine, sine, 0], [-sine, cosine, 0], [0, 0, 1]])
+    halves = np.diag([1.0, -1.0, -1.0] if flip_x else [1.0] * 3) @ np.diag([-1.0, 1.0, -1.0] if flip_y else [1.0] * 3)
+    return rotation @ (turn @ halves).T
 
 
 def ipf_colours(rotation: np.ndarray, inside: np.ndarray, crystal: Crystal) -> np.ndarray:
@@ -148,14 +180,15 @@ def _positions_um(crystal_map: Any) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def save_ang(path: str | Path, crystal_map: Any) -> None:
+def save_ang(path: str | Path, crystal_map: Any, note: str = "") -> None:
     """Write the CrystalMap of a whole scan as .ang of EDAX (TSL), for OIM Analysis, MTEX or orix, in one step.
 
     Columns: image quality is ``score`` (nats), confidence index is ``correlation`` (0 to 1), detector signal is
     ``phase_margin`` (nats), each 0 where the map lacks it, and fit is 0. Points that are not indexed have phase 0 (-1 in a map
     of one phase), confidence index -1, fit 180 and Euler angles of 4 pi, as OIM has them. Phases are numbered from 1 in the
     order of the map. Positions are in µm, rounded to 0.01 nm: at steps of about 1 nm that are no multiple of that, a reader
-    that takes the step from two points, as orix does, can count a column too many; the header has the right number.
+    that takes the step from two points, as orix does, can count a column too many; the header has the right number. A ``note`` is the
+    first line of the header.
 
     Euler angles (Bunge, radians) lead from the axes of the map, x to the right, y down, z along the beam, to the crystal's
     Cartesian axes: e1 || a, e3 || c* as in this library, in monoclinic crystals e1 || a*, e3 || c with the symmetry code 20
@@ -191,6 +224,8 @@ def save_ang(path: str | Path, crystal_map: Any) -> None:
         scan_unit="um",
     )
     save_crystal_map(path, written, **columns)
+    if note:
+        write_atomically(path, f"# {note}\n{path.read_text(encoding='utf-8')}")
 
 
 #: Laue groups in the numbering of Channel 5, which begins with 1.
@@ -227,13 +262,13 @@ def _ctf_header(name: str, x_um: np.ndarray, y_um: np.ndarray, phases: list[Any]
     ]
 
 
-def save_ctf(path: str | Path, crystal_map: Any) -> None:
+def save_ctf(path: str | Path, crystal_map: Any, note: str = "") -> None:
     """Write the CrystalMap of a whole scan as .ctf of Oxford (HKL Channel 5), for AZtecCrystal, MTEX or orix, in one step.
 
     Columns: band contrast BC is ``correlation`` times 255, band slope BS is ``phase_margin`` in nats, at most 255, each 0
     where the map lacks it. Bands and MAD are 0: no bands are counted and no angular deviation is measured. Points that are
     not indexed have phase 0, error 3 (no solution) and Euler angles of 0. Phases are numbered from 1 in the order of the map.
-    Positions are in µm.
+    Positions are in µm. A ``note`` stands behind the name of the project in the header.
 
     Euler angles (Bunge, degrees) lead from the axes of the map, x to the right, y down, z along the beam, to the crystal's
     Cartesian axes e1 || a*, e3 || c of Channel 5: in trigonal and hexagonal crystals the third one is 30° larger than in this
@@ -253,5 +288,7 @@ def save_ctf(path: str | Path, crystal_map: Any) -> None:
     error = np.where(number > 0, 0, 3)
     points = np.column_stack([number, x, y, nothing, error, euler, nothing, np.rint(contrast), np.rint(slope)])
     row = "%d\t%.8f\t%.8f\t%d\t%d\t%.4f\t%.4f\t%.4f\t%.4f\t%d\t%d"
-    lines = _ctf_header(path.stem, x, y, [phase for _, phase in phases]) + [row % tuple(point) for point in points]
+    lines = _ctf_header(f"{path.stem} ({note})" if note else path.stem, x, y, [phase for _, phase in phases]) + [
+        row % tuple(point) for point in points
+    ]
     write_atomically(path, "\r\n".join(lines) + "\r\n")

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import orix.io
 import pytest
 from scipy.spatial.transform import Rotation
 
@@ -121,3 +122,34 @@ def test_orix_has_our_crystal_axes_and_diffsims_alone_has_others(crystals):
     ours = by_diffsims.indices @ layered.reciprocal
     assert np.abs(by_diffsims.coordinates - ours).max() > 0.5
     assert np.allclose(by_diffsims.coordinates, ours @ ABOUT_C.T, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("angle_deg", "flip_y", "flip_x"), [(0, False, False), (37, False, False), (-90, True, False), (215, False, True), (8, True, True)]
+)
+def test_orientations_are_carried_to_the_axes_of_the_map(angle_deg, flip_y, flip_x):
+    """A crystal in the map, recorded by a camera that is turned and flipped: its spots are those of the orientation that comes back."""
+    rng = np.random.default_rng(2)
+    in_map = Rotation.random(5, rng=rng).as_matrix()
+    g = rng.normal(size=(40, 3))
+    camera_from_map = np.diag([-1.0 if flip_x else 1.0, -1.0 if flip_y else 1.0, 1.0])  # after the turn back, clockwise as shown
+    back = np.deg2rad(angle_deg)
+    turn_back = np.array([[np.cos(back), -np.sin(back), 0], [np.sin(back), np.cos(back), 0], [0, 0, 1]])
+    camera_from_map = camera_from_map @ turn_back
+    for orientation in in_map:
+        seen = (g @ orientation) @ camera_from_map.T
+        handed = np.sign(np.linalg.det(camera_from_map))  # what is found is a rotation: a pattern has g and -g alike
+        found = orientation @ (handed * camera_from_map).T
+        assert np.allclose(g @ found, handed * seen)
+        assert np.allclose(emphase.orientations.in_map_axes(found, angle_deg, flip_y=flip_y, flip_x=flip_x), orientation)
+
+
+def test_files_say_whose_axes_their_angles_are_about(tmp_path):
+    crystals = [helpers.phase_crystal("layered")]
+    crystal_map = emphase.orientations.to_crystal_map(np.zeros((4, 5), int), np.tile(np.eye(3), (4, 5, 1, 1)), crystals, 8.0, {})
+    emphase.orientations.save_ang(tmp_path / "a.ang", crystal_map, "about the camera")
+    emphase.orientations.save_ctf(tmp_path / "a.ctf", crystal_map, "about the camera")
+    assert (tmp_path / "a.ang").read_text().startswith("# about the camera\n")
+    assert "Prj\ta (about the camera)" in (tmp_path / "a.ctf").read_text()
+    for name in ("a.ang", "a.ctf"):
+        assert orix.io.load(str(tmp_path / name)).shape == (4, 5)
