@@ -38,7 +38,7 @@ class StagedFiles:
         self._lock = lock_file(self._staging / ".lock")
 
     def path(self, name: str) -> Path:
-        """Where to write the file that is to be ``name`` in the folder."""
+        """Where to write the file, or the folder, that is to be ``name`` in the folder."""
         return self._staging / name
 
     def publish(self, texts: Mapping[str, str], withdrawn: Iterable[str] = ()) -> None:
@@ -46,7 +46,10 @@ class StagedFiles:
         lock = lock_file(self._folder / ".publish.lock", wait_s=_WAIT_S)
         try:
             for path in sorted(self._staging.glob("[!.]*")):
-                os.replace(path, self._folder / path.name)
+                place = self._folder / path.name
+                if place.is_dir():  # one with files in it cannot be written over
+                    os.replace(place, self._staging / f".old-{path.name}")
+                os.replace(path, place)
             for name in withdrawn:
                 (self._folder / name).unlink(missing_ok=True)
             for name, text in texts.items():
