@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,63 @@ def austenite_of_steel(folder: Path) -> dict[str, int]:
     polar = by_pyxem.polar_patterns(patterns, calibration)
     peers = [library.phase[by_pyxem.match(polar, library, setting)[0]] for setting in by_pyxem.SETTINGS]
     return {"workbook": int((ours == 0).sum()), "pyxem": max(int((found == 0).sum()) for found in peers), "patterns": ours.size}
+
+
+class Particle(NamedTuple):
+    """A recorded cathode particle, mapped from the list of its spots.
+
+    Attributes
+    ----------
+    phase_id, decided
+        (ny, nx), -1 not indexed.
+    phases
+        Names of the candidates.
+    examples
+        For a pattern of each of the first two phases, the one with the largest margin: its image, and the places (y, x) that its phase and
+        the other one predict.
+    summary
+        Numbers for the page.
+    """
+
+    phase_id: np.ndarray
+    decided: np.ndarray
+    phases: list[str]
+    examples: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    summary: dict[str, Any]
+
+
+def cathode_particle(folder: Path) -> Particle:
+    """The phases of a recorded layered-oxide particle, from its list of spots, through what 05 and 06 do.
+
+    Parameters
+    ----------
+    folder
+        ``cathode_bragg``, with ``braggdisks_cali.h5`` and the CIFs. It names no voltage, step or precession: 300 keV and none are taken.
+    """
+    crystals = [emphase.crystals.read_crystal(folder / f"{name}.cif") for name in ("LCO", "LiMn2O4", "Li2MnO3")]
+    frames = emphase.frames.RecordedFrames(folder / "braggdisks_cali.h5", navigation_dimension=2)
+    given = emphase.frames.axis_scale(frames.signal, "1/angstrom")
+    optics = emphase.ped.Optics(given, 300.0, 0.0, 0.004, 1.6)
+    scan = emphase.ped.calibrate(frames, crystals, optics)
+    family = [tuple(crystal.name for crystal in crystals)]
+    maps, found, spots = emphase.ped.map_scan(frames, scan.calibration, scan.banks, families=family)
+    missing = emphase.ped.explained.unexplained(spots, scan.calibration, scan.banks, found, maps)
+    phase_id, examples = maps["phase_id"], []
+    for k in (0, 1):
+        y, x = np.unravel_index(np.argmax(np.where(phase_id == k, maps["phase_margin"], -1)), phase_id.shape)
+        beam = scan.calibration.centre_px[y, x]
+        predicted = [emphase.ped.predicted_spots(scan.banks[j], found.rotation[j, y, x], beam, scan.calibration)[0] for j in (k, 1 - k)]
+        examples.append((frames[int(y), int(x)], *predicted))
+    indexed = phase_id >= 0
+    shares = {crystal.name: float((phase_id[indexed] == k).mean()) for k, crystal in enumerate(crystals)}
+    summary = {"patterns": phase_id.size, "indexed": float(indexed.mean()), "share_of_indexed": shares} | {
+        "decided": float(maps["decided"][indexed].mean()),
+        "scale_invA_per_px": scan.calibration.scale_invA_per_px,
+        "scale_against_given": scan.refined.scale_invA_per_px / given - 1,
+        "trusted": scan.trusted,
+        "unexplained_spacings_A": [ring.spacing_A for ring in missing.rings],
+    }
+    return Particle(phase_id, maps["decided"], list(shares), examples, summary)
 
 
 def _calibration_of_steel(patterns: np.ndarray) -> Any:
