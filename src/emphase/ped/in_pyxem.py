@@ -29,6 +29,14 @@ class VirtualImages(NamedTuple):
     dark_field: np.ndarray
 
 
+def _signals() -> Any:
+    """The module of pyxem's signals; loading it takes seconds, and hyperspy warns then of names that pyxem uses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pyxem.signals
+    return pyxem.signals
+
+
 def _set_axes(signal: Any, step_nm: float | None) -> None:
     """Names, step and unit of the axes of a scan; one pattern has none."""
     for axis, name in zip(signal.axes_manager.navigation_axes, "xy", strict=False):
@@ -53,10 +61,8 @@ def diffraction_signal(patterns: Any, calibration: Calibration, *, step_nm: floa
     -------
     The signal, lazy where the patterns are.
     """
-    from pyxem.signals import ElectronDiffraction2D, LazyElectronDiffraction2D
-
     data = patterns.signal.data if hasattr(patterns, "signal") else patterns
-    signal = (LazyElectronDiffraction2D if hasattr(data, "dask") else ElectronDiffraction2D)(data)
+    signal = (_signals().LazyElectronDiffraction2D if hasattr(data, "dask") else _signals().ElectronDiffraction2D)(data)
     _set_axes(signal, step_nm)
     beam_px = calibration.centre_px.reshape(-1, 2).mean(axis=0)
     for axis, name, zero in zip(signal.axes_manager.signal_axes, ("kx", "ky"), beam_px[::-1], strict=True):
@@ -136,8 +142,6 @@ def diffraction_vectors(
     -------
     The vectors; a file of them (.hspy, .zspy) is a list of spots (`emphase.spot_lists`) that maps the scan once more.
     """
-    from pyxem.signals import DiffractionVectors
-
     vectors = np.empty(shape, object)
     to_invA = np.linalg.inv(calibration.metric).T
     shown = (np.arange(SPOT_OPTIONS.most_spots) < spots.number[:, None]) & (spots.table[:, :, 4] >= least_nats)
@@ -145,7 +149,7 @@ def diffraction_vectors(
         place = (table[kept, :2] - centre)[:, ::-1] @ to_invA
         vectors[divmod(k, shape[1])] = np.column_stack([place[:, ::-1], table[kept, 2] - table[kept, 3]])
     units = [_UNIT, _UNIT, "a.u."]
-    signal = DiffractionVectors(vectors, ragged=True, column_names=["ky", "kx", "intensity"], units=units)
+    signal = _signals().DiffractionVectors(vectors, ragged=True, column_names=["ky", "kx", "intensity"], units=units)
     _set_axes(signal, step_nm)
     return signal
 
