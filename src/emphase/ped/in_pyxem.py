@@ -112,7 +112,7 @@ def radial_profile(mean_pattern: np.ndarray, mask: np.ndarray, calibration: Cali
     -----
     pyxem's azimuthal integral needs a minute for one pattern at first, and knows no ellipse.
     """
-    off = np.stack(np.indices(mean_pattern.shape), axis=-1) - calibration.centre_px.reshape(-1, 2).mean(axis=0)
+    off = np.moveaxis(np.indices(mean_pattern.shape), 0, -1) - calibration.centre_px.reshape(-1, 2).mean(axis=0)
     g_invA = np.linalg.norm(off[..., ::-1] @ np.linalg.inv(calibration.metric).T, axis=-1)
     ring = np.floor(g_invA / calibration.scale_invA_per_px).astype(int)[~mask]
     pixels = np.bincount(ring)
