@@ -116,7 +116,7 @@ def forget_lost_results(folder):
         results, needs = [], []
         for line in done.read_text(encoding="utf-8").splitlines()[1:]:
             needs.append(line.split(maxsplit=2)[1:]) if line.startswith("needs ") else results.append(Path(folder, line))
-        lost = any(not p.is_file() or p.stat().st_mtime > done.stat().st_mtime for p in results)
+        lost = any(not p.exists() or p.stat().st_mtime > done.stat().st_mtime for p in results)
         marks = ((sha256, Path(RESULTS, name)) for sha256, name in needs)
         if lost or any(not mark.is_file() or hashlib.sha256(mark.read_bytes()).hexdigest() != sha256 for sha256, mark in marks):
             done.unlink()

@@ -55,7 +55,7 @@ from emphase.drawing import as_files, colours_of, without_formulae
 from emphase.errors import EmphaseError, one_line, shortened
 from emphase.fib_images import FibImage, ion_settings, read_fib_image
 from emphase.files import file_sha256, write_atomically
-from emphase.frames import axis_scale, load_recording
+from emphase.frames import axis_scale, is_drawn_to_scale, load_recording
 from emphase.lamella import NXEM_DEFINITION, amorphous_layer_nm, extinction_distance_nm, inelastic_mean_free_path_nm, parse_formula
 from emphase.milling import contradictions
 from emphase.settings import fault_in_words, read_yaml
@@ -446,9 +446,9 @@ def phase_file(phase: str, data_dir: str | Path = "") -> Path:
 
 
 def calibration(sample: Sample, acquisition: str, key: str, signal: Any, unit: str) -> float:
-    """The value of ``key`` in sample.yaml, else the file's own scale; an error naming the key if neither has a possible one."""
+    """The value of ``key`` in sample.yaml, else the file's own; that of patterns that are drawn to scale; an error if none is possible."""
     section = getattr(sample.acquisitions, acquisition)
-    value = getattr(section, key)
+    value = None if key == "scale_invA_per_px" and is_drawn_to_scale(signal) else getattr(section, key)
     if value is not None:
         return value
     value = axis_scale(signal, unit, scan=key == "step_nm")
@@ -1161,7 +1161,7 @@ def check_recording(sample: Sample, kind: str) -> dict[str, Any]:
 
 
 def _calibration_in_words(acquisition: Any, kind: str, key: str, signal: Any, unit: str | None) -> str:
-    value = getattr(acquisition, key)
+    value = None if key == "scale_invA_per_px" and is_drawn_to_scale(signal) else getattr(acquisition, key)
     if value is not None:
         return f"{value:.5g} (sample.yaml)"
     found = axis_scale(signal, unit) if unit else None

@@ -392,6 +392,14 @@ def axis_scale(signal: Any, unit: str, *, scan: bool = False) -> float | None:
         return None
 
 
+def is_drawn_to_scale(signal: Any) -> bool:
+    """Whether the patterns of a recording are drawn from a list of spots in 1/Å, at a scale that the drawing chose.
+
+    Then no other scale than that of its axes can be right, and what a record says of the camera is about the one before.
+    """
+    return bool(signal.metadata.get_item("Signal.drawn_scale", default=False))
+
+
 class _QuietLogging:
     """Silence the loggers of readers that report what this module reports in its own words."""
 

@@ -413,4 +413,4 @@ def drawn_recording(spots: SpotList) -> Any:
     camera = {"scale": scale or 1.0, "units": "1/angstrom" if scale else None}
     sizes = zip("yxyx", data.shape, (scan, scan, camera, camera), strict=True)
     axes = [{"name": name, "size": size, "navigate": k < 2, **axis} for k, (name, size, axis) in enumerate(sizes)]
-    return Signal2D(data, axes=axes, metadata={"Signal": {"spot_list": True}}).as_lazy()
+    return Signal2D(data, axes=axes, metadata={"Signal": {"spot_list": True, "drawn_scale": spots.in_invA}}).as_lazy()
