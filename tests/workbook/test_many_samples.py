@@ -12,7 +12,7 @@ from test_pages import browser, needs_chromium
 import helpers
 import pages.render
 
-N = 30
+N = 30  # more than 24 are compared by condition; a multiple of the six conditions
 
 
 @pytest.fixture(scope="module")
