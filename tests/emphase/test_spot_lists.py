@@ -34,7 +34,8 @@ def listed():
 def as_table(path, spots, names=("qy_invA", "qx_invA")):
     rows = [(*divmod(k, SHAPE[1]), *spot) for k, some in enumerate(spots) for spot in some]
     table = pd.DataFrame(rows, columns=["scan_y", "scan_x", *names, "intensity"])
-    table.sample(frac=1, random_state=1).to_csv(path, index=False)
+    shuffled = table.sample(frac=1, random_state=1)
+    shuffled.to_csv(path, index=False) if path.suffix == ".csv" else shuffled.to_parquet(path, index=False)
 
 
 def as_point_lists(path, spots, unit=None, step=None):
@@ -73,10 +74,10 @@ def check(found, spots, step=None):
         assert np.allclose(order(np.column_stack([found.places[mine], found.intensity[mine]])), order(some))
 
 
-@pytest.mark.parametrize("name", ["spots.csv", "spots.h5", "spots.emd", "spots.hspy", "spots.zspy"])
+@pytest.mark.parametrize("name", ["spots.csv", "spots.parquet", "spots.h5", "spots.emd", "spots.hspy", "spots.zspy"])
 def test_every_format_gives_the_list_that_was_written(tmp_path, listed, name):
     path = tmp_path / name
-    if path.suffix == ".csv":
+    if path.suffix in (".csv", ".parquet"):
         as_table(path, listed)
     elif path.suffix in (".h5", ".emd"):
         as_point_lists(path, listed, "A^-1", 30.0)
