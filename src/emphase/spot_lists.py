@@ -286,7 +286,8 @@ def _from_point_lists(path: Path, file: Any) -> SpotList | None:
     file.visititems(look)
     if not found:
         return None
-    name, group = next((pair for pair in found if "cal" in pair[0].lower()), found[0])
+    calibrated = (pair for pair in found if "cal" in pair[0].lower().replace("uncal", ""))
+    name, group = next(calibrated, found[0])
     data = _points_in(group)[...]
     fields = next((one.dtype.names for one in data.ravel() if len(one)), None)
     if not fields or not {"qx", "qy"} <= set(fields):

@@ -210,3 +210,22 @@ def test_the_recorded_cathode_is_mostly_layered(tmp_path):
     phase = emphase.ped.map_scan(frames, scan.calibration, scan.banks, neighbours=False)[0]["phase_id"]
     assert 0.3 < (phase < 0).mean() < 0.5  # vacuum about the particle
     assert (phase == 0).sum() > 1.5 * (phase == 1).sum()
+
+
+def test_bragg_vectors_of_py4dstem_are_found_and_calibrated_ones_come_first(tmp_path, listed):
+    as_point_lists(tmp_path / "both.h5", listed)
+    in_px = [some * [50, 50, 1] + [64, 64, 0] for some in listed]
+    point = np.dtype([("qx", "<f8"), ("qy", "<f8"), ("intensity", "<f8")])
+    with h5py.File(tmp_path / "both.h5", "a") as file:
+        group = file.create_group("4DSTEM/a_braggvectors")
+        group.attrs["python_class"] = "BraggVectors"
+        raw = group.create_group("_v_uncal")
+        raw.attrs["python_class"] = "PointListArray"
+        data = raw.create_dataset("data", SHAPE, dtype=h5py.vlen_dtype(point))
+        for k, some in enumerate(in_px):
+            data[divmod(k, SHAPE[1])] = np.array([tuple(spot) for spot in some], point)
+    check(read_spot_list(tmp_path / "both.h5"), listed)
+    with h5py.File(tmp_path / "both.h5", "a") as file:
+        del file["4DSTEM/braggpeaks_cal"]
+    raw_list = read_spot_list(tmp_path / "both.h5")
+    assert not raw_list.in_invA and len(raw_list.places) == sum(map(len, listed))
