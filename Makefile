@@ -63,11 +63,11 @@ demo: $(READY)
 	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 00_demo_data:", helpers.run_error(sys.argv[1]))' "$(DEMO).ipynb"; exit 1; }
 	@rm $(DEMO_MARK)
 
-# Four processes take a test file at a time, with one thread each: some wait for kernels and browsers. Kernels are compiled beside style,
+# Three processes take a test file at a time, with one thread each: some wait for kernels and browsers. Kernels are compiled beside style,
 # types and the first files, which need none.
 test: $(READY)
 	@$(BIN)/python tests/compile_kernels.py & compiled=$$!; $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && \
-	PYTHONDONTWRITEBYTECODE= NUMBA_NUM_THREADS=$${NUMBA_NUM_THREADS:-1} $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder; tested=$$?; \
+	PYTHONDONTWRITEBYTECODE= NUMBA_NUM_THREADS=$${NUMBA_NUM_THREADS:-1} $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder; tested=$$?; \
 	wait $$compiled && exit $$tested
 
 # test-fast: style, types, and the tests that compile and simulate next to nothing
