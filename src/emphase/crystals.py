@@ -263,7 +263,10 @@ def reflections(crystal: Crystal, max_g_invA: float, min_relative_intensity: flo
     intensity = np.concatenate([half, half[::-1]])  # the grid is symmetric: its second half is the first one inverted (Friedel)
     keep = intensity > min_relative_intensity * intensity.max(initial=0)
     order = np.lexsort((*hkl[keep].T, np.round(length[keep], 9)))
-    return Reflections(hkl[keep][order], g[keep][order], intensity[keep][order])
+    found = Reflections(hkl[keep][order], g[keep][order], intensity[keep][order])
+    for shared in (found.hkl, found.g, found.intensity):
+        shared.flags.writeable = False
+    return found
 
 
 def direction_name(uvw: Iterable[int]) -> str:

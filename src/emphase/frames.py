@@ -69,7 +69,9 @@ def load_recording(path: str | Path, *, navigation_dimension: int | None = None)
     _check_there(path)
     _refuse_links(path, path.parent.resolve(), set())
     if navigation_dimension in (None, 2) and (listed := read_spot_list(path)) is not None:
-        return drawn_recording(listed)
+        drawn = drawn_recording(listed)
+        _check_memory(path, drawn.data, read_whole=False)
+        return drawn
     reader = _reader(path)
     try:
         with warnings.catch_warnings(), _QuietLogging("rsciio", "hyperspy", "tifffile"), _at_most(LIMITS.reader_s, path.name):

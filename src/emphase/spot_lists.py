@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,8 +44,12 @@ class SpotListOptions:
     faint_counts: float = 6.0  # electrons in the disc about a faint spot: with these it has 3 nats, and is chance as often as a spot
     disc_counts: float = 4.0  # electrons of the background in that disc
     disc_sigma: float = 1.8  # radius of that disc, in standard deviations of a spot; it holds 80 % of a spot
-    most_positions: int = 10_000_000  # of a scan
-    block: int = 16  # side of the boxes of the scan that are drawn at a time
+    most_positions: int = 2_000_000  # of a scan: 1400 x 1400
+    block: int = 4  # side of the boxes of the scan that are drawn at a time, ...
+    block_bytes: float = 6.4e7  # ... unless one of them is larger than this
+    most_width_px: int = 4096  # of a camera: no larger one is made for diffraction
+    most_invA: float = 10.0  # of the lengths (99 %) in any list in 1/Å, ...
+    guessed_invA: float = 3.0  # ... and in one that does not say so: angles in mrad and pixels are more
     margin_px: int = 6  # of the camera beyond the outermost spot, where the list is in pixels
 
 
@@ -54,6 +59,7 @@ _HDF5 = (".h5", ".hdf5", ".emd", ".hspy")
 _TABLES = (".csv", ".parquet")
 #: Filters of zarr that only turn bytes into numbers and texts
 _PLAIN_FILTERS = ("vlen-array", "vlen-utf8")
+_PLAIN_COMPRESSORS = ("blosc", "zlib", "zstd", "lz4", "gzip", "bz2")
 #: Columns of a table, by what they hold
 _COLUMNS = {
     "scan_y": ("scan_y", "ry"), "scan_x": ("scan_x", "rx"), "intensity": ("intensity",), "y_px": ("y_px",), "x_px": ("x_px",),
@@ -130,7 +136,8 @@ def read_spot_list(path: str | Path) -> SpotList | None:
     Notes
     -----
     py4DSTEM counts its axes as arrays do: its ``qx`` runs down, with ``Rx``, and is the y of this library. Its lists say "A^-1" in the
-    calibration beside them; where that is absent, places on both sides of zero within 10 are in 1/Å, others in px.
+    calibration beside them; where that is absent, places on both sides of zero within 3 are in 1/Å, others in px. Raw lists (BraggVectors)
+    are in px, and get 1/Å where the file has the direct beam and the size of a pixel.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -141,25 +148,38 @@ def read_spot_list(path: str | Path) -> SpotList | None:
     return _from_hdf5(path) if suffix in _HDF5 else None
 
 
-def _listed(
-    path: Path, shape: Sequence[int], number: np.ndarray, columns: np.ndarray, in_invA: bool | None, step: float | None
-) -> SpotList:
-    """A `SpotList` of the columns (n, 3) y, x, intensity, after what is no list is refused; ``in_invA`` None: as the numbers look."""
-    if len(shape) != 2 or math.prod(shape) > OPTIONS.most_positions:
+def _check_scan(path: Path, shape: Sequence[int]) -> None:
+    """`EmphaseError` for what is no scan, before anything of it is read."""
+    if len(shape) != 2:
         raise EmphaseError(f"{path.name}: a list of spots at {' × '.join(map(str, shape))} positions, expected a scan of two axes")
+    if math.prod(shape) > OPTIONS.most_positions:
+        raise EmphaseError(f"{path.name}: a scan of {shape[0]} × {shape[1]} positions, expected {OPTIONS.most_positions} at most")
+
+
+def _listed(path: Path, shape: Sequence[int], number: np.ndarray, columns: np.ndarray, in_invA: bool, step: float | None) -> SpotList:
+    """A `SpotList` of the columns (n, 3) y, x, intensity, after what is no list is refused."""
+    _check_scan(path, shape)
     if not len(columns) or not np.isfinite(columns).all() or (columns[:, 2] < 0).any():
         fault = "no spot" if not len(columns) else "places or intensities that are negative or no number"
         raise EmphaseError(f"{path.name}: a list of spots with {fault}, expected finite places and strengths of none or more")
-    places = columns[:, :2]
-    if in_invA is None:
-        in_invA = bool((places.min(axis=0) < 0).all() and (places.max(axis=0) > 0).all() and np.quantile(np.abs(places), 0.99) < 10)
-    if not in_invA and places.min() < 0:
+    places = columns[:, :2].astype(float)
+    if in_invA and not (np.linalg.norm(places, axis=1) > OPTIONS.beam_invA).any():
+        raise EmphaseError(f"{path.name}: a list of spots with direct beams alone, expected diffracted ones")
+    if not in_invA and np.quantile(places, 0.01) < 0:
         raise EmphaseError(
             f"{path.name}: places of spots in pixels, down to {places.min():.4g}, expected none below 0 or a calibration in 1/Å"
         )
+    if not in_invA and places.max() > OPTIONS.most_width_px:
+        raise EmphaseError(f"{path.name}: places of spots up to {places.max():.4g} px, expected {OPTIONS.most_width_px} at most")
     strengths = columns[:, 2] if (columns[:, 2] > 0).any() else np.ones(len(columns))
     first = np.concatenate([[0], np.cumsum(number)])
-    return SpotList((int(shape[0]), int(shape[1])), first, places.astype(float), strengths.astype(float), in_invA, step)
+    return SpotList((int(shape[0]), int(shape[1])), first, places, strengths.astype(float), in_invA, step)
+
+
+def _looks_in_invA(places: np.ndarray) -> bool:
+    """Whether places without a unit are in 1/Å: on both sides of zero, and no longer than reflections."""
+    both_sides = (places.min(axis=0) < 0).all() and (places.max(axis=0) > 0).all()
+    return bool(len(places) and both_sides and np.quantile(np.abs(places), 0.99) < OPTIONS.guessed_invA)
 
 
 def _from_table(path: Path) -> SpotList:
@@ -185,8 +205,7 @@ def _from_table(path: Path) -> SpotList:
     if "intensity" not in found:
         numbers = np.column_stack([numbers, np.ones(len(numbers))])
     shape = tuple(int(n) + 1 for n in position.max(axis=0)) if len(numbers) else (0, 0)
-    if math.prod(shape) > OPTIONS.most_positions:
-        raise EmphaseError(f"{path.name}: a scan of {shape[0]} × {shape[1]} positions, expected {OPTIONS.most_positions} at most")
+    _check_scan(path, shape)
     flat = (position[:, 0] * shape[1] + position[:, 1]).astype(int)
     order = np.argsort(flat, kind="stable")
     return _listed(path, shape, np.bincount(flat, minlength=math.prod(shape)), numbers[order, 2:], in_invA, None)
@@ -213,8 +232,9 @@ def _from_zarr(path: Path) -> SpotList | None:
 
     try:
         for described in path.rglob(".zarray"):
-            filters = json.loads(described.read_text(encoding="utf-8")).get("filters") or []
-            if any(part.get("id") not in _PLAIN_FILTERS for part in filters):
+            content = json.loads(described.read_text(encoding="utf-8"))
+            filters, compressor = content.get("filters") or [], content.get("compressor") or {"id": "zstd"}
+            if any(part.get("id") not in _PLAIN_FILTERS for part in filters) or compressor.get("id") not in _PLAIN_COMPRESSORS:
                 return None  # another may run what the file says
         return _from_vectors(path, zarr.open_group(str(path), mode="r").get("Experiments"))
     except EmphaseError:
@@ -229,39 +249,51 @@ def _text(value: Any) -> str:
 
 def _from_vectors(path: Path, experiments: Any) -> SpotList | None:
     """A list from the groups of hyperspy's files: vectors of each position, flattened, with their shapes beside them."""
-    for name in experiments or ():
-        group = experiments[name]
-        if "_ragged_shapes_data" not in group or "metadata/VectorMetadata" not in group:
-            continue
-        about = group["metadata/VectorMetadata"]
-        names = [_text(n).lower() for n in about["_list_column_names"][:]] if "_list_column_names" in about else []
-        units = [_text(u) for u in about["_list_units"][:]] if "_list_units" in about else []
-        data, shapes = group["data"][...], group["_ragged_shapes_data"][...]
-        number = np.array([int(np.atleast_1d(s)[0]) for s in shapes.ravel()])
-        width = max((int(np.atleast_1d(s)[-1]) for s in shapes.ravel()), default=0)
-        if width < 2:
-            raise EmphaseError(f"{path.name}: vectors of {width} columns, expected places of two and an intensity")
-        flat = np.concatenate([np.asarray(one, float).reshape(-1, width) for one in data.ravel()])
-        columns = _in_order(flat, names)
-        factor = _invA_per(units[0] if units else "")
-        if factor is not None:
-            columns[:, :2] *= factor
-        return _listed(path, data.shape, number, columns, factor is not None or None, _vector_step(group))
-    return None
+    groups = [experiments[name] for name in experiments or ()]
+    listed = [group for group in groups if "_ragged_shapes_data" in group and "metadata/VectorMetadata" in group]
+    if not listed or any(group["data"].ndim > 3 for group in groups if group not in listed and "data" in group):
+        return None  # patterns are more than a list of their spots
+    group = listed[0]
+    shape = group["data"].shape if group["data"].ndim != 1 else (1, *group["data"].shape)  # a line
+    _check_scan(path, shape)
+    about = group["metadata/VectorMetadata"]
+    names = [_text(n).lower() for n in about["_list_column_names"][:]] if "_list_column_names" in about else []
+    units = [_text(u) for u in about["_list_units"][:]] if "_list_units" in about else []
+    data, shapes = group["data"][...].ravel(), group["_ragged_shapes_data"][...].ravel()
+    width = max((int(np.atleast_1d(s)[-1]) for s in shapes), default=0)
+    if width < 2:
+        raise EmphaseError(f"{path.name}: vectors of {width} columns, expected places of two and an intensity")
+    vectors = [np.asarray(one, float).reshape(-1, width) for one in data]
+    vectors = [some[~np.isnan(some).all(axis=1)] for some in vectors]  # hyperspy has a row of NaN where it found nothing
+    columns = _in_order(np.concatenate(vectors), names, units)
+    factor = _invA_per(path, units[0] if units else "")
+    if factor is not None:
+        columns[:, :2] *= factor
+    in_invA = factor is not None or _looks_in_invA(columns[:, :2])
+    return _listed(path, shape, np.array([len(some) for some in vectors]), columns, in_invA, _vector_step(group))
 
 
-def _in_order(flat: np.ndarray, names: list[str]) -> np.ndarray:
-    """Columns y, x, intensity of vectors (n, columns) with these names; the first of two unnamed ones is y, as hyperspy finds peaks."""
-    y, x = (0, 1) if len(names) < 2 or names[0].endswith("y") or not names[1].endswith("y") else (1, 0)
+def _in_order(flat: np.ndarray, names: list[str], units: list[str]) -> np.ndarray:
+    """Columns y, x, intensity of vectors (n, columns) with these names.
+
+    Without names the first is y, as hyperspy finds peaks; so it is under pyxem's default "x, y" without a unit, which it puts on these.
+    """
+    default = names[:2] == ["x", "y"] and not any(units[:2])
+    y, x = (0, 1) if default or len(names) < 2 or names[0].endswith("y") or not names[1].endswith("y") else (1, 0)
     strength = names.index("intensity") if "intensity" in names and names.index("intensity") < flat.shape[1] else None
     return np.column_stack([flat[:, y], flat[:, x], np.ones(len(flat)) if strength is None else flat[:, strength]])
 
 
-def _invA_per(unit: str) -> float | None:
-    """1/Å in a unit as it is written; None where it is another kind, pixels for example."""
-    plain = "".join(c for c in unit if c not in "$ {}[]^_").replace("−", "-").replace("⁻¹", "-1")
+def _invA_per(path: Path, unit: str) -> float | None:
+    """1/Å in a unit as it is written; None for pixels or none; `EmphaseError` for any other, as angles are."""
+    plain = "".join(c for c in unicodedata.normalize("NFKC", unit) if c not in "$ {}[]^_\\").replace("−", "-")
     inverse = plain[2:] if plain.startswith("1/") else plain[:-2] if plain.endswith("-1") else ""
-    return {"A": 1.0, "Å": 1.0, "angstrom": 1.0, "Angstrom": 1.0, "nm": 0.1, "pm": 100.0}.get(inverse)
+    known = {"A": 1.0, "Å": 1.0, "AA": 1.0, "angstrom": 1.0, "Angstrom": 1.0, "nm": 0.1, "pm": 100.0}
+    if inverse.removeprefix("k") in known:
+        return known[inverse.removeprefix("k")]
+    if plain.lower() in ("", "none", "px", "pixel", "pixels", "<undefined>", "undefined"):
+        return None
+    raise EmphaseError(f"{path.name}: places of spots in {shortened(unit, 40)!r}, expected 1/Å, 1/nm or pixels")
 
 
 def _vector_step(group: Any) -> float | None:
@@ -272,59 +304,93 @@ def _vector_step(group: Any) -> float | None:
     return float(scale) * factor if factor and isinstance(scale, (int, float, np.number)) and scale > 0 else None
 
 
+class _Beside(NamedTuple):
+    """What py4DSTEM's calibration in a file says: step (nm), 1/Å of a pixel, 1/Å in the unit of a pixel, direct beam (px) qx, qy."""
+
+    step_nm: float | None
+    pixel_invA: float | None
+    unit_invA: float | None
+    beam_px: tuple[np.ndarray, np.ndarray] | None
+
+
 def _from_point_lists(path: Path, file: Any) -> SpotList | None:
-    """A list from the first PointListArray of an EMD file; of several the one that says that it is calibrated, else the first."""
+    """A list from the PointListArrays of an EMD file: of several one that is called calibrated, else the first."""
     import h5py
 
     found: list[tuple[str, Any]] = []
+    patterns = []
 
     def look(name: str, item: Any) -> None:
         said = {_text(item.attrs.get(key, "")) for key in ("python_class", "py4dstem_class", "emd_class")}
         if isinstance(item, h5py.Group) and said & {"PointListArray", "BraggVectors"} and _points_in(item) is not None:
             found.append((name, item))
+        if isinstance(item, h5py.Dataset) and item.ndim > 3 and item.dtype.kind in "iuf":
+            patterns.append(name)
 
     file.visititems(look)
-    if not found:
+    if not found or patterns:  # patterns are more than a list of their spots
         return None
     calibrated = (pair for pair in found if "cal" in pair[0].lower().replace("uncal", ""))
     name, group = next(calibrated, found[0])
-    data = _points_in(group)[...]
-    fields = next((one.dtype.names for one in data.ravel() if len(one)), None)
-    if not fields or not {"qx", "qy"} <= set(fields):
-        raise EmphaseError(f"{path.name}: {name}: a list of {fields or 'no spots'}, expected points with qx, qy and intensity")
+    dataset = _points_in(group)
+    _check_scan(path, dataset.shape)
+    data = dataset[...]
     number = np.array([len(one) for one in data.ravel()])
+    if not number.any():
+        raise EmphaseError(f"{path.name}: {name}: a list of no spots, expected points with qx, qy and intensity")
     points = np.concatenate([one for one in data.ravel() if len(one)])
-    strength = points["intensity"] if "intensity" in fields else np.ones(len(points))
+    strength = points["intensity"] if "intensity" in (points.dtype.names or ()) else np.ones(len(points))
     columns = np.column_stack([points["qx"], points["qy"], strength]).astype(float)
-    step, pixel, unit = _calibration_beside(file)
-    counted = (columns[:, :2].min(axis=0) >= 0).all()  # from a corner of the camera: places in pixels
-    if unit and not counted:
-        columns[:, :2] *= unit
-    listed = _listed(path, data.shape, number, columns, True if unit and not counted else None, step)
-    return replace(listed, scale_invA_per_px=pixel * unit) if pixel and unit and not listed.in_invA else listed
+    beside = _calibration_beside(path, file)
+    raw = "uncal" in name.lower() or "_v_uncal" in group
+    columns[:, :2], in_invA = _as_calibrated(columns[:, :2], number, data.shape, beside, raw)
+    listed = _listed(path, data.shape, number, columns, in_invA, beside.step_nm)
+    return listed if in_invA else replace(listed, scale_invA_per_px=beside.pixel_invA)
+
+
+def _as_calibrated(places: np.ndarray, number: np.ndarray, shape: tuple[int, ...], beside: _Beside, raw: bool) -> tuple[np.ndarray, bool]:
+    """Places (n, 2) of points in 1/Å where they are, or can be made so; else as they came, in pixels. And whether they are in 1/Å.
+
+    The unit of py4DSTEM's calibration is that of a pixel. Places have it where they were calibrated, which only their lengths tell.
+    """
+    length = float(np.quantile(np.abs(places), 0.99))
+    counted = raw or (np.quantile(places, 0.01, axis=0) >= 0).all()  # from a corner of the camera
+    if counted and beside.beam_px is not None and beside.pixel_invA:
+        of_position = [np.broadcast_to(beam, shape).ravel() for beam in beside.beam_px]
+        return (places - np.repeat(np.stack(of_position, axis=1), number, axis=0)) * beside.pixel_invA, True
+    if counted:
+        return places, False
+    if beside.unit_invA is not None and length * beside.unit_invA < OPTIONS.most_invA:
+        return places * beside.unit_invA, True
+    if beside.pixel_invA and length * beside.pixel_invA < OPTIONS.most_invA:  # pixels from the direct beam
+        return places * beside.pixel_invA, True
+    return places, _looks_in_invA(places)
 
 
 def _points_in(group: Any) -> Any:
-    """The dataset of a scan whose elements are arrays of points, in a group; None where there is none."""
+    """The dataset of a scan whose elements are arrays of points qx, qy, in a group; None where there is none."""
     import h5py
 
     for name in ("data", "_v_uncal/data"):
         item = group.get(name)
-        if isinstance(item, h5py.Dataset) and item.ndim == 2 and h5py.check_vlen_dtype(item.dtype) is not None:
+        point = h5py.check_vlen_dtype(item.dtype) if isinstance(item, h5py.Dataset) else None
+        if isinstance(point, np.dtype) and {"qx", "qy"} <= set(point.names or ()):
             return item
     return None
 
 
-def _calibration_beside(file: Any) -> tuple[float | None, float | None, float | None]:
-    """From py4DSTEM's calibration in a file: the step of the scan (nm), the size of a pixel, and the 1/Å in the unit of it."""
+def _calibration_beside(path: Path, file: Any) -> _Beside:
+    """py4DSTEM's calibration in a file, wherever in it; None for what it does not say."""
     import h5py
 
+    wanted = ("R_pixel_size", "R_pixel_units", "Q_pixel_size", "Q_pixel_units", "qx0", "qy0", "qx0_mean", "qy0_mean")
     said: dict[str, Any] = {}
 
     def look(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.shape == ():
-            said[name.rsplit("/", 1)[-1]] = item[()]
-        said.update(item.attrs)
+        key = name.rsplit("/", 1)[-1]
+        if isinstance(item, h5py.Dataset) and key in wanted and item.ndim in (0, 2):
+            said[key] = item[()]
+        said.update({k: v for k, v in item.attrs.items() if k in wanted})
 
     file.visititems(look)
 
@@ -332,8 +398,17 @@ def _calibration_beside(file: Any) -> tuple[float | None, float | None, float | 
         size = said.get(key)
         return float(size) if isinstance(size, (int, float, np.number)) and size > 0 else None
 
-    factor, step = {"nm": 1.0, "A": 0.1, "Å": 0.1, "um": 1e3}.get(_text(said.get("R_pixel_units", ""))), positive("R_pixel_size")
-    return step * factor if step and factor else None, positive("Q_pixel_size"), _invA_per(_text(said.get("Q_pixel_units", "")))
+    factor, step, pixel = (
+        {"nm": 1.0, "A": 0.1, "Å": 0.1, "um": 1e3}.get(_text(said.get("R_pixel_units", ""))),
+        positive("R_pixel_size"),
+        positive("Q_pixel_size"),
+    )
+    unit = _invA_per(path, _text(said.get("Q_pixel_units", "")))
+    beams = [np.asarray(said.get(f"q{axis}0", said.get(f"q{axis}0_mean", np.nan))) for axis in "xy"]
+    known = all(beam.dtype.kind in "iuf" and np.isfinite(beam).all() for beam in beams)
+    return _Beside(
+        step * factor if step and factor else None, pixel * unit if pixel and unit else None, unit, (beams[0], beams[1]) if known else None
+    )
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------------------
@@ -351,7 +426,7 @@ def _how_to_draw(spots: SpotList) -> _Drawing:
         return _Drawing(max(32, 2 * math.ceil((outermost + OPTIONS.margin_px) / 2)), 1.0, 0.0, per_strength, None)
     beams = spots.intensity[length <= OPTIONS.beam_invA]
     beam = float(np.median(beams)) if len(beams) else float(spots.intensity.max())
-    outermost = min(float(np.quantile(length, OPTIONS.reach_quantile)), OPTIONS.most_reach_invA)
+    outermost = min(float(np.quantile(length[length > OPTIONS.beam_invA], OPTIONS.reach_quantile)), OPTIONS.most_reach_invA)
     half = OPTIONS.width_px / 2
     return _Drawing(OPTIONS.width_px, (half - OPTIONS.margin_px) / outermost, half, per_strength, beam)
 
@@ -397,7 +472,8 @@ def drawn_recording(spots: SpotList) -> Any:
 
     how = _how_to_draw(spots)
     ny, nx = spots.shape
-    numbers = da.from_array(np.arange(ny * nx).reshape(ny, nx), chunks=OPTIONS.block)
+    at_once = max(1, min(OPTIONS.block, math.isqrt(int(OPTIONS.block_bytes / (4 * how.width_px**2)))))
+    numbers = da.from_array(np.arange(ny * nx).reshape(ny, nx), chunks=at_once)
 
     def block(positions: np.ndarray) -> np.ndarray:
         return _draw(spots, how, positions.ravel()).reshape(*positions.shape, how.width_px, how.width_px)

@@ -16,6 +16,7 @@ from pathlib import Path
 from .files import is_locked, lock_file, write_atomically
 
 _PREFIX = ".staged-"
+_ASIDE = ".old-"
 _WAIT_S = 60  # for another process that publishes into the same folder
 
 
@@ -32,6 +33,9 @@ class StagedFiles:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"{_PREFIX}*"):  # by a process that was killed
             if not is_locked(left):
+                for aside in left.glob(f"{_ASIDE}*"):  # moved away for one that did not come
+                    if not (folder / aside.name.removeprefix(_ASIDE)).exists():
+                        os.replace(aside, folder / aside.name.removeprefix(_ASIDE))
                 shutil.rmtree(left, ignore_errors=True)
         self._folder = folder
         self._staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder))
@@ -47,11 +51,14 @@ class StagedFiles:
         try:
             for path in sorted(self._staging.glob("[!.]*")):
                 place = self._folder / path.name
-                if place.is_dir():  # one with files in it cannot be written over
-                    os.replace(place, self._staging / f".old-{path.name}")
+                if place.exists() and (place.is_dir() or path.is_dir()):  # a folder cannot be written over
+                    os.replace(place, self._staging / f"{_ASIDE}{path.name}")
                 os.replace(path, place)
             for name in withdrawn:
-                (self._folder / name).unlink(missing_ok=True)
+                if (self._folder / name).is_dir():
+                    os.replace(self._folder / name, self._staging / f"withdrawn-{name}")
+                else:
+                    (self._folder / name).unlink(missing_ok=True)
             for name, text in texts.items():
                 write_atomically(self._folder / name, text)
         finally:

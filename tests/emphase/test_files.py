@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import emphase
 from emphase.files import is_locked, lock_file
+from emphase.staging import StagedFiles
 
 properties = settings(deadline=None, derandomize=True, max_examples=150, suppress_health_check=list(HealthCheck), database=None)
 few = settings(properties, max_examples=60)
@@ -68,3 +69,20 @@ def test_the_hash_of_a_folder_changes_with_names_and_contents(tmp_path):
     second = emphase.files.file_sha256(tmp_path)
     (tmp_path / "a").rename(tmp_path / "b")
     assert len({first, second, emphase.files.file_sha256(tmp_path)}) == 3
+
+
+def test_a_folder_takes_the_place_of_a_folder_and_comes_back_where_its_heir_was_killed(tmp_path):
+    (tmp_path / "spots.zspy").mkdir()
+    (tmp_path / "spots.zspy" / "old").write_text("old")
+    staged = StagedFiles(tmp_path)
+    staged.path("spots.zspy").mkdir()
+    (staged.path("spots.zspy") / "new").write_text("new")
+    staged.publish({"06.json": "1"})
+    assert [p.name for p in (tmp_path / "spots.zspy").iterdir()] == ["new"]
+    killed = tmp_path / ".staged-killed"  # between taking the old one away and bringing the new one
+    killed.mkdir()
+    (tmp_path / "spots.zspy").rename(killed / ".old-spots.zspy")
+    StagedFiles(tmp_path).publish({}, ["gone.zspy"])
+    assert [p.name for p in (tmp_path / "spots.zspy").iterdir()] == ["new"]
+    StagedFiles(tmp_path).publish({}, ["spots.zspy"])
+    assert not (tmp_path / "spots.zspy").exists() and (tmp_path / "06.json").read_text() == "1"

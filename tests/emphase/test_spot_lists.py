@@ -150,7 +150,7 @@ def test_a_recording_of_patterns_is_no_list(tmp_path):
         ("scan_y,scan_x,qy_invA,qx_invA,intensity\n0,0,zero,1,1\n", r"negative or no number"),
         ("scan_y,scan_x,qy_invA,qx_invA,intensity\n0,0,0.1,1,-1\n", r"negative or no number"),
         ("scan_y,scan_x,qy_invA,qx_invA,intensity\n0.5,0,0.1,1,1\n", r"whole numbers from 0"),
-        ("scan_y,scan_x,qy_invA,qx_invA,intensity\n90000,90000,0.1,1,1\n", r"90001 × 90001 positions, expected 10000000 at most"),
+        ("scan_y,scan_x,qy_invA,qx_invA,intensity\n90000,90000,0.1,1,1\n", r"90001 × 90001 positions, expected 2000000 at most"),
         ("scan_y,scan_x,y_px,x_px,intensity\n0,0,-5,1,1\n", r"down to -5, expected none below 0"),
     ],
 )
@@ -210,6 +210,51 @@ def test_the_recorded_cathode_is_mostly_layered(tmp_path):
     phase = emphase.ped.map_scan(frames, scan.calibration, scan.banks, neighbours=False)[0]["phase_id"]
     assert 0.3 < (phase < 0).mean() < 0.5  # vacuum about the particle
     assert (phase == 0).sum() > 1.5 * (phase == 1).sum()
+
+
+def test_positions_where_pyxem_found_nothing_are_empty(tmp_path, listed):
+    """hyperspy's peaks have a row of NaN there."""
+    as_vectors(tmp_path / "spots.hspy", [some if len(some) else np.full((1, 3), np.nan) for some in listed])
+    check(read_spot_list(tmp_path / "spots.hspy"), listed, 2.5)
+
+
+def test_patterns_in_a_file_come_before_a_list_of_their_spots(tmp_path, listed):
+    as_point_lists(tmp_path / "both.h5", listed)
+    with h5py.File(tmp_path / "both.h5", "a") as file:
+        file["4DSTEM/datacube/data"] = np.zeros((2, 2, 8, 8), np.uint16)
+    assert read_spot_list(tmp_path / "both.h5") is None
+
+
+def test_the_unit_of_a_pixel_is_not_taken_for_that_of_raw_places(tmp_path, listed):
+    """Pixels from a corner, one just outside of it; pixels from the direct beam; and with a direct beam in the file."""
+    raw = [some * [50, 50, 1] + [64, 64, 0] for some in listed]
+    raw[0][1, :2] = -0.3
+    as_point_lists(tmp_path / "corner.h5", raw, "A^-1")
+    assert not read_spot_list(tmp_path / "corner.h5").in_invA
+    as_point_lists(tmp_path / "centred.h5", [some * [50, 50, 1] for some in listed], "A^-1")
+    with h5py.File(tmp_path / "centred.h5", "a") as file:
+        file["4DSTEM/metadatabundle/calibration/Q_pixel_size"] = 0.02
+    check(read_spot_list(tmp_path / "centred.h5"), listed)
+    as_point_lists(tmp_path / "beam.h5", [some * [50, 50, 1] + [64, 60, 0] for some in listed], "A^-1")
+    with h5py.File(tmp_path / "beam.h5", "a") as file:
+        calibration = file["4DSTEM/metadatabundle/calibration"]
+        calibration["Q_pixel_size"], calibration["qx0"], calibration["qy0"] = 0.02, np.full(SHAPE, 64.0), 60.0
+    check(read_spot_list(tmp_path / "beam.h5"), listed)
+
+
+def test_a_unit_that_is_no_length_is_refused(tmp_path, listed):
+    as_point_lists(tmp_path / "angles.h5", listed, "mrad")
+    with pytest.raises(emphase.EmphaseError, match=r"^angles\.h5: places of spots in 'mrad', expected 1/Å, 1/nm or pixels"):
+        read_spot_list(tmp_path / "angles.h5")
+
+
+def test_direct_beams_alone_and_a_camera_of_a_kilometre_are_refused(tmp_path, listed):
+    as_table(tmp_path / "beams.csv", [some[:1] for some in listed])
+    with pytest.raises(emphase.EmphaseError, match=r"^beams\.csv: a list of spots with direct beams alone"):
+        load_recording(tmp_path / "beams.csv", navigation_dimension=2)
+    as_table(tmp_path / "far.csv", [some * [1e8, 1e8, 1] + [2e8, 2e8, 0] for some in listed], ("y_px", "x_px"))
+    with pytest.raises(emphase.EmphaseError, match=r"^far\.csv: places of spots up to .* px, expected 4096 at most"):
+        load_recording(tmp_path / "far.csv", navigation_dimension=2)
 
 
 def test_bragg_vectors_of_py4dstem_are_found_and_calibrated_ones_come_first(tmp_path, listed):

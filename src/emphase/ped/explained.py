@@ -358,22 +358,26 @@ def unexplained(
     cell = np.column_stack([np.concatenate(crystals), np.rint(place / OPTIONS.same_place_px)])
     _, first, reflection = np.unique(cell, axis=0, return_index=True, return_inverse=True)
     rings = _rings(g_invA[first], np.bincount(reflection.ravel(), counted, len(first)), _longest_g(banks))
-    lit = _Lit(g_invA, counted, np.concatenate(members), clear_counts.ravel())
+    lit = _Lit(g_invA, counted, np.concatenate(members), np.concatenate(crystals), clear_counts.ravel())
     return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, [ring for ring in rings if lit.share(ring) >= OPTIONS.least_ring])
 
 
 class _Lit(NamedTuple):
-    """Unexplained spots: length and counts (n,), the pattern of each, and the counts (patterns,) in the clear spots of every pattern."""
+    """Unexplained spots: length and counts (n,), pattern and crystal of each; counts (patterns,) in the clear spots of every pattern."""
 
     g_invA: np.ndarray
     counts: np.ndarray
     pattern: np.ndarray
+    crystal: np.ndarray
     clear_counts: np.ndarray
 
     def share(self, ring: Ring) -> float:
-        """The share that the spots of a ring have of the counts of the patterns in which they are."""
+        """The share that the spots of a ring have of the counts of the patterns in which they are, the median over the crystals."""
         here = np.abs(np.log(self.g_invA * ring.spacing_A)) <= OPTIONS.ring_width
-        return float(self.counts[here].sum() / max(self.clear_counts[np.unique(self.pattern[here])].sum(), 1e-9))
+        patterns, one = np.unique(self.pattern[here], return_index=True)
+        _, crystal = np.unique(self.crystal[here], return_inverse=True)
+        in_ring, whole = np.bincount(crystal, self.counts[here]), np.bincount(crystal[one], self.clear_counts[patterns])
+        return float(np.median(in_ring / np.maximum(whole, 1e-9)))
 
 
 def _rings(g_invA: np.ndarray, counts: np.ndarray, reach_invA: float) -> list[Ring]:
