@@ -299,9 +299,18 @@ def _invA_per(path: Path, unit: str) -> float | None:
 def _vector_step(group: Any) -> float | None:
     """The step of a scan (nm) as hyperspy's axis states it."""
     axis = dict(group["axis-1"].attrs) if "axis-1" in group else {}
-    scale = axis.get("scale")
-    factor = {"nm": 1.0, "Å": 0.1, "A": 0.1, "um": 1e3, "µm": 1e3}.get(_text(axis.get("units", "")))
-    return float(scale) * factor if factor and isinstance(scale, (int, float, np.number)) and scale > 0 else None
+    return _step_nm(axis.get("scale"), axis.get("units", ""))
+
+
+def _positive(size: Any) -> float | None:
+    """A number above 0 as a file has it; None for all else."""
+    return float(size) if isinstance(size, (int, float, np.number)) and size > 0 else None
+
+
+def _step_nm(size: Any, unit: Any) -> float | None:
+    """A step in nm, from its size and unit as files have them; None where one of them is no length."""
+    factor, step = {"nm": 1.0, "Å": 0.1, "A": 0.1, "um": 1e3, "µm": 1e3}.get(_text(unit)), _positive(size)
+    return step * factor if step and factor else None
 
 
 class _Beside(NamedTuple):
@@ -360,10 +369,9 @@ def _as_calibrated(places: np.ndarray, number: np.ndarray, shape: tuple[int, ...
         return (places - np.repeat(np.stack(of_position, axis=1), number, axis=0)) * beside.pixel_invA, True
     if counted:
         return places, False
-    if beside.unit_invA is not None and length * beside.unit_invA < OPTIONS.most_invA:
-        return places * beside.unit_invA, True
-    if beside.pixel_invA and length * beside.pixel_invA < OPTIONS.most_invA:  # pixels from the direct beam
-        return places * beside.pixel_invA, True
+    for factor in (beside.unit_invA, beside.pixel_invA):  # calibrated, or pixels from the direct beam
+        if factor and length * factor < OPTIONS.most_invA:
+            return places * factor, True
     return places, _looks_in_invA(places)
 
 
@@ -394,21 +402,11 @@ def _calibration_beside(path: Path, file: Any) -> _Beside:
 
     file.visititems(look)
 
-    def positive(key: str) -> float | None:
-        size = said.get(key)
-        return float(size) if isinstance(size, (int, float, np.number)) and size > 0 else None
-
-    factor, step, pixel = (
-        {"nm": 1.0, "A": 0.1, "Å": 0.1, "um": 1e3}.get(_text(said.get("R_pixel_units", ""))),
-        positive("R_pixel_size"),
-        positive("Q_pixel_size"),
-    )
+    step, pixel = _step_nm(said.get("R_pixel_size"), said.get("R_pixel_units", "")), _positive(said.get("Q_pixel_size"))
     unit = _invA_per(path, _text(said.get("Q_pixel_units", "")))
     beams = [np.asarray(said.get(f"q{axis}0", said.get(f"q{axis}0_mean", np.nan))) for axis in "xy"]
     known = all(beam.dtype.kind in "iuf" and np.isfinite(beam).all() for beam in beams)
-    return _Beside(
-        step * factor if step and factor else None, pixel * unit if pixel and unit else None, unit, (beams[0], beams[1]) if known else None
-    )
+    return _Beside(step, pixel * unit if pixel and unit else None, unit, (beams[0], beams[1]) if known else None)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------------------
