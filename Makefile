@@ -18,6 +18,7 @@ export DATA RESULTS FIGURES FULL SCHEDULER
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps --require-hashes
 RUN_LOG = $${RESULTS:-results}/run.log
 DEMO = $${RESULTS:-results}/00_demo_data
 VALIDATION = $${RESULTS:-results}/09_validation
@@ -33,9 +34,12 @@ setup: $(READY)
 # orix's compiled functions are made here once: two notebooks that make them at the same time leave a cache that crashes whoever loads it
 $(READY): env.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "the workbook needs Python 3.11 to 3.13: make PYTHON=python3.13 ...")'
-	@echo "setting up $(VENV) (two minutes) ..."
+	@echo "setting up $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile --no-deps --require-hashes -r env.lock
+	@sed -n '/^uv==/,/[^\\]$$/p' env.lock >$(VENV)/uv.txt
+	@$(INSTALL) -r $(VENV)/uv.txt
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r env.lock || \
+	{ echo "uv does not read pip's settings: once more with pip (two minutes) ..."; $(INSTALL) -r env.lock; }
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --no-index -e .
 	@$(BIN)/python -c 'import os, pathlib, sysconfig; \
 	pathlib.Path(sysconfig.get_paths()["purelib"], "workbook.pth").write_text(os.getcwd() + "\n", encoding="utf-8")'
@@ -109,10 +113,9 @@ numbers: $(READY)
 
 # env.lock: everything that env.yml's pins need, with hashes, for Python 3.11 to 3.13
 lock: $(READY)
-	@$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install -qq --disable-pip-version-check uv==0.13.9
-	@sed -n 's/^ *- \([A-Za-z0-9_.-]*==.*\)$$/\1/p' env.yml >$(VENV)/lock/env.in
-	@$(VENV)/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file env.lock $(VENV)/lock/env.in
+	@sed -n 's/^ *- \([A-Za-z0-9_.-]*==.*\)$$/\1/p' env.yml >$(VENV)/env.in
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file env.lock $(VENV)/env.in
 	@echo "env.lock is made anew; the next make sets it up"
 
 # The library's pages, from its docstrings: docs/api/index.html

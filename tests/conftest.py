@@ -1,10 +1,13 @@
 """What all tests share: one thread a pool, no windows, and kernels that are compiled once."""
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 
 import pytest
+
+from workflow import warm
 
 for pool in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
     os.environ.setdefault(f"{pool}_NUM_THREADS", "2" if pool == "NUMBA" else "1")
@@ -16,6 +19,14 @@ MATCHING = (
     "test_by_hand.py", "test_readme.py", "test_explore_choices.py", "test_explained.py", "test_distortion.py", "test_rocking.py",
 )  # fmt: skip
 COMPILING = Path(__file__).resolve().parents[1] / ".cache" / "compiling"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where several processes run tests, kernels and papermill are forks of one that has loaded their packages."""
+    if not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", None):
+        running = contextlib.ExitStack()
+        os.environ |= running.enter_context(warm.serving())
+        config.add_cleanup(running.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,10 +2,11 @@
 
 Each stage is a process of its own, forked from this one, which has loaded Snakemake and helpers.py: they take longer to load than a
 graph in which nothing is to be done. A stage in which a step failed (status 1) does not keep the others from running; any other status
-ends the run.
+ends the run. The steps' kernels are forks of a process that has loaded their packages (warm.py).
 """
 
 import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from snakemake import cli
 
 import helpers  # noqa: F401  the Snakefile asks it, and finds it loaded
+from workflow import warm
 
 STAGES = ("gate", "steps", "comparison")
 STEP_FAILED = 1
@@ -33,10 +35,12 @@ def run_stage(stage: str, arguments: list[str]) -> int:
 
 def main() -> int:
     """Run the stages; the exit status is that of the one that ended the run, or 0."""
-    for stage in STAGES:
-        status = run_stage(stage, sys.argv[1:])
-        if status not in (0, STEP_FAILED):
-            return status
+    with warm.serving() as environment:
+        os.environ |= environment
+        for stage in STAGES:
+            status = run_stage(stage, sys.argv[1:])
+            if status not in (0, STEP_FAILED):
+                return status
     return 0
 
 

@@ -22,7 +22,8 @@ KERNEL_DIED = 138
 def execute(notebook: Path, parameters: Path, executed: Path, threads: int) -> int:
     """papermill's exit status; every pool of threads gets as many."""
     executed.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-"]
+    command = [sys.executable, "-S", str(ROOT / "workflow" / "warm.py"), "papermill"]
+    command += ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-"]
     command += ["--cwd", str(ROOT / "notebooks"), "-f", str(parameters), str(notebook), str(executed)]
     with open(executed.with_suffix(".log"), "wb") as errors:
         return subprocess.run(command, stderr=errors, env=os.environ | dict.fromkeys(POOLS, str(threads)), check=False).returncode

@@ -17,6 +17,8 @@ import emphase
 import helpers
 
 ROOT = helpers.PROJECT_ROOT
+#: What stands for ``python -m``
+WARM = [sys.executable, "-S", str(ROOT / "workflow" / "warm.py")]
 SHARED = study.SHARED / "realdata"
 LAMELLA = {
     "instrument": "simulated FIB-SEM",
@@ -107,9 +109,16 @@ def alone(step: str, folder: Path, parameters: dict) -> str | None:
     """A notebook by papermill from another working folder; why it failed, or None."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--log-level", "ERROR", "-f", "params.yaml"]
+    command = [*WARM, "papermill", "--no-progress-bar", "--log-level", "ERROR", "-f", "params.yaml"]
     command += [str(ROOT / "notebooks" / f"{step}.ipynb"), "out.ipynb"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, env=os.environ)
     reason = helpers.run_error(folder / "out.ipynb")
     assert (done.returncode == 0) == (reason is None), done.stderr[-2000:]
     return reason
+
+
+def run_snakemake(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """``python -m snakemake``: its exit status, and as ``stdout`` all that it said."""
+    command = [*WARM, "snakemake", *arguments]
+    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+    return subprocess.run(command, cwd=folder, env=environment, text=True, timeout=300, check=False, **said)

@@ -25,6 +25,7 @@ import psutil
 
 import helpers
 import pages.share
+from workflow import warm
 
 if TYPE_CHECKING:  # pytest imports this file for its doctests where playwright may be missing
     from playwright.sync_api import Browser, Locator, Page
@@ -71,7 +72,7 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = WAIT_S, p
 
 def lab_environment(folder: Path) -> dict[str, str]:
     """The environment of a server that reads and writes no setting of the user, and whose kernels import this project's helpers."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "JPY_", "MPLBACKEND", "PYTEST_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "JPY_", "MPLBACKEND", "PYTEST_", warm.ADDRESS))}
     folders = {
         "JUPYTER_CONFIG_DIR": "config",
         "JUPYTER_DATA_DIR": "data",
@@ -107,6 +108,7 @@ class LabServer:
         self.folder, self.root, self.token = folder, folder / "root", secrets.token_hex(16)
         self.log = folder / "server.log"
         self.process: subprocess.Popen | None = None
+        self.warm = contextlib.ExitStack()
         self.url = ""
 
     def __enter__(self) -> "LabServer":
@@ -126,11 +128,11 @@ class LabServer:
             "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
             "LabApp.expose_app_in_browser": True,
         }
+        environment = lab_environment(self.folder)
+        environment |= self.warm.enter_context(warm.serving(environment))
         command = [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.root, env=lab_environment(self.folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+            self.process = subprocess.Popen(command, cwd=self.root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
             self.url = wait_for(self._answers, "jupyter lab to answer", 60)
         except LabError as error:
@@ -165,6 +167,7 @@ class LabServer:
             for process in left:
                 process.kill()
             psutil.wait_procs(left, timeout=5)
+        self.warm.close()
 
 
 @contextlib.contextmanager

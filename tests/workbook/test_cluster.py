@@ -14,8 +14,8 @@ import nbformat
 import numpy as np
 import pytest
 import tifffile
-import warm
 import yaml
+from executed import run_snakemake
 
 import emphase
 import helpers
@@ -60,7 +60,7 @@ def place(tmp_path):
 def snakemake(place, stage, *more, snakefile=ROOT / "Snakefile"):
     arguments = ["--snakefile", str(snakefile), "--cores", "2", "--keep-going", "--nolock", "--rerun-triggers", "mtime", "params"]
     arguments += ["--scheduler", "greedy", "--config", f"stage={stage}", *more]
-    return warm.snakemake(arguments, ROOT, place)
+    return run_snakemake(arguments, ROOT, place)
 
 
 def planned(place, stage, *more):

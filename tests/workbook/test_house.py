@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-import warm
 import yaml
+from executed import run_snakemake
 
 import helpers
 import pages.clean
@@ -191,7 +191,7 @@ class Project:
         """What a stage would execute, by Snakemake's dry run."""
         arguments = ["--snakefile", "Snakefile", "--cores", "2", "--dry-run", "--nolock", "--rerun-triggers", "mtime", "params"]
         environment = os.environ | self.path | self.folders | {"RESULTS": str(self.results)}
-        done = warm.snakemake([*arguments, "--config", f"stage={stage}"], self.root, environment)
+        done = run_snakemake([*arguments, "--config", f"stage={stage}"], self.root, environment)
         assert done.returncode == 0, done.stdout
         found = re.findall(r"rule (\d\d_\w+):\n(?:    .*\n)*?    wildcards: sample=(\S+)", done.stdout)
         return {(sample, step) for step, sample in found}

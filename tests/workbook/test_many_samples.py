@@ -2,10 +2,10 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 import yaml
+from executed import WARM
 from many import CONDITIONS, many_samples
 from test_pages import browser, needs_chromium
 
@@ -22,7 +22,7 @@ def many(tmp_path_factory):
     data, results = many_samples(folder, N)
     told = {"data_dir": str(data), "results_dir": str(results), "figures_dir": str(folder / "figures")}
     (folder / "told.yaml").write_text(yaml.safe_dump(told))
-    command = [sys.executable, "-m", "papermill", "--no-progress-bar", "--cwd", "notebooks", "-f", str(folder / "told.yaml")]
+    command = [*WARM, "papermill", "--no-progress-bar", "--cwd", "notebooks", "-f", str(folder / "told.yaml")]
     command += ["notebooks/08_sample_comparison.ipynb", str(results / "08_sample_comparison.ipynb")]
     subprocess.run(command, cwd=helpers.PROJECT_ROOT, check=True, capture_output=True, timeout=300)
     return results, pages.render.render_pages(results, data)
