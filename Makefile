@@ -31,7 +31,8 @@ STAGES = $(BIN)/python workflow/run_stages.py --snakefile Snakefile --cores $(CO
 
 setup: $(READY)
 
-# orix's compiled functions are made here once: two notebooks that make them at the same time leave a cache that crashes whoever loads it
+# orix's compiled functions are made here once: two notebooks that make them at the same time leave a cache that crashes whoever loads it.
+# Python's byte code is made here too, by loading what the first steps would compile side by side
 $(READY): env.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "the workbook needs Python 3.11 to 3.13: make PYTHON=python3.13 ...")'
 	@echo "setting up $(VENV) ..."
@@ -46,6 +47,7 @@ $(READY): env.lock pyproject.toml
 	@find $(VENV) -name 'guf-quaternion.*.nb[ic]' -delete
 	@$(BIN)/python -c 'from orix.quaternion import Quaternion; from orix.vector import Vector3d; \
 	q = Quaternion([1.0, 0, 0, 0]); ~q, q * q, q * Vector3d.zvector()'
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'from workflow import warm; warm.load_packages()'
 	@touch $@
 
 run: $(READY)

@@ -1247,23 +1247,21 @@ def load_maps(path: Path, matched: dict[str, Any]) -> dict[str, np.ndarray]:
 
     ``matched`` is the result of 06. `ResultError` where there is no such file, or where an older version of the workbook wrote it.
     """
-    from orix import io
+    from emphase.orientations import crystal_map_arrays
 
     where, phases = f"{path.parent.name}/{path.name}", matched["phases"]
     if not path.is_file():
         raise ResultError(f"run 06_ped_matching for {path.parent.name} first: there is no {where} in the results")
     try:
-        crystal_map = io.load(str(path))
-    except Exception as error:  # h5py and orix raise whatever they meet in a file that was cut short
+        arrays = crystal_map_arrays(path)
+    except Exception as error:  # h5py raises whatever it meets in a file that was cut short
         raise ResultError(f"{where}: cannot be read ({one_line(error)}); run 06_ped_matching for {path.parent.name} again") from None
-    lacking = [name for name in (*MAP_PROPERTIES, *(f"probability_{p}" for p in phases)) if name not in crystal_map.prop]
+    lacking = [name for name in (*MAP_PROPERTIES, *(f"probability_{p}" for p in phases)) if name not in arrays]
     if lacking:
         raise ResultError(f"{where}: holds no {lacking[0]!r}, expected the map of this version of the workbook; run 06_ped_matching again")
-    shape = (len(np.unique(crystal_map.y)) if crystal_map.y is not None else 1, -1)
-    read = lambda name: np.asarray(crystal_map.prop[name]).reshape(shape)
-    maps: dict[str, np.ndarray] = {name: read(name) for name in MAP_PROPERTIES}
-    maps["phase_id"] = np.asarray(crystal_map.phase_id).reshape(shape)
-    maps["rotation"] = crystal_map.rotations.to_matrix().reshape(*maps["phase_id"].shape, 3, 3)
+    ny = len(np.unique(arrays["y"]))
+    read = lambda name: arrays[name].reshape(ny, -1, *arrays[name].shape[1:])
+    maps: dict[str, np.ndarray] = {name: read(name) for name in (*MAP_PROPERTIES, "phase_id", "rotation")}
     maps["probability"] = np.stack([read(f"probability_{p}") for p in phases])
     maps["support"] = np.stack([read(f"score_{p}") - matched["chance_nats"][p] for p in phases])
     return maps

@@ -232,7 +232,7 @@ def _become(request: _Request) -> None:
 
 
 def _settle() -> None:
-    """New random numbers in this fork, and what packages read from the environment when they were loaded."""
+    """New random numbers in this fork, and what packages took from their surroundings when they were loaded."""
     import random
 
     import dask
@@ -243,6 +243,8 @@ def _settle() -> None:
 
     random.seed()
     numpy.random.seed()  # noqa: NPY002  the one that packages share
+    for name in ("tqdm.auto", "tqdm.autonotebook"):  # which progress bar: they look for a notebook when they are loaded
+        sys.modules.pop(name, None)
     matplotlib.rcParams["backend"] = os.environ.get("MPLBACKEND") or INLINE
     numba.core.config.reload_config()
     dask.config.refresh()
@@ -250,14 +252,12 @@ def _settle() -> None:
         threadpoolctl.threadpool_limits(int(os.environ.get(pool) or len(os.sched_getaffinity(0))), kind)
 
 
-def _load() -> None:
-    """Load the packages, without a thread: only a process of one thread may fork."""
-    sys.path.pop(0)  # the folder of this file
+def load_packages() -> None:
+    """Load what kernels and programs load, without a thread: only a process of one thread may fork."""
     os.environ |= {"MPLBACKEND": INLINE} | dict.fromkeys(POOLS, "1")
     with contextlib.redirect_stderr(io.StringIO()):  # what packages say of each other
         for name in (*PACKAGES, *PROGRAMS):
             importlib.import_module(name)
-    gc.freeze()
 
 
 def _run(request: _Request, ended: list[int]) -> None:
@@ -288,7 +288,9 @@ def serve(address: str) -> None:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if listener not in ready:
             return
-        _load()  # who asks waits for it, no longer than it would load itself
+        sys.path.pop(0)  # the folder of this file
+        load_packages()  # who asks waits for it, no longer than it would load itself
+        gc.freeze()
         request = _Server(listener).answer()
     if request is not None:
         _run(request, ended)

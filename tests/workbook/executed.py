@@ -118,7 +118,6 @@ def alone(step: str, folder: Path, parameters: dict) -> str | None:
 
 
 def run_snakemake(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """``python -m snakemake``: its exit status, and as ``stdout`` all that it said."""
+    """``python -m snakemake``."""
     command = [*WARM, "snakemake", *arguments]
-    said = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    return subprocess.run(command, cwd=folder, env=environment, text=True, timeout=300, check=False, **said)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)

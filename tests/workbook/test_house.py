@@ -192,8 +192,9 @@ class Project:
         arguments = ["--snakefile", "Snakefile", "--cores", "2", "--dry-run", "--nolock", "--rerun-triggers", "mtime", "params"]
         environment = os.environ | self.path | self.folders | {"RESULTS": str(self.results)}
         done = run_snakemake([*arguments, "--config", f"stage={stage}"], self.root, environment)
-        assert done.returncode == 0, done.stdout
-        found = re.findall(r"rule (\d\d_\w+):\n(?:    .*\n)*?    wildcards: sample=(\S+)", done.stdout)
+        text = done.stdout + done.stderr
+        assert done.returncode == 0, text
+        found = re.findall(r"rule (\d\d_\w+):\n(?:    .*\n)*?    wildcards: sample=(\S+)", text)
         return {(sample, step) for step, sample in found}
 
 

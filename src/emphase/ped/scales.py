@@ -1,0 +1,124 @@
+"""The scale of a camera where none is given, from the spots of patterns and the phases that they may show.
+
+The lengths of all spots have ratios, and the spots of one pattern angles, that are those of a lattice at one scale only, or at few: a
+cubic net repeats itself √2 larger in part. So scales are proposed by the rings of all phases (the likelihood of lengths of
+`emphase.ped.rings`, here over the whole range in which a camera shows reflections), and compared by the evidence of crystals matched at
+each, whose spots must lie in their places and in their strengths. What the next best scale has of the evidence of the best says how sure
+the answer is. The absolute size comes from the structure files alone: the scale is as right as a lattice that is among the candidates,
+and one cubic phase fits any other of its lattice at another scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from .rings import OPTIONS as RING_OPTIONS
+from .rings import _ring_likelihood
+from .scan import Calibration
+from .search import search_phase
+from .spots import Spots
+from .templates import TemplateBank, _longest_g
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """Tuning numbers of the search over all scales."""
+
+    least_edge_invA: float = 0.5  # the nearest edge of a camera on which a few reflections of any crystal are seen ...
+    most_edge_invA: float = 4.0  # ... and beyond what spots reach
+    tried: int = 24  # scales proposed by rings that are matched
+    apart: float = 0.015  # proposals nearer than this in log scale are one
+    place_strain: float = 0.02  # with which they are matched: a proposal is off by half their distance, and a camera by an ellipse
+    next_apart: float = 0.05  # scales nearer than this to the best are the same answer
+
+
+OPTIONS = ScaleOptions()
+
+
+class FoundScale(NamedTuple):
+    """A scale that was found from spots and structures alone.
+
+    Attributes
+    ----------
+    scale_invA_per_px
+        The best, right to a per cent or two: a start for the fit.
+    evidence_nats
+        Of all patterns together at the best scale.
+    next_scale_invA_per_px, next_evidence_share
+        The next best that is another answer, and what it has of the evidence; 0 and 0 where there is none.
+    """
+
+    scale_invA_per_px: float
+    evidence_nats: float
+    next_scale_invA_per_px: float
+    next_evidence_share: float
+
+
+def find_scale(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank]) -> FoundScale | None:
+    """The scale at which the phases explain the spots of patterns best, over all scales of electron diffraction.
+
+    Parameters
+    ----------
+    spots
+        Of n patterns, two dozen or more with clear spots.
+    calibration
+        Direct beams, mask, spot size; its scale is not used.
+    banks
+        Of the candidate phases, up to the longest reflections that spots may be of.
+
+    Returns
+    -------
+    The `FoundScale`; None where no pattern has a clear spot.
+
+    Notes
+    -----
+    The evidence of a scale is Σ over patterns of that of the best crystal of any phase, at least 0.
+    """
+    tried = _proposed(spots, calibration, banks)
+    if not len(tried):
+        return None
+    evidence = np.array([_evidence(spots, calibration, banks, scale) for scale in tried])
+    best = int(np.argmax(evidence))
+    others = np.abs(np.log(tried / tried[best])) > OPTIONS.next_apart
+    if not others.any() or evidence[best] <= 0:
+        return FoundScale(float(tried[best]), float(evidence[best]), 0.0, 0.0)
+    runner = int(np.argmax(np.where(others, evidence, -np.inf)))
+    return FoundScale(float(tried[best]), float(evidence[best]), float(tried[runner]), float(max(evidence[runner], 0) / evidence[best]))
+
+
+def _evidence(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank], scale_invA_per_px: float) -> float:
+    """Nats of all patterns together at a scale."""
+    trial = replace(calibration, scale_invA_per_px=scale_invA_per_px, place_strain=OPTIONS.place_strain)
+    best = np.max([search_phase(spots, trial, bank)[1] for bank in banks], axis=0)
+    return float(np.maximum(best, 0).sum())
+
+
+def _proposed(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank]) -> np.ndarray:
+    """Scales (m,) in 1/Å per px at which the lengths of the spots gather on rings, the likeliest first."""
+    clear = (spots.table[:, :, 4] >= RING_OPTIONS.spot_nats) & (np.arange(spots.table.shape[1]) < spots.number[:, None])
+    off = (spots.table[:, :, :2] - spots.centre_px[:, None])[clear]
+    if not len(off):
+        return np.zeros(0)
+    step = RING_OPTIONS.step
+    weight = np.minimum(spots.table[:, :, 4][clear], RING_OPTIONS.most_nats)
+    edge_px = min(calibration.mask.shape) / 2
+    length = np.log(np.maximum(np.linalg.norm(off, axis=1), 1.0))
+    edges_px = np.arange(length.min() - 2 * step, length.max() + 2 * step, step)
+    number, _ = np.histogram(length, edges_px, weights=weight)
+    edges_g = np.arange(math.log(0.02), math.log(_longest_g(banks)) + math.log(8.0), step)
+    gathered = _ring_likelihood(banks, edges_g)
+    score = np.correlate(gathered, number, mode="valid")  # at each k: the spots shifted so that edges_px[0] lies on edges_g[k]
+    log_scale = edges_g[: len(score)] - edges_px[0]
+    known = (log_scale > math.log(OPTIONS.least_edge_invA / edge_px)) & (log_scale < math.log(OPTIONS.most_edge_invA / edge_px))
+    kept: list[float] = []
+    for k in np.argsort(-np.where(known, score, -np.inf), kind="stable")[: int(known.sum())]:
+        if all(abs(log_scale[k] - other) > OPTIONS.apart for other in kept):
+            kept.append(float(log_scale[k]))
+        if len(kept) == OPTIONS.tried:
+            break
+    return np.exp(kept)
