@@ -23,7 +23,8 @@ import numpy as np
 from ..crystals import Crystal
 from ..errors import EmphaseError
 from .noise import DetectorNoise, detector_noise
-from .refinement import ScaleFit, fit_findings, phase_notes, refine_calibration
+from .refinement import ScaleFit, agreeing_phases, fit_findings, phase_notes, refine_calibration
+from .scales import FoundScale, find_scale, scale_finding
 from .scan import (
     Calibration,
     ScanStatistics,
@@ -52,6 +53,8 @@ class CalibrationOptions:
     least_sigma_px: float = 0.7  # a spot within one pixel
     most_sigma_px: float = 4.0  # beyond, the spots of these lattices overlap
     most_g_invA: float = 1.6  # beyond it, spots are weak and crowd
+    unknown_edge_invA: float = 1.2  # of the camera, while its scale is not known
+    scale_patterns: int = 32  # that find an unknown scale
     edge_factor: float = 1.1  # reflections up to this times the nearest edge of the camera: the scale may be off by as much
     settings: tuple[tuple[str, float, float], ...] = (  # of electron microscopes; beyond, a unit is another
         ("scale_invA_per_px", 1e-5, 0.5), ("beam_energy_keV", 20.0, 3000.0), ("precession_deg", 0.0, 10.0),
@@ -73,7 +76,8 @@ class Optics(NamedTuple):
     Attributes
     ----------
     scale_invA_per_px
-        Scale of the camera as given, 1/Å per pixel; right to the ``search`` of `calibrate`.
+        Scale of the camera as given, 1/Å per pixel; right to the ``search`` of `calibrate`. None: it is found from the patterns
+        (`emphase.ped.scales`).
     beam_energy_keV
         Energy of the electrons, keV.
     precession_deg
@@ -84,7 +88,7 @@ class Optics(NamedTuple):
         Reflections up to this length are used, 1/Å; None: `calibrate` takes what is fully on the camera, but at most 1.6 1/Å.
     """
 
-    scale_invA_per_px: float
+    scale_invA_per_px: float | None
     beam_energy_keV: float
     precession_deg: float
     excitation_width_invA: float = 0.001
@@ -136,6 +140,8 @@ class CalibratedScan:
         One sentence for every check that failed; empty where the calibration can be trusted.
     notes
         Sentences on what is doubtful and does not stop the use: the detector's gain, phases whose spots alone give another scale.
+    found_scale
+        Where no scale was given: the one from which the fit started, and how much better it is than the next.
     """
 
     calibration: Calibration
@@ -151,6 +157,7 @@ class CalibratedScan:
     fit: ScaleFit
     findings: list[str]
     notes: list[str]
+    found_scale: FoundScale | None = None
 
     @property
     def trusted(self) -> bool:
@@ -270,6 +277,20 @@ def _before_the_fit(patterns: Any, statistics: ScanStatistics, scale_invA_per_px
     return first, DirectBeam(measured_px, intensity, scatter_px), noise.doubt
 
 
+def _with_scale(
+    given: Calibration, optics: Optics, crystals: Sequence[Crystal], images: np.ndarray, centres_px: np.ndarray, cache: str | Path | None
+) -> tuple[Calibration, Optics, FoundScale | None]:
+    """Calibration and settings with the scale as given, or as patterns (n, ky, kx) show it, and how far reflections are used."""
+    found = None
+    if optics.scale_invA_per_px is None:
+        some = np.unique(np.linspace(0, len(images) - 1, OPTIONS.scale_patterns).astype(int))
+        spots = find_spots(images[some], centres_px[some], given)
+        far = optics._replace(max_g_invA=optics.max_g_invA or OPTIONS.most_g_invA)
+        found = find_scale(spots, given, phase_banks(crystals, far, cache))
+        given = replace(given, scale_invA_per_px=found.scale_invA_per_px)
+    return given, optics._replace(scale_invA_per_px=given.scale_invA_per_px, max_g_invA=optics.max_g_invA or _fully_on_camera(given)), found
+
+
 def _check_settings(patterns: Any, crystals: Sequence[Crystal], optics: Optics) -> None:
     """`EmphaseError` for what is no scan, no crystal or no setting of an electron microscope."""
     shape = getattr(patterns, "shape", None)
@@ -279,7 +300,7 @@ def _check_settings(patterns: Any, crystals: Sequence[Crystal], optics: Optics) 
         raise EmphaseError(f"crystals: got {[*map(str, crystals)]}, expected one `Crystal` or more")
     for name, least, most in OPTIONS.settings:
         value = getattr(optics, name)
-        if not least <= value <= most:
+        if value is not None and not least <= value <= most:
             raise EmphaseError(f"{name}: got {value:g}, expected {least:g} to {most:g}")
 
 
@@ -294,7 +315,7 @@ def calibrate(
     cache: str | Path | None = None,
     progress: Any = None,
 ) -> CalibratedScan:
-    """Geometry, noise and bad pixels of a PED scan, from its patterns, the crystals in it and a scale that is roughly right.
+    """Geometry, noise and bad pixels of a PED scan, from its patterns, the crystals in it and a scale that is roughly right, or none.
 
     Parameters
     ----------
@@ -323,7 +344,7 @@ def calibrate(
     ------
     EmphaseError
         Where patterns are smaller than 32 px or hold NaN or no counts, where no direct beam stands out, where a setting is in the wrong
-        unit, and where there is no crystal.
+        unit, where there is no crystal, and where no scale is given and the patterns show none.
 
     Examples
     --------
@@ -332,18 +353,18 @@ def calibrate(
     >>> maps, _, _ = map_scan(patterns, scan.calibration, scan.banks)  # doctest: +SKIP
     """
     _check_settings(patterns, crystals, optics)
-    check_patterns(patterns, optics.scale_invA_per_px)
+    start = optics.scale_invA_per_px or OPTIONS.unknown_edge_invA / (min(patterns.shape[2:]) / 2)
+    check_patterns(patterns, start)
     statistics = scan_statistics(patterns)
-    given, beam, doubt = _before_the_fit(patterns, statistics, optics.scale_invA_per_px)
+    given, beam, doubt = _before_the_fit(patterns, statistics, start)
     chosen, images = spread_patterns(patterns, given, n_patterns)
     centres = given.centre_px.reshape(-1, 2)[chosen]
     for _ in range(OPTIONS.size_rounds):
         given = replace(given, spot_sigma_px=spot_size(images, centres, given))
-    if optics.max_g_invA is None:
-        optics = optics._replace(max_g_invA=_fully_on_camera(given))
+    given, optics, found = _with_scale(given, optics, crystals, images, centres, cache)
     banks = phase_banks(crystals, optics, cache)
     refined, fit = refine_calibration(images, centres, given, banks, search=search, seed=seed, progress=progress)
-    findings = fit_findings(fit, refined, given.scale_invA_per_px)
+    findings = fit_findings(fit, refined, given.scale_invA_per_px) + (scale_finding(agreeing_phases(fit)) if found else [])
     return CalibratedScan(
         calibration=replace(given, place_strain=OPTIONS.untrusted_place_strain) if findings else refined,
         given=given,
@@ -358,4 +379,5 @@ def calibrate(
         fit=fit,
         findings=findings,
         notes=[*([doubt] if doubt else []), *phase_notes(fit)],
+        found_scale=found,
     )

@@ -96,10 +96,12 @@ def _measured(patterns: np.ndarray, mask: np.ndarray, gain: float) -> DetectorNo
     low = _transfer_curve(summed, mask, (OPTIONS.low,), OPTIONS.rough)
     if high is None or low is None or not summed.any():
         return DetectorNoise(1.0, 0.0, "too few or too dark patterns to measure the detector's gain")
+    whole = np.issubdtype(patterns.dtype, np.integer) or not np.any(patterns % 1)
+    least, most = OPTIONS.counting
+    if whole and max(values[-1] / values[0] for values in high) < OPTIONS.least_growth and least < np.median(high[1] / high[0]) < most:
+        return DetectorNoise(1.0, 0.0, "")  # equally bright all over, and as noisy as counts
     slope, at_zero = _line(*high)
     if slope > 0 and _is_white(high, low):
-        whole = np.issubdtype(patterns.dtype, np.integer) or not np.any(patterns % 1)
-        least, most = OPTIONS.counting
         offset = 0.0 if patterns.dtype == np.uint8 else float(np.clip(-at_zero / slope, 0, high[0][0]))
         if whole and least < slope < most and offset < OPTIONS.no_offset * float(np.median(high[0])):
             return DetectorNoise(1.0, 0.0, "")

@@ -393,8 +393,7 @@ def fit_findings(fit: ScaleFit, refined: Calibration, given_scale: float) -> lis
             known, needed = 100 * fit.scale_sd_invA_per_px / given_scale, 100 * OPTIONS.most_scale_sd
             findings.append(f"the scale is known to {known:.2f} % only, {needed:.2g} % are needed")
     off = refined.scale_invA_per_px / given_scale - 1
-    agreeing = [name for name, alone in fit.scale_by_phase.items() if abs(alone["ratio"] - 1) < OPTIONS.least_phase_offset]
-    if abs(off) > OPTIONS.far_scale and len(agreeing) < 2:
+    if abs(off) > OPTIONS.far_scale and len(agreeing_phases(fit)) < 2:
         findings.append(
             f"the spots put the scale at {refined.scale_invA_per_px:.5f} 1/Å per pixel, {100 * off:+.1f} % from the given one, by one "
             "phase alone: one of another size would fit as well; give that scale if it is right"
@@ -404,6 +403,17 @@ def fit_findings(fit: ScaleFit, refined: Calibration, given_scale: float) -> lis
         each = ", ".join(f"{name} {100 * (ratio - 1):+.1f} %" for name, ratio in ratios.items())
         findings.append(f"the phases do not agree on one scale ({each}): the lattice of one is not that of its structure file")
     return findings
+
+
+def agreeing_phases(fit: ScaleFit) -> list[str]:
+    """Names of the phases whose spots alone give the scale of all, within 0.6 %.
+
+    Parameters
+    ----------
+    fit
+        Of `refine_calibration`.
+    """
+    return [name for name, alone in fit.scale_by_phase.items() if abs(alone["ratio"] - 1) < OPTIONS.least_phase_offset]
 
 
 def phase_notes(fit: ScaleFit) -> list[str]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import EmphaseError
 from .rings import OPTIONS as RING_OPTIONS
 from .rings import _ring_likelihood
 from .scan import Calibration
@@ -35,6 +36,7 @@ class ScaleOptions:
     apart: float = 0.015  # proposals nearer than this in log scale are one
     place_strain: float = 0.02  # with which they are matched: a proposal is off by half their distance, and a camera by an ellipse
     next_apart: float = 0.05  # scales nearer than this to the best are the same answer
+    most_next_share: float = 0.7  # of the best evidence: right phases have up to half at a wrong scale, wrong ones nearly as much
 
 
 OPTIONS = ScaleOptions()
@@ -50,7 +52,7 @@ class FoundScale(NamedTuple):
     evidence_nats
         Of all patterns together at the best scale.
     next_scale_invA_per_px, next_evidence_share
-        The next best that is another answer, and what it has of the evidence; 0 and 0 where there is none.
+        The next best that is another answer, and what it has of the evidence.
     """
 
     scale_invA_per_px: float
@@ -59,7 +61,7 @@ class FoundScale(NamedTuple):
     next_evidence_share: float
 
 
-def find_scale(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank]) -> FoundScale | None:
+def find_scale(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank]) -> FoundScale:
     """The scale at which the phases explain the spots of patterns best, over all scales of electron diffraction.
 
     Parameters
@@ -73,22 +75,53 @@ def find_scale(spots: Spots, calibration: Calibration, banks: Sequence[TemplateB
 
     Returns
     -------
-    The `FoundScale`; None where no pattern has a clear spot.
+    The `FoundScale`.
+
+    Raises
+    ------
+    EmphaseError
+        Where no pattern has a clear spot, and where the next best scale has more than 0.7 of the evidence of the best: right phases have up
+        to half of it at a wrong scale, wrong ones nearly as much at several.
 
     Notes
     -----
     The evidence of a scale is Σ over patterns of that of the best crystal of any phase, at least 0.
     """
+    names = ", ".join(bank.crystal.name for bank in banks)
     tried = _proposed(spots, calibration, banks)
     if not len(tried):
-        return None
+        raise EmphaseError("scale_invA_per_px: not given, and the patterns hold no clear spots that show it; expected a scale")
     evidence = np.array([_evidence(spots, calibration, banks, scale) for scale in tried])
     best = int(np.argmax(evidence))
-    others = np.abs(np.log(tried / tried[best])) > OPTIONS.next_apart
-    if not others.any() or evidence[best] <= 0:
-        return FoundScale(float(tried[best]), float(evidence[best]), 0.0, 0.0)
-    runner = int(np.argmax(np.where(others, evidence, -np.inf)))
-    return FoundScale(float(tried[best]), float(evidence[best]), float(tried[runner]), float(max(evidence[runner], 0) / evidence[best]))
+    others = np.where(np.abs(np.log(tried / tried[best])) > OPTIONS.next_apart, evidence, 0.0)
+    runner = int(np.argmax(others))
+    share = float(others[runner] / max(evidence[best], 1e-9)) if evidence[best] > 0 else 1.0
+    if share > OPTIONS.most_next_share:
+        raise EmphaseError(
+            f"scale_invA_per_px: not given, and the patterns do not show it: {tried[best]:.5f} explains them best, with crystals of "
+            f"{names}, {tried[runner]:.5f} {share:.0%} as well; expected a scale, or the phases that are in the scan"
+        )
+    return FoundScale(float(tried[best]), float(evidence[best]), float(tried[runner]), share)
+
+
+def scale_finding(agreeing: Sequence[str]) -> list[str]:
+    """Why a scale that was found cannot be trusted, from the phases whose own spots agree on it.
+
+    Parameters
+    ----------
+    agreeing
+        Their names (`emphase.ped.refinement.agreeing_phases`).
+
+    Returns
+    -------
+    One sentence where fewer than two phases show the scale, else none.
+    """
+    if len(agreeing) > 1:
+        return []
+    return [
+        f"no scale is given, and {agreeing[0] if agreeing else 'no phase'} alone shows the one that was found: a crystal of another size "
+        "would fit as well at another scale; give it"
+    ]
 
 
 def _evidence(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank], scale_invA_per_px: float) -> float:
