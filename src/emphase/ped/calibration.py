@@ -284,9 +284,9 @@ def _with_scale(
     found = None
     if optics.scale_invA_per_px is None:
         some = np.unique(np.linspace(0, len(images) - 1, OPTIONS.scale_patterns).astype(int))
-        spots = find_spots(images[some], centres_px[some], given)
-        far = optics._replace(max_g_invA=optics.max_g_invA or OPTIONS.most_g_invA)
-        found = find_scale(spots, given, phase_banks(crystals, far, cache))
+        found = find_scale(
+            images[some], centres_px[some], given, lambda reach_invA: phase_banks(crystals, optics._replace(max_g_invA=reach_invA), cache)
+        )
         given = replace(given, scale_invA_per_px=found.scale_invA_per_px)
     return given, optics._replace(scale_invA_per_px=given.scale_invA_per_px, max_g_invA=optics.max_g_invA or _fully_on_camera(given)), found
 

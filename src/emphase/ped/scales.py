@@ -2,27 +2,29 @@
 
 The lengths of all spots have ratios, and the spots of one pattern angles, that are those of a lattice at one scale only, or at few: a
 cubic net repeats itself √2 larger in part. So scales are proposed by the rings of all phases (the likelihood of lengths of
-`emphase.ped.rings`, here over the whole range in which a camera shows reflections), and compared by the evidence of crystals matched at
-each, whose spots must lie in their places and in their strengths. What the next best scale has of the evidence of the best says how sure
-the answer is. The absolute size comes from the structure files alone: the scale is as right as a lattice that is among the candidates,
-and one cubic phase fits any other of its lattice at another scale.
+`emphase.ped.rings`, here over the whole range in which a camera shows reflections), tried by the evidence of crystals matched loosely at
+each, and the best of them fitted with scale, ellipse and distortion. Then spots must lie in their places: at the right scale the fit
+finds more evidence than the loose match, at a wrong one less. What the next best scale has of the support of the best says how sure the
+answer is. The absolute size comes from the structure files alone: the scale is as right as a lattice that is among the candidates, and
+one cubic phase fits any other of its lattice at another scale.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import EmphaseError
+from .refinement import refine_calibration
 from .rings import OPTIONS as RING_OPTIONS
 from .rings import _ring_likelihood
 from .scan import Calibration
-from .search import search_phase
-from .spots import Spots
+from .search import chance_evidence, search_phase
+from .spots import Spots, find_spots
 from .templates import TemplateBank, _longest_g
 
 
@@ -35,8 +37,15 @@ class ScaleOptions:
     tried: int = 24  # scales proposed by rings that are matched
     apart: float = 0.015  # proposals nearer than this in log scale are one
     place_strain: float = 0.02  # with which they are matched: a proposal is off by half their distance, and a camera by an ellipse
+    fitted: int = 8  # of these, those with the most evidence are fitted, ...
+    fit_search: float = 0.02  # ... from scales this far about them
+    most_g_invA: float = 1.6  # beyond it, spots are weak and crowd
+    edge_factor: float = 1.1  # reflections up to this times the nearest edge of the camera
+    edge_step_invA: float = 0.2  # to which that is rounded up, so that few banks are made
+    least_nats: float = 4.0  # support of a pattern, the mean, below which none of them may be a crystal of the candidates
+    chance_patterns: int = 48  # of background alone, for what each phase reaches by chance
     next_apart: float = 0.05  # scales nearer than this to the best are the same answer
-    most_next_share: float = 0.7  # of the best evidence: right phases have up to half at a wrong scale, wrong ones nearly as much
+    most_next_share: float = 0.7  # of the best support: right phases have up to two thirds at a wrong scale, wrong ones nearly as much
 
 
 OPTIONS = ScaleOptions()
@@ -48,30 +57,34 @@ class FoundScale(NamedTuple):
     Attributes
     ----------
     scale_invA_per_px
-        The best, right to a per cent or two: a start for the fit.
-    evidence_nats
-        Of all patterns together at the best scale.
-    next_scale_invA_per_px, next_evidence_share
-        The next best that is another answer, and what it has of the evidence.
+        The best.
+    support_nats
+        Of all patterns together at the best scale: evidence above chance.
+    next_scale_invA_per_px, next_support_share
+        The next best that is another answer, and what it has of the support.
     """
 
     scale_invA_per_px: float
-    evidence_nats: float
+    support_nats: float
     next_scale_invA_per_px: float
-    next_evidence_share: float
+    next_support_share: float
 
 
-def find_scale(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank]) -> FoundScale:
+def find_scale(
+    images: np.ndarray, centres_px: np.ndarray, calibration: Calibration, banks_up_to: Callable[[float], list[TemplateBank]]
+) -> FoundScale:
     """The scale at which the phases explain the spots of patterns best, over all scales of electron diffraction.
 
     Parameters
     ----------
-    spots
-        Of n patterns, two dozen or more with clear spots.
+    images
+        (n, ky, kx) patterns with clear spots, two dozen or more.
+    centres_px
+        (n, 2) direct beams, (y, x).
     calibration
-        Direct beams, mask, spot size; its scale is not used.
-    banks
-        Of the candidate phases, up to the longest reflections that spots may be of.
+        Mask, spot size, gain and offset; its scale is not used.
+    banks_up_to
+        Gives the banks of the candidate phases with reflections up to a length, 1/Å.
 
     Returns
     -------
@@ -80,28 +93,46 @@ def find_scale(spots: Spots, calibration: Calibration, banks: Sequence[TemplateB
     Raises
     ------
     EmphaseError
-        Where no pattern has a clear spot, and where the next best scale has more than 0.7 of the evidence of the best: right phases have up
-        to half of it at a wrong scale, wrong ones nearly as much at several.
+        Where no pattern has a clear spot, where even the best scale has no support, and where the next best has more than 0.7 of it.
 
     Notes
     -----
-    The evidence of a scale is Σ over patterns of that of the best crystal of any phase, at least 0.
+    The support of a scale is Σ over patterns of the evidence of the best crystal of any phase above what that phase reaches by chance, at
+    least 0, with the calibration fitted from there.
     """
-    names = ", ".join(bank.crystal.name for bank in banks)
-    tried = _proposed(spots, calibration, banks)
-    if not len(tried):
+    spots, banks = find_spots(images, centres_px, calibration), banks_up_to(OPTIONS.most_g_invA)
+    proposed = _proposed(spots, calibration, banks)
+    if not len(proposed):
         raise EmphaseError("scale_invA_per_px: not given, and the patterns hold no clear spots that show it; expected a scale")
-    evidence = np.array([_evidence(spots, calibration, banks, scale) for scale in tried])
-    best = int(np.argmax(evidence))
-    others = np.where(np.abs(np.log(tried / tried[best])) > OPTIONS.next_apart, evidence, 0.0)
+    likeliest = proposed[np.argsort([-_evidence(spots, calibration, banks, scale) for scale in proposed], kind="stable")[: OPTIONS.fitted]]
+    edges_invA = (
+        np.ceil(OPTIONS.edge_factor * min(calibration.mask.shape) / 2 * likeliest / OPTIONS.edge_step_invA) * OPTIONS.edge_step_invA
+    )
+    reach = np.minimum(edges_invA, OPTIONS.most_g_invA)
+    reaching = {edge: banks_up_to(float(edge)) for edge in np.unique(reach)}
+    starts = [replace(calibration, scale_invA_per_px=float(scale)) for scale in likeliest]
+    fitted = [_fitted(images, centres_px, start, reaching[edge]) for start, edge in zip(starts, reach, strict=True)]
+    scales, support = (np.array(values) for values in zip(*fitted, strict=True))
+    best = int(np.argmax(support))
+    others = np.where(np.abs(np.log(scales / scales[best])) > OPTIONS.next_apart, support, 0.0)
     runner = int(np.argmax(others))
-    share = float(others[runner] / max(evidence[best], 1e-9)) if evidence[best] > 0 else 1.0
-    if share > OPTIONS.most_next_share:
+    share = float(others[runner] / support[best]) if support[best] > 0 else 1.0
+    if support[best] < OPTIONS.least_nats * len(images) or share > OPTIONS.most_next_share:
+        names = ", ".join(bank.crystal.name for bank in banks)
         raise EmphaseError(
-            f"scale_invA_per_px: not given, and the patterns do not show it: {tried[best]:.5f} explains them best, with crystals of "
-            f"{names}, {tried[runner]:.5f} {share:.0%} as well; expected a scale, or the phases that are in the scan"
+            f"scale_invA_per_px: not given, and the patterns do not show it: {scales[best]:.5f} explains them best, with crystals of "
+            f"{names}, {scales[runner]:.5f} {share:.0%} as well; expected a scale, or the phases that are in the scan"
         )
-    return FoundScale(float(tried[best]), float(evidence[best]), float(tried[runner]), share)
+    return FoundScale(float(scales[best]), float(support[best]), float(scales[runner]), share)
+
+
+def _fitted(images: np.ndarray, centres_px: np.ndarray, start: Calibration, banks: Sequence[TemplateBank]) -> tuple[float, float]:
+    """The scale that is fitted from a start, and its support in nats."""
+    refined, _ = refine_calibration(images, centres_px, start, banks, search=OPTIONS.fit_search)
+    spots = find_spots(images, centres_px, refined)
+    chance = chance_evidence(spots, refined, list(banks), images.shape[1:], n=OPTIONS.chance_patterns)
+    above = [search_phase(spots, refined, bank)[1] - by_chance for bank, by_chance in zip(banks, chance, strict=True)]
+    return refined.scale_invA_per_px, float(np.maximum(np.max(above, axis=0), 0).sum())
 
 
 def scale_finding(agreeing: Sequence[str]) -> list[str]:
