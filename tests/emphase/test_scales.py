@@ -19,7 +19,7 @@ def test_four_phases_show_the_scale_of_a_camera():
     patterns, _ = emphase.simulate.ped_scan(
         np.random.default_rng(3), crystals, (12, 12), scene, electrons=6000, scale_invA_per_px=scale_invA_per_px
     )
-    scan = emphase.ped.calibrate(patterns, crystals, UNKNOWN, n_patterns=48)
+    scan = emphase.ped.calibrate(patterns, crystals, UNKNOWN, n_patterns=24)
     assert scan.trusted
     assert scan.calibration.scale_invA_per_px == pytest.approx(scale_invA_per_px, rel=1e-3)
     assert scan.found_scale.next_support_share < 0.5
@@ -28,14 +28,14 @@ def test_four_phases_show_the_scale_of_a_camera():
 
 def test_one_metal_is_found_and_not_trusted():
     """Copper at another scale has the same patterns."""
-    scan = emphase.ped.calibrate(metals.scan_of(metals.SILVER, seed=2), [metals.SILVER], UNKNOWN, n_patterns=32)
+    scan = emphase.ped.calibrate(metals.scan_of(metals.SILVER, seed=2), [metals.SILVER], UNKNOWN, n_patterns=20)
     assert scan.found_scale.scale_invA_per_px == pytest.approx(metals.SCALE_INVA_PER_PX, rel=2e-3)
     assert not scan.trusted and any("Ag alone shows" in finding for finding in scan.findings)
 
 
 def test_candidates_that_are_not_there_do_not_hide_the_scale():
     crystals = [metals.TUNGSTEN, metals.SILVER, metals.TITANIUM]
-    scan = emphase.ped.calibrate(metals.scan_of(metals.SILVER, seed=2), crystals, UNKNOWN, n_patterns=32)
+    scan = emphase.ped.calibrate(metals.scan_of(metals.SILVER, seed=2), crystals, UNKNOWN, n_patterns=20)
     assert scan.found_scale.scale_invA_per_px == pytest.approx(metals.SCALE_INVA_PER_PX, rel=2e-3)
     assert scan.found_scale.next_support_share < 0.5
 
@@ -64,4 +64,4 @@ def test_patterns_of_noise_have_no_scale():
 def test_of_wrong_metals_several_scales_are_as_good():
     patterns = metals.scan_of(metals.SILVER, seed=2)
     with pytest.raises(emphase.EmphaseError, match=r"with crystals of Cu, W, Ti, .* or the phases that are in the scan"):
-        emphase.ped.calibrate(patterns, [metals.COPPER, metals.TUNGSTEN, metals.TITANIUM], UNKNOWN, n_patterns=32)
+        emphase.ped.calibrate(patterns, [metals.COPPER, metals.TUNGSTEN, metals.TITANIUM], UNKNOWN, n_patterns=20)
