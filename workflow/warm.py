@@ -272,8 +272,8 @@ def _run(request: _Request, ended: list[int]) -> None:
         raise
 
 
-def serve(address: str) -> None:
-    """Once somebody asks at a socket load the packages, then fork for whoever asks, until the input ends."""
+def serve(listening: int) -> None:
+    """Once somebody asks at an open socket load the packages, then fork for whoever asks, until the input ends."""
     ended = [0]
 
     @atexit.register  # before all others, so that it comes last: to take apart what was loaded needs a third of a second
@@ -282,9 +282,7 @@ def serve(address: str) -> None:
         sys.stderr.flush()
         os._exit(ended[-1])
 
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
-        listener.listen(256)
+    with socket.socket(fileno=listening) as listener:
         ready, _, _ = select.select([listener, sys.stdin], [], [])
         if listener not in ready:
             return
@@ -315,8 +313,11 @@ def serving(environment: Mapping[str, str] = os.environ) -> Iterator[dict[str, s
         return
     with tempfile.TemporaryDirectory(prefix="warm") as folder:
         address, spec = f"{folder}/socket", Path(folder, "kernels", "python3", "kernel.json")
-        command = [sys.executable, __file__, "--serve", address]
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, env=environment)
+        with socket.socket(socket.AF_UNIX) as listener:  # open before anybody can ask
+            listener.bind(address)
+            listener.listen(256)
+            command = [sys.executable, __file__, "--serve", str(listener.fileno())]
+            server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], start_new_session=True, env=environment)
         # a kernel looks whether its parent is there; whose that is, it read while it was loaded
         kernel = ["ipykernel_launcher", "-f", "{connection_file}", f"--IPKernelApp.parent_handle={server.pid}"]
         described = {"display_name": "Python 3 (ipykernel)", "language": "python", "metadata": {"debugger": True}}
@@ -330,6 +331,6 @@ def serving(environment: Mapping[str, str] = os.environ) -> Iterator[dict[str, s
 
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        serve(sys.argv[2])
+        serve(int(sys.argv[2]))
     else:
         sys.exit(main())
