@@ -13,10 +13,12 @@ for pool in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
     os.environ.setdefault(f"{pool}_NUM_THREADS", "2" if pool == "NUMBA" else "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-#: Tests that match patterns, the longest first: they come last, and wait for `compile_kernels.py` where it runs beside them
+#: Tests that match patterns, the longest first: they come last, and wait for `compile_kernels.py` where it runs beside them. One that
+#: does not wait compiles the same kernels again, in another order, and the last bit of a sum may be another.
 MATCHING = (
     "test_lab.py", "test_bad_input.py", "test_notebooks.py", "test_chunks.py", "test_explore.py", "test_fractions.py", "test_ped.py",
     "test_by_hand.py", "test_readme.py", "test_explore_choices.py", "test_explained.py", "test_distortion.py", "test_rocking.py",
+    "test_spot_lists.py", "test_scales.py", "test_outsiders.py", "test_in_pyxem.py",
 )  # fmt: skip
 COMPILING = Path(__file__).resolve().parents[1] / ".cache" / "compiling"
 

@@ -19,7 +19,7 @@ def test_four_phases_show_the_scale_of_a_camera():
     patterns, _ = emphase.simulate.ped_scan(
         np.random.default_rng(3), crystals, (12, 12), scene, electrons=6000, scale_invA_per_px=scale_invA_per_px
     )
-    scan = emphase.ped.calibrate(patterns, crystals, UNKNOWN, n_patterns=24)
+    scan = emphase.ped.calibrate(patterns, crystals, UNKNOWN, n_patterns=48)
     assert scan.trusted
     assert scan.calibration.scale_invA_per_px == pytest.approx(scale_invA_per_px, rel=1e-3)
     assert scan.found_scale.next_support_share < 0.5
