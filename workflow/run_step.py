@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from workflow import warm
+
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "DASK_NUM_WORKERS")
 #: papermill's exit status where the kernel died
 KERNEL_DIED = 138
@@ -22,8 +25,7 @@ KERNEL_DIED = 138
 def execute(notebook: Path, parameters: Path, executed: Path, threads: int) -> int:
     """papermill's exit status; every pool of threads gets as many."""
     executed.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-S", str(ROOT / "workflow" / "warm.py"), "papermill"]
-    command += ["--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-"]
+    command = [*warm.COMMAND, "papermill", "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-"]
     command += ["--cwd", str(ROOT / "notebooks"), "-f", str(parameters), str(notebook), str(executed)]
     with open(executed.with_suffix(".log"), "wb") as errors:
         return subprocess.run(command, stderr=errors, env=os.environ | dict.fromkeys(POOLS, str(threads)), check=False).returncode
@@ -31,7 +33,6 @@ def execute(notebook: Path, parameters: Path, executed: Path, threads: int) -> i
 
 def kernel_died(executed: Path) -> bool:
     """Whether the execution of a notebook ended because its kernel died."""
-    sys.path.insert(0, str(ROOT))
     import helpers
 
     return (helpers.run_error(executed) or "").startswith("the kernel died")

@@ -31,6 +31,8 @@ from typing import Any, NamedTuple, TextIO
 
 #: The variable that names the server's socket
 ADDRESS = "WORKBOOK_WARM_PROCESS"
+#: What stands for ``python -m``
+COMMAND = (sys.executable, "-S", __file__)
 #: What kernels, papermill and Snakemake load
 PACKAGES = ("pyxem", "hyperspy.api", "orix.crystal_map", "ase.io", "skimage.feature", "matplotlib.pyplot", "h5py", "pydantic", "psutil")
 PROGRAMS = ("ipykernel.kernelapp", "papermill.cli", "snakemake.cli")
@@ -322,7 +324,7 @@ def serving(environment: Mapping[str, str] = os.environ) -> Iterator[dict[str, s
         kernel = ["ipykernel_launcher", "-f", "{connection_file}", f"--IPKernelApp.parent_handle={server.pid}"]
         described = {"display_name": "Python 3 (ipykernel)", "language": "python", "metadata": {"debugger": True}}
         spec.parent.mkdir(parents=True)
-        spec.write_text(json.dumps({"argv": [sys.executable, "-S", __file__, *kernel], **described}))
+        spec.write_text(json.dumps({"argv": [*COMMAND, *kernel], **described}))
         try:
             yield {ADDRESS: address, "JUPYTER_PATH": os.pathsep.join(filter(None, [folder, environment.get("JUPYTER_PATH", "")]))}
         finally:

@@ -123,10 +123,10 @@ def test_a_zone_axis_is_named_by_its_indices(uvw):
 @pytest.fixture
 def ped(scan):
     patterns, _, calibration, banks, mapped = scan
-    whole = emphase.explore.Reading(slice(0, 9), slice(0, 9), banks, {"least_support": 2.0, "least_margin": 3.0}, *mapped)
+    box, thresholds, options = (slice(0, 9), slice(0, 9)), {"least_support": 2.0, "least_margin": 3.0}, {"families": (FAMILY,)}
+    whole = emphase.explore.Reading(*box, banks, thresholds, *mapped, options=options)
     display = emphase.explore.MapDisplay(share=emphase.explore.ShareOf("rocksalt", FAMILY, "cathode"))
-    options = {"families": (FAMILY,)}
-    return storing(emphase.explore.PedExplorer, patterns, calibration, banks, 8.0, whole=whole, options=options, display=display)
+    return storing(emphase.explore.PedExplorer, patterns, calibration, banks, 8.0, whole=whole, display=display)
 
 
 def test_click_and_keys_choose_the_pattern(ped, scan):
@@ -387,7 +387,7 @@ def surface_parts():
 def surface(surface_parts):
     image, lattice, _, measure = surface_parts
     layer = measure()
-    return storing(emphase.explore.SurfaceExplorer, image, lattice, layer.columns, layer, None, measure)
+    return storing(emphase.explore.SurfaceExplorer, image, lattice, layer.columns, measure, emphase.explore.MeasuredSurface(layer))
 
 
 def test_hovering_a_column_shows_its_occupancy(surface):
@@ -425,7 +425,8 @@ def test_a_moved_surface_moves_the_thickness_and_is_kept_as_batch_uses_it(surfac
     points = np.array(surface.kept.parameters["surface_px"])
     again = measure(lattice.to_lattice(points) @ lattice.columns.basis_nm)
     assert again.thickness_nm == pytest.approx(surface.layer.thickness_nm, abs=0.005)
-    later = emphase.explore.SurfaceExplorer(image, lattice, again.columns, again, None, measure, points.tolist())
+    drawn = emphase.explore.MeasuredSurface(again, drawn_px=points.tolist())
+    later = emphase.explore.SurfaceExplorer(image, lattice, again.columns, measure, drawn)
     assert "with the surface by hand" in later.status.value and f"As found: {found:.2f} nm" in later.status.value
     assert np.array_equal(later.choice()["surface_px"], points)
     surface.reset()
@@ -444,7 +445,7 @@ def test_keys_move_a_point_of_the_surface_along_its_normal(surface):
 
 def test_a_surface_can_be_drawn_where_none_was_found(surface_parts):
     image, lattice, columns, measure = surface_parts
-    explorer = storing(emphase.explore.SurfaceExplorer, image, lattice, columns, None, None, measure)
+    explorer = storing(emphase.explore.SurfaceExplorer, image, lattice, columns, measure)
     assert "No surface was found" in explorer.status.value
     edge = measure().contour.curve()
     explorer.points, explorer.by_hand = explorer._to_px(edge[np.linspace(2, len(edge) - 3, 6).astype(int)]), True

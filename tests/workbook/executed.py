@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +14,9 @@ import yaml
 
 import emphase
 import helpers
+from workflow import warm
 
 ROOT = helpers.PROJECT_ROOT
-#: What stands for ``python -m``
-WARM = [sys.executable, "-S", str(ROOT / "workflow" / "warm.py")]
 SHARED = study.SHARED / "realdata"
 LAMELLA = {
     "instrument": "simulated FIB-SEM",
@@ -109,7 +107,7 @@ def alone(step: str, folder: Path, parameters: dict) -> str | None:
     """A notebook by papermill from another working folder; why it failed, or None."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
-    command = [*WARM, "papermill", "--no-progress-bar", "--log-level", "ERROR", "-f", "params.yaml"]
+    command = [*warm.COMMAND, "papermill", "--no-progress-bar", "--log-level", "ERROR", "-f", "params.yaml"]
     command += [str(ROOT / "notebooks" / f"{step}.ipynb"), "out.ipynb"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, env=os.environ)
     reason = helpers.run_error(folder / "out.ipynb")
@@ -119,5 +117,5 @@ def alone(step: str, folder: Path, parameters: dict) -> str | None:
 
 def run_snakemake(arguments: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """``python -m snakemake``."""
-    command = [*WARM, "snakemake", *arguments]
+    command = [*warm.COMMAND, "snakemake", *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)

@@ -5,12 +5,12 @@ import subprocess
 
 import pytest
 import yaml
-from executed import WARM
 from many import CONDITIONS, many_samples
 from test_pages import browser, needs_chromium
 
 import helpers
 import pages.render
+from workflow import warm
 
 N = 30  # more than 24 are compared by condition; a multiple of the six conditions
 
@@ -22,7 +22,7 @@ def many(tmp_path_factory):
     data, results = many_samples(folder, N)
     told = {"data_dir": str(data), "results_dir": str(results), "figures_dir": str(folder / "figures")}
     (folder / "told.yaml").write_text(yaml.safe_dump(told))
-    command = [*WARM, "papermill", "--no-progress-bar", "--cwd", "notebooks", "-f", str(folder / "told.yaml")]
+    command = [*warm.COMMAND, "papermill", "--no-progress-bar", "--cwd", "notebooks", "-f", str(folder / "told.yaml")]
     command += ["notebooks/08_sample_comparison.ipynb", str(results / "08_sample_comparison.ipynb")]
     subprocess.run(command, cwd=helpers.PROJECT_ROOT, check=True, capture_output=True, timeout=300)
     return results, pages.render.render_pages(results, data)

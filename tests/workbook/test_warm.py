@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from executed import WARM
 
 from workflow import warm
 
@@ -58,7 +57,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run(folder: Path, environment: dict[str, str], *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*WARM, "told", *arguments], cwd=folder, env=environment, input=given, capture_output=True, text=True, timeout=60)
+    command = [*warm.COMMAND, "told", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, input=given, capture_output=True, text=True, timeout=60)
 
 
 def test_it_runs_with_the_arguments_folder_variables_and_input_of_who_asks(folder, server):
@@ -87,7 +87,7 @@ def without_server() -> dict[str, str]:
 def started(folder: Path, environment: dict[str, str]) -> tuple[subprocess.Popen, dict]:
     """A module that waits, and what it said of itself."""
     process = subprocess.Popen(
-        [*WARM, "told", "wait"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*warm.COMMAND, "told", "wait"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     return process, json.loads(process.stdout.readline())
 
@@ -106,6 +106,19 @@ def test_it_ends_where_who_asked_was_killed(folder, server):
     fork.wait(10)
 
 
+def test_its_end_is_told_though_a_later_one_goes_on(folder, server):
+    """A fork holds none of the connections that were open when it was made."""
+    earlier, _ = started(folder, server)
+    later, _ = started(folder, server)
+    try:
+        earlier.send_signal(signal.SIGINT)
+        assert earlier.wait(5) == 9 and later.poll() is None
+    finally:
+        for process in (earlier, later):
+            process.kill()
+            process.wait(10)
+
+
 def test_a_server_of_other_settings_or_none_at_the_address_is_not_used(folder, server):
     for other in ({"HOME": str(folder)}, {warm.ADDRESS: str(folder / "no socket")}, {"PYTHONUTF8": "1"}):
         done = run(folder, server | other, "exit")
@@ -116,6 +129,6 @@ def test_paths_of_who_asks_come_first(folder, server):
     (folder / "other").mkdir()
     (folder / "other" / "told_too.py").write_text("print('found')")
     done = subprocess.run(
-        [*WARM, "told_too"], env=server | {"PYTHONPATH": str(folder / "other")}, capture_output=True, text=True, timeout=60
+        [*warm.COMMAND, "told_too"], env=server | {"PYTHONPATH": str(folder / "other")}, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, "found\n")

@@ -16,7 +16,7 @@ from .drift import DriftExplorer
 from .interface import InterfaceExplorer
 from .ped import PedExplorer
 from .readings import MapDisplay, Reading, ShareOf
-from .surface import SurfaceExplorer
+from .surface import MeasuredSurface, SurfaceExplorer
 
 __all__ = [
     "ComparisonExplorer",
@@ -24,6 +24,7 @@ __all__ = [
     "HandChoices",
     "InterfaceExplorer",
     "MapDisplay",
+    "MeasuredSurface",
     "PedExplorer",
     "Reading",
     "ShareOf",

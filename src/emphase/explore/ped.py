@@ -62,8 +62,6 @@ class PedExplorer(Explorer):
     whole : Reading, optional
         What `emphase.ped.map_scan` found in the scan: its maps are shown, and regions can be read with other candidates or thresholds.
         Without it the layers of ``display`` are shown, and each pattern is matched when it is picked.
-    options : dict, optional
-        Arguments of `emphase.ped.index.index_scan` for what is matched again.
     display : MapDisplay, optional
         Further layers, colours of phases, and a share that regions report.
     hand : HandChoices, optional
@@ -72,14 +70,13 @@ class PedExplorer(Explorer):
 
     def __init__(
         self, patterns: Any, calibration: Calibration, banks: list[TemplateBank], step_nm: float, *,
-        whole: Reading | None = None, options: dict[str, Any] | None = None, display: MapDisplay | None = None,
-        hand: HandChoices | None = None,
+        whole: Reading | None = None, display: MapDisplay | None = None, hand: HandChoices | None = None,
     ):  # fmt: skip
         mosaic = [["map", "pattern", "triangle"], ["bar", ".", "."]]
         axes = {"mosaic": mosaic, "width_ratios": [1.1, 1.1, 0.9], "height_ratios": [24, 1]}
         super().__init__((11.8, 4.8), axes, _HELP + (_REGION_HELP if whole else ""), hand)
         self.patterns, self.calibration, self.banks, self.step_nm = patterns, calibration, banks, step_nm
-        self.whole, self.options, self.display = whole, dict(options or {}), display or MapDisplay()
+        self.whole, self.display = whole, display or MapDisplay()
         self.shape = patterns.shape[:2]
         self.names = [bank.crystal.name for bank in banks]
         self.colours = colours_of(self.names, self.display.colours)
@@ -183,8 +180,9 @@ class PedExplorer(Explorer):
         """A box matched anew, without its neighbours."""
         banks, thresholds = self._chosen()
         here = replace(self.calibration, centre_px=self.calibration.centre_px[rows, cols])
-        found = map_scan(self.patterns[rows, cols], here, banks, thresholds, **self.options, progress=progress)
-        return Reading(rows, cols, banks, thresholds, *found, self.whole is None or self.whole.trusted)
+        trusted, options = (self.whole.trusted, self.whole.options) if self.whole else (True, {})
+        found = map_scan(self.patterns[rows, cols], here, banks, thresholds, **options, progress=progress)
+        return Reading(rows, cols, banks, thresholds, *found, trusted, options)
 
     def _as_mapped(self) -> bool:
         """Whether the present choices are those of the map."""

@@ -40,6 +40,8 @@ class Reading:
         The results of `emphase.ped.map_scan`.
     trusted : bool
         Whether the calibration and the candidates hold for the scan; without it nothing is called decided.
+    options : dict
+        The arguments of `emphase.ped.index.index_scan` with which it was matched.
     """
 
     rows: slice
@@ -50,6 +52,7 @@ class Reading:
     found: Indexing
     spots: Spots
     trusted: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -82,7 +85,7 @@ class Reading:
         found, spots = self.found.part(*inner), self.spots[places]
         here = replace(calibration, centre_px=calibration.centre_px[rows, cols])
         maps = read_maps(found, spots, here, self.banks, thresholds)
-        return Reading(rows, cols, self.banks, thresholds, maps, found, spots, self.trusted)
+        return Reading(rows, cols, self.banks, thresholds, maps, found, spots, self.trusted, self.options)
 
     def numbered(self, names: list[str]) -> np.ndarray:
         """Index in ``names`` of every pattern's phase; -1 where it is not indexed."""

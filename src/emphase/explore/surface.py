@@ -10,7 +10,7 @@ import html
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,6 +41,23 @@ class SurfaceExplorerOptions:
 OPTIONS = SurfaceExplorerOptions()
 
 
+class MeasuredSurface(NamedTuple):
+    """A surface layer as it was measured.
+
+    Attributes
+    ----------
+    layer : SurfaceLayer
+    structure : ndarray (n,) or None
+        Index in `emphase.haadf.structures.REGIONS` of the structure about every column; -1 for none.
+    drawn_px : array_like (k, 2)
+        The points (y, x) by hand with which it was measured; none where the surface is as found.
+    """
+
+    layer: SurfaceLayer
+    structure: np.ndarray | None = None
+    drawn_px: Any = ()
+
+
 class SurfaceExplorer(Explorer):
     """An HAADF image: hover a column for its fit and occupancy; move the surface by hand and see the thickness follow.
 
@@ -50,28 +67,26 @@ class SurfaceExplorer(Explorer):
         Counts.
     lattice : ImageLattice
     columns : Columns
-        From `emphase.haadf.measure_columns`.
-    layer : SurfaceLayer or None
-        None where no surface was found: then a line can be drawn all the same.
-    structure : ndarray (n,) or None
-        Index in `emphase.haadf.structures.REGIONS` of the structure about every column; -1 for none.
+        From `emphase.haadf.measure_columns`; those of a measured layer are shown where there is one.
     remeasure : callable
         ``remeasure(points_nm)`` measures the layer with a drawn surface (k, 2), or as it is found (None).
-    drawn_px : array_like (k, 2), optional
-        The points (y, x) by hand that ``layer`` was measured with.
+    measured : MeasuredSurface, optional
+        None where no surface was found: then a line can be drawn all the same.
     hand : HandChoices, optional
         Title, and what becomes of a choice.
     """
 
     def __init__(
-        self, image: np.ndarray, lattice: ImageLattice, columns: Columns, layer: SurfaceLayer | None, structure: np.ndarray | None,
-        remeasure: Callable[[np.ndarray | None], SurfaceLayer], drawn_px: Any = (), *, hand: HandChoices | None = None,
+        self, image: np.ndarray, lattice: ImageLattice, columns: Columns, remeasure: Callable[[np.ndarray | None], SurfaceLayer],
+        measured: MeasuredSurface | None = None, *, hand: HandChoices | None = None,
     ):  # fmt: skip
         super().__init__(
             (11, 5.6), {"mosaic": [["image", "near"], ["image", "profile"]], "width_ratios": [1.6, 1]},
             "Hover a column, or step through them with the slider. To move the surface: switch it on, then drag a point, or choose one and "
             "press ↑ and ↓ (0.05 nm out and in along the normal) on the figure.", hand,
         )  # fmt: skip
+        layer, structure, drawn_px = measured or (None, None, ())
+        columns = layer.columns if layer else columns
         self.image, self.lattice, self.columns, self.layer = np.asarray(image, float), lattice, columns, layer
         self.structure, self.remeasure = structure, remeasure
         self.by_hand = len(drawn_px) > 0

@@ -25,6 +25,7 @@ from ..errors import EmphaseError
 from .noise import DetectorNoise, detector_noise
 from .refinement import ScaleFit, agreeing_phases, fit_findings, phase_notes, refine_calibration
 from .scales import FoundScale, find_scale, scale_finding
+from .scan import OPTIONS as SCAN_OPTIONS
 from .scan import (
     Calibration,
     ScanStatistics,
@@ -32,6 +33,7 @@ from .scan import (
     direct_beam_positions,
     hot_and_dead_pixels,
     patterns_at,
+    reach_on_camera,
     scan_statistics,
     smooth_descan,
 )
@@ -52,10 +54,8 @@ class CalibrationOptions:
     size_nats: float = 15.0  # evidence of a peak that may shape the mean spot
     least_sigma_px: float = 0.7  # a spot within one pixel
     most_sigma_px: float = 4.0  # beyond, the spots of these lattices overlap
-    most_g_invA: float = 1.6  # beyond it, spots are weak and crowd
     unknown_edge_invA: float = 1.2  # of the camera, while its scale is not known
     scale_patterns: int = 32  # that find an unknown scale
-    edge_factor: float = 1.1  # reflections up to this times the nearest edge of the camera: the scale may be off by as much
     settings: tuple[tuple[str, float, float], ...] = (  # of electron microscopes; beyond, a unit is another
         ("scale_invA_per_px", 1e-5, 0.5), ("beam_energy_keV", 20.0, 3000.0), ("precession_deg", 0.0, 10.0),
     )  # fmt: skip
@@ -231,14 +231,6 @@ def spot_size(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibrat
     return float(np.clip(sigma, OPTIONS.least_sigma_px, OPTIONS.most_sigma_px))
 
 
-def _fully_on_camera(calibration: Calibration) -> float:
-    """The longest g (1/Å) to use: what lies on the camera in all directions, and no more than `most_g_invA`."""
-    ky, kx = calibration.mask.shape
-    beam_y, beam_x = calibration.centre_px.reshape(-1, 2).mean(axis=0)
-    to_edge = max(min(beam_y, ky - beam_y), min(beam_x, kx - beam_x))
-    return float(min(OPTIONS.most_g_invA, OPTIONS.edge_factor * to_edge * calibration.scale_invA_per_px))
-
-
 def phase_banks(crystals: Sequence[Crystal], optics: Optics, cache: str | Path | None = None) -> list[TemplateBank]:
     """The template bank of every crystal for the same optics.
 
@@ -254,7 +246,7 @@ def phase_banks(crystals: Sequence[Crystal], optics: Optics, cache: str | Path |
     return [
         template_bank(
             crystal,
-            max_g_invA=OPTIONS.most_g_invA if optics.max_g_invA is None else optics.max_g_invA,
+            max_g_invA=SCAN_OPTIONS.most_g_invA if optics.max_g_invA is None else optics.max_g_invA,
             beam_energy_keV=optics.beam_energy_keV,
             precession_deg=optics.precession_deg,
             excitation_width_invA=optics.excitation_width_invA,
@@ -288,7 +280,7 @@ def _with_scale(
             images[some], centres_px[some], given, lambda reach_invA: phase_banks(crystals, optics._replace(max_g_invA=reach_invA), cache)
         )
         given = replace(given, scale_invA_per_px=found.scale_invA_per_px)
-    return given, optics._replace(scale_invA_per_px=given.scale_invA_per_px, max_g_invA=optics.max_g_invA or _fully_on_camera(given)), found
+    return given, optics._replace(scale_invA_per_px=given.scale_invA_per_px, max_g_invA=optics.max_g_invA or reach_on_camera(given)), found
 
 
 def _check_settings(patterns: Any, crystals: Sequence[Crystal], optics: Optics) -> None:

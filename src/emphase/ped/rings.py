@@ -54,11 +54,9 @@ def ring_starts(spots: Spots, calibration: Calibration, banks: Sequence[Template
     most
         Starts to return at most.
     """
-    clear = (spots.table[:, :, 4] >= OPTIONS.spot_nats) & (np.arange(spots.table.shape[1]) < spots.number[:, None])
-    off = (spots.table[:, :, 1::-1] - spots.centre_px[:, None, ::-1])[clear]
+    off, weight = clear_spots(spots)
     if not len(off):
         return []
-    weight = np.minimum(spots.table[:, :, 4][clear], OPTIONS.most_nats)
     length = np.log(np.linalg.norm(off, axis=1) * calibration.scale_invA_per_px)
     double = 2 * np.arctan2(off[:, 1], off[:, 0])
     edges = np.arange(math.log(0.1) - 0.3, math.log(_longest_g(banks)) + 0.3, OPTIONS.step)
@@ -74,6 +72,13 @@ def ring_starts(spots: Spots, calibration: Calibration, banks: Sequence[Template
             best = int(np.argmax(score))
             found.append((score[best], (best - reach) * OPTIONS.step, float(along), float(across)))
     return [_start(calibration, *place) for place in _apart(found)[:most]]
+
+
+def clear_spots(spots: Spots) -> tuple[np.ndarray, np.ndarray]:
+    """Places (m, 2) of all clear spots from the direct beam, (x, y) in px, and their weights (m,), the evidence up to `most_nats`."""
+    clear = (spots.table[:, :, 4] >= OPTIONS.spot_nats) & (np.arange(spots.table.shape[1]) < spots.number[:, None])
+    off = (spots.table[:, :, 1::-1] - spots.centre_px[:, None, ::-1])[clear]
+    return off, np.minimum(spots.table[:, :, 4][clear], OPTIONS.most_nats)
 
 
 def _ring_likelihood(banks: Sequence[TemplateBank], edges: np.ndarray) -> np.ndarray:

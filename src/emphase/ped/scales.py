@@ -21,8 +21,9 @@ import numpy as np
 from ..errors import EmphaseError
 from .refinement import refine_calibration
 from .rings import OPTIONS as RING_OPTIONS
-from .rings import _ring_likelihood
-from .scan import Calibration
+from .rings import _ring_likelihood, clear_spots
+from .scan import OPTIONS as SCAN_OPTIONS
+from .scan import Calibration, reach_on_camera
 from .search import chance_evidence, search_phase
 from .spots import Spots, find_spots
 from .templates import TemplateBank, _longest_g
@@ -39,9 +40,7 @@ class ScaleOptions:
     place_strain: float = 0.02  # with which they are matched: a proposal is off by half their distance, and a camera by an ellipse
     fitted: int = 8  # of these, those with the most evidence are fitted, ...
     fit_search: float = 0.02  # ... from scales this far about them
-    most_g_invA: float = 1.6  # beyond it, spots are weak and crowd
-    edge_factor: float = 1.1  # reflections up to this times the nearest edge of the camera
-    edge_step_invA: float = 0.2  # to which that is rounded up, so that few banks are made
+    reach_step_invA: float = 0.2  # to which the reach of a camera is rounded up, so that few banks are made
     least_nats: float = 4.0  # support of a pattern, the mean, below which none of them may be a crystal of the candidates
     chance_patterns: int = 48  # of background alone, for what each phase reaches by chance
     next_apart: float = 0.05  # scales nearer than this to the best are the same answer
@@ -100,18 +99,15 @@ def find_scale(
     The support of a scale is Σ over patterns of the evidence of the best crystal of any phase above what that phase reaches by chance, at
     least 0, with the calibration fitted from there.
     """
-    spots, banks = find_spots(images, centres_px, calibration), banks_up_to(OPTIONS.most_g_invA)
+    spots, banks = find_spots(images, centres_px, calibration), banks_up_to(SCAN_OPTIONS.most_g_invA)
     proposed = _proposed(spots, calibration, banks)
     if not len(proposed):
         raise EmphaseError("scale_invA_per_px: not given, and the patterns hold no clear spots that show it; expected a scale")
     likeliest = proposed[np.argsort([-_evidence(spots, calibration, banks, scale) for scale in proposed], kind="stable")[: OPTIONS.fitted]]
-    edges_invA = (
-        np.ceil(OPTIONS.edge_factor * min(calibration.mask.shape) / 2 * likeliest / OPTIONS.edge_step_invA) * OPTIONS.edge_step_invA
-    )
-    reach = np.minimum(edges_invA, OPTIONS.most_g_invA)
-    reaching = {edge: banks_up_to(float(edge)) for edge in np.unique(reach)}
     starts = [replace(calibration, scale_invA_per_px=float(scale)) for scale in likeliest]
-    fitted = [_fitted(images, centres_px, start, reaching[edge]) for start, edge in zip(starts, reach, strict=True)]
+    reach = [OPTIONS.reach_step_invA * math.ceil(reach_on_camera(start) / OPTIONS.reach_step_invA) for start in starts]
+    reaching = {reach_invA: banks_up_to(reach_invA) for reach_invA in set(reach)}
+    fitted = [_fitted(images, centres_px, start, reaching[reach_invA]) for start, reach_invA in zip(starts, reach, strict=True)]
     scales, support = (np.array(values) for values in zip(*fitted, strict=True))
     best = int(np.argmax(support))
     others = np.where(np.abs(np.log(scales / scales[best])) > OPTIONS.next_apart, support, 0.0)
@@ -164,12 +160,10 @@ def _evidence(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBa
 
 def _proposed(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank]) -> np.ndarray:
     """Scales (m,) in 1/Å per px at which the lengths of the spots gather on rings, the likeliest first."""
-    clear = (spots.table[:, :, 4] >= RING_OPTIONS.spot_nats) & (np.arange(spots.table.shape[1]) < spots.number[:, None])
-    off = (spots.table[:, :, :2] - spots.centre_px[:, None])[clear]
+    off, weight = clear_spots(spots)
     if not len(off):
         return np.zeros(0)
     step = RING_OPTIONS.step
-    weight = np.minimum(spots.table[:, :, 4][clear], RING_OPTIONS.most_nats)
     edge_px = min(calibration.mask.shape) / 2
     length = np.log(np.maximum(np.linalg.norm(off, axis=1), 1.0))
     edges_px = np.arange(length.min() - 2 * step, length.max() + 2 * step, step)

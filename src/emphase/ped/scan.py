@@ -41,6 +41,8 @@ class ScanOptions:
     blanked: float = 0.1  # of the median intensity of the direct beam: patterns with less do not count
     descan_rounds: int = 8  # of fit and cut; converged after three to five
     descan_sigmas: float = 4.0  # robust standard deviations, beyond which a pattern is left out
+    most_g_invA: float = 1.6  # beyond it, spots are weak and crowd
+    edge_factor: float = 1.1  # reflections up to this times the nearest edge of the camera: the scale may be off by as much
 
 
 OPTIONS = ScanOptions()
@@ -93,6 +95,14 @@ class Calibration:
     def metric(self) -> np.ndarray:
         """(2, 2) matrix from g (x, y) in 1/Å to pixels (x, y)."""
         return self.strain / self.scale_invA_per_px
+
+
+def reach_on_camera(calibration: Calibration) -> float:
+    """The longest g (1/Å) to use: what lies on the camera in all directions, and no more than `most_g_invA`."""
+    ky, kx = calibration.mask.shape
+    beam_y, beam_x = calibration.centre_px.reshape(-1, 2).mean(axis=0)
+    to_edge = max(min(beam_y, ky - beam_y), min(beam_x, kx - beam_x))
+    return float(min(OPTIONS.most_g_invA, OPTIONS.edge_factor * to_edge * calibration.scale_invA_per_px))
 
 
 def check_patterns(patterns: Any, scale_invA_per_px: float, name: str = "PED scan") -> None:
