@@ -25,18 +25,18 @@ said = {"arguments": sys.argv[1:], "main": __name__, "folder": os.getcwd(), "var
         "backend": os.environ.get("MPLBACKEND")}
 if said["loaded"]:
     said["backend"] = sys.modules["matplotlib"].rcParams["backend"]
-print(json.dumps(said), flush=True)
+try:
+    print(json.dumps(said), flush=True)
+    if sys.argv[1] == "wait":
+        time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(9)
 if sys.argv[1] == "fail":
     raise ValueError("as it was told")
 if sys.argv[1] == "exit":
     sys.exit(7)
 if sys.argv[1] == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
-if sys.argv[1] == "wait":
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
-        sys.exit(9)
 if sys.argv[1] == "thread":
     threading.Timer(0.3, lambda: print("the thread's end")).start()
 """
