@@ -21,10 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-from ..kernels import kernel
+from ..kernels import kernel, side_by_side
 from .evidence import OPTIONS as EVIDENCE_OPTIONS
 from .evidence import _camera, _collect, _judge, _near_ewald, _room, _view
 from .index import Indexing
@@ -118,26 +117,30 @@ class _Predicted(NamedTuple):
     n_missed: np.ndarray
 
 
-@kernel(parallel=True)
-def _explain(spots, refs, first, camera, reach, crystals, left, threads):
-    """The columns of `Explained` (n, 5) for the ``crystals``, and the net counts ``left`` (n, 64)."""
+class _Out(NamedTuple):
+    """The ``columns`` (n, 5) of `Explained`, and the net counts ``left`` (n, 64) in every spot."""
+
+    columns: np.ndarray
+    left: np.ndarray
+
+
+@kernel(nogil=True)
+def _explain(numbers, spots, refs, first, camera, reach, crystals, out):
+    """The columns of `Explained` for the ``crystals`` of the patterns ``numbers``, and the net counts that are left, into ``out``."""
     phase, share, rotation = crystals
-    result = np.zeros((len(phase), 5))
-    for thread in numba.prange(threads):
-        work = _room(camera, len(refs.g))
-        near = np.empty(len(refs.g), np.int64)
-        missed = np.empty((OVERLAP_OPTIONS.room_missed, 2))
-        predicted = _Predicted(np.empty((3, SPOT_OPTIONS.most_spots)), missed, np.zeros(1, np.int64))
-        for i in range(thread, len(phase), threads):
-            view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
-            predicted.sums[:] = 0
-            predicted.n_missed[0] = 0
-            for q in range(phase.shape[1]):
-                if phase[i, q] >= 0:
-                    n_near = _near_ewald(rotation[i, q], 0.0, refs, first[phase[i, q]], first[phase[i, q] + 1], near)
-                    _add_crystal(rotation[i, q], share[i, q], near[:n_near], refs, camera, view, predicted)
-            _explain_pattern(view, predicted, diffracted, camera, reach, result[i], left[i])
-    return result
+    work = _room(camera, len(refs.g))
+    near = np.empty(len(refs.g), np.int64)
+    missed = np.empty((OVERLAP_OPTIONS.room_missed, 2))
+    predicted = _Predicted(np.empty((3, SPOT_OPTIONS.most_spots)), missed, np.zeros(1, np.int64))
+    for i in numbers:
+        view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
+        predicted.sums[:] = 0
+        predicted.n_missed[0] = 0
+        for q in range(phase.shape[1]):
+            if phase[i, q] >= 0:
+                n_near = _near_ewald(rotation[i, q], 0.0, refs, first[phase[i, q]], first[phase[i, q] + 1], near)
+                _add_crystal(rotation[i, q], share[i, q], near[:n_near], refs, camera, view, predicted)
+        _explain_pattern(view, predicted, diffracted, camera, reach, out.columns[i], out.left[i])
 
 
 @kernel
@@ -236,14 +239,16 @@ def explain(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank
     refs, first = _joined_reflections(list(banks))
     phase, share = found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS)
     rotation = found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float)
-    left, shape = np.zeros(spots.table.shape[:2]), found.winner.shape
+    n, shape = len(spots.table), found.winner.shape
     broad = refs._replace(half_width=OPTIONS.broader * refs.half_width, reach=refs.cone + OPTIONS.broader * (refs.reach - refs.cone))
-    arrays, crystals = _SpotArrays(*spots.arrays), _Crystals(phase, share, rotation)
-    of = lambda curve: _explain(arrays, curve, first, _camera(calibration), _longest_g(banks), crystals, left, numba.get_num_threads())
-    correlation, _, evidence_share, _, _ = of(refs).T.reshape(5, *shape)
-    left[:] = 0
-    _, counts_share, _, clear, unexplained = of(broad).T.reshape(5, *shape)
-    return Explained(correlation, counts_share, evidence_share, clear.astype(int), unexplained.astype(int), left.reshape(*shape, -1))
+    arrays, crystals, reach = _SpotArrays(*spots.arrays), _Crystals(phase, share, rotation), _longest_g(banks)
+    of_curve, of_broad = (_Out(np.zeros((n, 5)), np.zeros(spots.table.shape[:2])) for _ in range(2))
+    for curve, out in ((refs, of_curve), (broad, of_broad)):
+        side_by_side(_explain, n, arrays, curve, first, _camera(calibration), reach, crystals, out)
+    correlation, _, evidence_share, _, _ = of_curve.columns.T.reshape(5, *shape)
+    _, counts_share, _, clear, unexplained = of_broad.columns.T.reshape(5, *shape)
+    left = of_broad.left.reshape(*shape, -1)
+    return Explained(correlation, counts_share, evidence_share, clear.astype(int), unexplained.astype(int), left)
 
 
 class Ring(NamedTuple):

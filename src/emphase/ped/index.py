@@ -19,12 +19,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from ..chunks import ChunkStore, LongWork, finish_chunks
 from ..errors import EmphaseError
-from ..kernels import kernel
+from ..kernels import kernel, side_by_side
 from .evidence import _Camera, _camera
 from .families import _Families, _families
 from .lattices import OPTIONS as LATTICE_OPTIONS
@@ -40,7 +39,7 @@ from .lattices import (
     _Solutions,
 )
 from .leading import log_odds_of_leading
-from .overlap import _MOST_PARTS, _NO_SET, _choose_sets, _costs, _Prices
+from .overlap import _MOST_PARTS, _NO_SET, _choose_sets, _costs, _no_sets, _Prices
 from .scan import Calibration, read_box, scan_boxes
 from .search import OPTIONS as SEARCH_OPTIONS
 from .search import _nearest_operator, chance_evidence, search_phase
@@ -351,12 +350,11 @@ def _components_of(alone: _Alone, shape: tuple[int, ...], models: _Models, prior
     parts = _no_components(len(best))
     reach = LATTICE_OPTIONS.reach if prior.neighbours else 0
     _propose(shape, reach, lattices, most[lattices.leaders], families, _Solutions(alone.rotation, support, second), parts)
-    arrays, threads = _SpotArrays(*spots.arrays), numba.get_num_threads()
-    operators = families.phase_operators
-    evidence = _score_components(arrays, models.refs, models.first, models.camera, operators, parts.phase, parts.rotation, threads)
+    arrays, operators = _SpotArrays(*spots.arrays), families.phase_operators
+    side_by_side(_score_components, len(best), arrays, models.refs, models.first, models.camera, operators, parts)
     shared = lattices.leaders if prior.neighbours else lattices.leaders[:0]
     related = _related_lattices(lattices.keys[shared], families.family[best[shared]], families.operators[best[shared]])
-    return parts._replace(evidence=evidence), related
+    return parts, related
 
 
 def _overlaps(
@@ -374,7 +372,9 @@ def _overlaps(
     nearby = chosen if prior.neighbours else np.full_like(chosen, -1)
     prices = _Prices(_costs(shape, parts, models.chance, nearby, share), bonus)
     arrays, refs, first, camera = _SpotArrays(*spots.arrays), models.refs, models.first, models.camera
-    chosen, share, unit, value = _choose_sets(arrays, refs, first, camera, parts, prices, numba.get_num_threads())
+    sets = _no_sets(n, len(models.banks))
+    side_by_side(_choose_sets, n, arrays, refs, first, camera, parts, prices, sets)
+    chosen, share, unit, value = sets
     if not (chosen >= 0).any():
         return chosen, share, np.zeros_like(share), value.T
     leading_phase = parts.phase[np.arange(n), np.maximum(chosen[:, 0], 0)]

@@ -17,10 +17,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-from ..kernels import kernel
+from ..kernels import kernel, side_by_side
 from .evidence import _camera, _collect, _near_ewald, _refine, _room, _view
 from .families import _SAME_LATTICE
 from .scan import Calibration
@@ -252,19 +251,18 @@ def _propose(shape, reach, lattices, support, families, solutions, out):
                 c += 1
 
 
-@kernel(parallel=True)
-def _mark_unexplained(spots, refs, first, camera, phase, rotation, unexplained, threads):
-    """Mark in ``unexplained`` (n, m) the clear spots that a pattern's best crystal, of ``phase`` (n,), does not predict."""
-    for thread in numba.prange(threads):
-        work = _room(camera, len(refs.g))
-        near = np.empty(len(refs.g), np.int64)
-        for i in range(thread, len(phase), threads):
-            unexplained[i] = False
-            view, _ = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
-            n_near = _near_ewald(rotation[i], 0.0, refs, first[phase[i]], first[phase[i] + 1], near)
-            _collect(rotation[i], near, n_near, refs, camera, view)
-            for k in range(spots.number[i]):
-                unexplained[i, k] = view.spots[k, 4] > OPTIONS.clear_nats and view.strength[k] <= 0
+@kernel(nogil=True)
+def _mark_unexplained(numbers, spots, refs, first, camera, phase, rotation, unexplained):
+    """Mark in ``unexplained`` (n, m) the clear spots that the best crystals of patterns, of ``phase`` (n,), do not predict."""
+    work = _room(camera, len(refs.g))
+    near = np.empty(len(refs.g), np.int64)
+    for i in numbers:
+        unexplained[i] = False
+        view, _ = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
+        n_near = _near_ewald(rotation[i], 0.0, refs, first[phase[i]], first[phase[i] + 1], near)
+        _collect(rotation[i], near, n_near, refs, camera, view)
+        for k in range(spots.number[i]):
+            unexplained[i, k] = view.spots[k, 4] > OPTIONS.clear_nats and view.strength[k] <= 0
 
 
 def _second_crystals(
@@ -274,7 +272,7 @@ def _second_crystals(
     refs, first = _joined_reflections(banks)
     unexplained = np.zeros(spots.table.shape[:2], bool)
     arrays = _SpotArrays(*spots.arrays)
-    _mark_unexplained(arrays, refs, first, _camera(calibration), best, rotation, unexplained, numba.get_num_threads())
+    side_by_side(_mark_unexplained, len(best), arrays, refs, first, _camera(calibration), best, rotation, unexplained)
     net = np.where(spots.table[:, :, 4] > OPTIONS.clear_nats, spots.table[:, :, 2] - spots.table[:, :, 3], 0)
     left = (net * unexplained).sum(axis=1) >= OPTIONS.least_left * net.sum(axis=1)
     some = np.flatnonzero((unexplained.sum(axis=1) >= OPTIONS.least_unexplained) & left)
@@ -284,35 +282,32 @@ def _second_crystals(
     return found
 
 
-@kernel(parallel=True)
-def _score_components(spots, refs, first, camera, operators, phases, rotations, threads):
-    """Refine every component (n, c) on its pattern, in place; returns the evidence (n, c).
+@kernel(nogil=True)
+def _score_components(numbers, spots, refs, first, camera, operators, parts):
+    """Refine every component of the patterns ``numbers`` on its pattern, and judge it, in place.
 
-    Of two that become one orientation of a phase only the better one stays. What is written in a parallel loop must not hide
-    in a tuple, so the arrays of `_Components` come one by one.
+    Of two that become one orientation of a phase only the better one stays.
     """
-    evidence = np.full(phases.shape, _NOTHING)
-    for thread in numba.prange(threads):
-        work = _room(camera, len(refs.g))
-        near = np.empty(len(refs.g), np.int64)
-        for i in range(thread, len(phases), threads):
-            view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
-            for c in range(phases.shape[1]):
-                phase = phases[i, c]
-                if phase < 0 or spots.number[i] == 0:
-                    phases[i, c] = -1
+    phases, rotations, evidence = parts.phase, parts.rotation, parts.evidence
+    work = _room(camera, len(refs.g))
+    near = np.empty(len(refs.g), np.int64)
+    for i in numbers:
+        view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
+        for c in range(phases.shape[1]):
+            phase = phases[i, c]
+            if phase < 0 or spots.number[i] == 0:
+                phases[i, c] = -1
+                continue
+            rotation = rotations[i, c]
+            n_near = _near_ewald(rotation, 2 * OPTIONS.tilt, refs, first[phase], first[phase + 1], near)
+            evidence[i, c] = _refine(rotation, OPTIONS.tilt, OPTIONS.levels, near[:n_near], refs, camera, view, diffracted)
+            for k in range(c):
+                if phases[i, k] != phase:
                     continue
-                rotation = rotations[i, c]
-                n_near = _near_ewald(rotation, 2 * OPTIONS.tilt, refs, first[phase], first[phase + 1], near)
-                evidence[i, c] = _refine(rotation, OPTIONS.tilt, OPTIONS.levels, near[:n_near], refs, camera, view, diffracted)
-                for k in range(c):
-                    if phases[i, k] != phase:
-                        continue
-                    if _nearest_operator(rotations[i, k], rotation, operators[phase])[1] < OPTIONS.same_orientation:
-                        worse = k if evidence[i, k] < evidence[i, c] else c
-                        phases[i, worse] = -1
-                        evidence[i, worse] = _NOTHING
-    return evidence
+                if _nearest_operator(rotations[i, k], rotation, operators[phase])[1] < OPTIONS.same_orientation:
+                    worse = k if evidence[i, k] < evidence[i, c] else c
+                    phases[i, worse] = -1
+                    evidence[i, worse] = _NOTHING
 
 
 @kernel

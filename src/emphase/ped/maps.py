@@ -13,10 +13,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
-from ..kernels import kernel
+from ..kernels import kernel, side_by_side
 from .decide import decide_phases
 from .evidence import _camera, _near_ewald, _predict, _room, _view
 from .explained import believable, explain
@@ -36,33 +35,29 @@ class MapOptions(NamedTuple):
 OPTIONS = MapOptions()
 
 
-@kernel(parallel=True)
-def _distinct(spots, refs, first, camera, phase, rotations, threads):
-    """For every pattern of a ``phase`` (n,) the least number (n,) of spots that distinguish it from another; ``rotations`` (p, n, 3, 3)."""
-    result = np.zeros(len(phase))
-    for thread in numba.prange(threads):
-        work, work_of_other = _room(camera, len(refs.g)), _room(camera, len(refs.g))
-        near = np.empty(len(refs.g), np.int64)
-        taken = np.zeros(camera.pixels.shape, np.int16)
-        for i in range(thread, len(phase), threads):
-            p = phase[i]
-            if p < 0:
+@kernel(nogil=True)
+def _distinct(numbers, spots, refs, first, camera, phase, rotations, least):
+    """The ``least`` number (n,) of spots that distinguish the ``phase`` (n,) of patterns from another; ``rotations`` (p, n, 3, 3)."""
+    work, work_of_other = _room(camera, len(refs.g)), _room(camera, len(refs.g))
+    near = np.empty(len(refs.g), np.int64)
+    taken = np.zeros(camera.pixels.shape, np.int16)
+    for i in numbers:
+        p = phase[i]
+        if p < 0:
+            continue
+        view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
+        n_near = _near_ewald(rotations[p, i], 0.0, refs, first[p], first[p + 1], near)
+        found = work.predicted[: _predict(rotations[p, i], near, n_near, refs, camera, view.centre, work.predicted)]
+        least[i] = 100.0
+        for q in range(len(rotations)):
+            if q == p:
                 continue
-            view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
-            n_near = _near_ewald(rotations[p, i], 0.0, refs, first[p], first[p + 1], near)
-            found = work.predicted[: _predict(rotations[p, i], near, n_near, refs, camera, view.centre, work.predicted)]
-            least = 100.0
-            for q in range(len(rotations)):
-                if q == p:
-                    continue
-                n_near = _near_ewald(rotations[q, i], 0.0, refs, first[q], first[q + 1], near)
-                n_other = _predict(rotations[q, i], near, n_near, refs, camera, view.centre, work_of_other.predicted)
-                other = work_of_other.predicted[:n_other]
-                count = _lone_spots(found, other, view, camera, diffracted, taken)
-                count += _lone_spots(other, found, view, camera, diffracted, taken)
-                least = min(least, count)
-            result[i] = least
-    return result
+            n_near = _near_ewald(rotations[q, i], 0.0, refs, first[q], first[q + 1], near)
+            n_other = _predict(rotations[q, i], near, n_near, refs, camera, view.centre, work_of_other.predicted)
+            other = work_of_other.predicted[:n_other]
+            count = _lone_spots(found, other, view, camera, diffracted, taken)
+            count += _lone_spots(other, found, view, camera, diffracted, taken)
+            least[i] = min(least[i], count)
 
 
 @kernel
@@ -116,8 +111,9 @@ def discriminating_spots(
     """
     refs, first = _joined_reflections(banks)
     rotations = np.ascontiguousarray(rotation, dtype=float).reshape(len(banks), -1, 3, 3)
-    arrays, threads = _SpotArrays(*spots.arrays), numba.get_num_threads()
-    return _distinct(arrays, refs, first, _camera(calibration), phase_id.ravel(), rotations, threads).reshape(phase_id.shape)
+    least, phase = np.zeros(phase_id.size), phase_id.ravel()
+    side_by_side(_distinct, len(phase), _SpotArrays(*spots.arrays), refs, first, _camera(calibration), phase, rotations, least)
+    return least.reshape(phase_id.shape)
 
 
 def map_scan(

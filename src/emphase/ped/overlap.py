@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from ..kernels import kernel
@@ -203,30 +202,39 @@ def _best_set(n, candidates, view, diffracted, best):
             _keep_better(members, turned, candidates, view, diffracted, best)
 
 
-@kernel(parallel=True)
-def _choose_sets(spots, refs, first, camera, parts, prices, threads):
-    """For every pattern the set of components that are in it.
+class _Sets(NamedTuple):
+    """Sets of components of n patterns: ``chosen`` (n, 3) their numbers, -1 for none, ``share`` (n, 3) their first shares.
 
-    Returns their numbers (n, 3), -1 for none, their first shares (n, 3), (n,) the measured counts a unit of strength where
-    the set is one component, else 0, and (n, p) the value in nats of the best set in which each phase is the largest.
+    ``unit`` (n,) are the measured counts a unit of strength where the set is one component, else 0, and ``value`` (n, p) is that in nats
+    of the best set in which each phase is the largest.
     """
-    n, n_phases = len(spots.table), len(first) - 1
-    chosen, share, unit = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros(n)
-    value = np.empty((n, n_phases))
-    for thread in numba.prange(threads):
-        work = _room(camera, len(refs.g))
-        candidates = _no_candidates(len(refs.g))
-        best = _Set(np.zeros(_MOST_PARTS, np.int64), np.zeros(_MOST_PARTS), np.zeros(1), np.zeros(n_phases))
-        for i in range(thread, n, threads):
-            view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
-            _best_set(_likeliest(i, parts, prices, refs, first, camera, view, candidates), candidates, view, diffracted, best)
-            share[i], value[i] = best.weights, best.of_phase
-            if best.members[0] >= 0 and best.members[1] < 0:
-                unit[i] = _counts_a_unit(best.members[0], candidates, view)
-            for q in range(_MOST_PARTS):
-                if best.members[q] >= 0:
-                    chosen[i, q] = candidates.component[best.members[q]]
-    return chosen, share, unit, value
+
+    chosen: np.ndarray
+    share: np.ndarray
+    unit: np.ndarray
+    value: np.ndarray
+
+
+def _no_sets(n: int, n_phases: int) -> _Sets:
+    """Room for the sets of n patterns."""
+    return _Sets(np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS)), np.zeros(n), np.empty((n, n_phases)))
+
+
+@kernel(nogil=True)
+def _choose_sets(numbers, spots, refs, first, camera, parts, prices, sets):
+    """For the patterns ``numbers`` the sets of components that are in them, into ``sets``."""
+    work = _room(camera, len(refs.g))
+    candidates = _no_candidates(len(refs.g))
+    best = _Set(np.zeros(_MOST_PARTS, np.int64), np.zeros(_MOST_PARTS), np.zeros(1), np.zeros(len(first) - 1))
+    for i in numbers:
+        view, diffracted = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
+        _best_set(_likeliest(i, parts, prices, refs, first, camera, view, candidates), candidates, view, diffracted, best)
+        sets.share[i], sets.value[i] = best.weights, best.of_phase
+        if best.members[0] >= 0 and best.members[1] < 0:
+            sets.unit[i] = _counts_a_unit(best.members[0], candidates, view)
+        for q in range(_MOST_PARTS):
+            if best.members[q] >= 0:
+                sets.chosen[i, q] = candidates.component[best.members[q]]
 
 
 @kernel

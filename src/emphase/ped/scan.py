@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from ..errors import EmphaseError
-from ..kernels import kernel
+from ..kernels import kernel, side_by_side
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,8 @@ def scan_statistics(patterns: Any) -> ScanStatistics:
     for box in scan_boxes(patterns):
         block = read_box(patterns, box)
         counts = np.zeros(len(block))
-        _add_statistics(block, first, second, counts)
+        side_by_side(_add_squares, len(first), block, first, second)
+        side_by_side(_sum_patterns, len(block), block, counts)
         total[box] = counts.reshape(total[box].shape)
         bad = np.argwhere(~np.isfinite(total[box]))
         if len(bad):
@@ -178,17 +178,23 @@ def patterns_at(patterns: Any, indices: np.ndarray) -> np.ndarray:
     return np.concatenate([read_box(patterns, (slice(y, y + 1), slice(x, x + 1))) for y, x in places])
 
 
-@kernel(parallel=True)
-def _add_statistics(patterns, first, second, total):
-    """Add patterns (n, ky, kx) and their squares to ``first`` and ``second`` (ky, kx), and their sums to ``total`` (n,)."""
-    n, ny, nx = patterns.shape
-    for y in numba.prange(ny):
+@kernel(nogil=True)
+def _add_squares(rows, patterns, first, second):
+    """Add ``rows`` of patterns (n, ky, kx) and of their squares to ``first`` and ``second`` (ky, kx)."""
+    n, _, nx = patterns.shape
+    for y in rows:
         for i in range(n):
             for x in range(nx):
                 value = float(patterns[i, y, x])
                 first[y, x] += value
                 second[y, x] += value * value
-    for i in numba.prange(n):
+
+
+@kernel(nogil=True)
+def _sum_patterns(numbers, patterns, total):
+    """The sums of the patterns ``numbers`` into ``total`` (n,)."""
+    _, ny, nx = patterns.shape
+    for i in numbers:
         counted = 0.0
         for y in range(ny):
             for x in range(nx):
@@ -298,8 +304,10 @@ def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.
     start = np.array(np.unravel_index(np.argmax(np.where(middle, smooth, 0)), mean.shape), float)
     centre, total = np.zeros((ny, nx, 2)), np.zeros((ny, nx))
     for box in scan_boxes(patterns):
-        block = read_box(patterns, box).reshape(*total[box].shape, *mean.shape)
-        centre[box], total[box] = _centroids(block, mask, start, radius_px)
+        block = read_box(patterns, box)
+        places, counts = np.zeros((len(block), 2)), np.zeros(len(block))
+        side_by_side(_centroids, len(block), block, mask, start, radius_px, places, counts)
+        centre[box], total[box] = places.reshape(centre[box].shape), counts.reshape(total[box].shape)
     return centre, total
 
 
@@ -328,10 +336,7 @@ def _halo(image, mask, cy, cx, reach):
 
 @kernel
 def _centroid(image, mask, start, radius):
-    """Centre (y, x) of a pattern's direct beam and its counts above the halo of inelastic scattering.
-
-    A function of its own, because numba's prange takes sums for reductions.
-    """
+    """Centre (y, x) of a pattern's direct beam and its counts above the halo of inelastic scattering."""
     ky, kx = image.shape
     cy, cx = start[0], start[1]
     reach = 2.0 * radius
@@ -356,17 +361,12 @@ def _centroid(image, mask, start, radius):
     return cy, cx, s
 
 
-@kernel(parallel=True)
-def _centroids(patterns, mask, start, radius):
-    """Centre (ny, nx, 2) and intensity (ny, nx) of the direct beam in patterns (ny, nx, ky, kx)."""
-    ny, nx = patterns.shape[:2]
-    centre = np.zeros((ny, nx, 2))
-    total = np.zeros((ny, nx))
-    for i in numba.prange(ny * nx):
-        cy, cx, counts = _centroid(patterns[i // nx, i % nx], mask, start, radius)
-        centre[i // nx, i % nx] = cy, cx
-        total[i // nx, i % nx] = counts
-    return centre, total
+@kernel(nogil=True)
+def _centroids(numbers, patterns, mask, start, radius, centre, total):
+    """Centre (n, 2) and intensity (n,) of the direct beam in the patterns ``numbers`` of (n, ky, kx)."""
+    for i in numbers:
+        cy, cx, total[i] = _centroid(patterns[i], mask, start, radius)
+        centre[i] = cy, cx
 
 
 def smooth_descan(centre_px: np.ndarray, weight: np.ndarray, order: int = 2) -> tuple[np.ndarray, float]:

@@ -16,11 +16,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from ..crystals import Crystal
-from ..kernels import kernel
+from ..kernels import kernel, side_by_side
 from .distortion import recorded_places
 from .evidence import _camera, _predict, _refine, _room, _spun, _turned, _view
 from .scan import Calibration
@@ -139,47 +138,53 @@ def _voting_spots(spots, votes_cast, centre, camera, radius, turn, weights):
 
 
 class _Plan(NamedTuple):
-    """How far a search goes: first tilt of the climb (radians), candidates that climb and that are spun, and threads."""
+    """How far a search goes: first tilt of the climb (radians), candidates that climb and that are spun."""
 
     tilt: float
     n_fine: int
     n_coarse: int
-    threads: int
 
 
-@kernel(parallel=True)
-def _search_templates(spots, votes_cast, coarse, refs, camera, plan, rotation, result):
-    tilt, n_fine, candidates_each, threads = plan.tilt, plan.n_fine, plan.n_coarse, plan.threads
+class _Best(NamedTuple):
+    """The best ``rotation`` (n, 3, 3) in every pattern; its evidence and that of the second in ``result`` (n, 2)."""
+
+    rotation: np.ndarray
+    result: np.ndarray
+
+
+@kernel(nogil=True)
+def _search_templates(numbers, spots, votes_cast, coarse, refs, camera, plan, solutions):
+    tilt, n_fine, candidates_each = plan.tilt, plan.n_fine, plan.n_coarse
+    rotation, result = solutions
     table, number, background, centre = spots.table, spots.number, spots.background, spots.centre
-    for thread in numba.prange(threads):
-        work = _room(camera, len(refs.g))
-        votes = np.zeros((len(coarse.frames), OPTIONS.angle_bins + 1), np.uint16)
-        height = np.zeros(len(coarse.frames), np.int32)
-        templates, bins = np.zeros(candidates_each, np.int64), np.zeros(candidates_each, np.int64)
-        candidates, value = np.zeros((candidates_each, 3, 3)), np.zeros(candidates_each)
-        radius, turn, weights = np.zeros(OPTIONS.voting_spots), np.zeros(OPTIONS.voting_spots), np.zeros(OPTIONS.voting_spots, np.float32)
-        for i in range(thread, len(table), threads):
-            if number[i] == 0:
-                rotation[i] = np.eye(3)
-                continue
-            view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
-            voting = _voting_spots(view.spots, votes_cast[i], centre[i], camera, radius, turn, weights)
-            _vote(weights, radius[:voting], turn[:voting], coarse, OPTIONS.radial_tolerance_invA + camera.place_strain, votes)
-            n = _most_votes(votes, height, templates, bins)
-            for c in range(n):
-                t = templates[c]
-                _turned(coarse.frames[t], 2, -2 * math.pi * bins[c] / OPTIONS.angle_bins, candidates[c])
-                near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
-                value[c] = _spun(candidates[c], near, refs, camera, view, diffracted)
-            for levels, most in ((1, n_fine), (3, (n_fine + 1) // 2)):  # few are climbed a little, the best of them to the end
-                least = max(value[:n].max() - OPTIONS.behind_nats, OPTIONS.hopeless_nats if levels > 1 else -1e9)
-                for c in np.argsort(-value[:n], kind="mergesort")[:most]:
-                    if value[c] < least:
-                        break
-                    near = coarse.near[coarse.near_start[templates[c]] : coarse.near_start[templates[c] + 1]]
-                    step = tilt if levels == 1 else tilt / 2
-                    value[c] = _refine(candidates[c], step, levels, near, refs, camera, view, diffracted)
-            _best_of(candidates, value, n, coarse.operators, rotation[i], result[i])
+    work = _room(camera, len(refs.g))
+    votes = np.zeros((len(coarse.frames), OPTIONS.angle_bins + 1), np.uint16)
+    height = np.zeros(len(coarse.frames), np.int32)
+    templates, bins = np.zeros(candidates_each, np.int64), np.zeros(candidates_each, np.int64)
+    candidates, value = np.zeros((candidates_each, 3, 3)), np.zeros(candidates_each)
+    radius, turn, weights = np.zeros(OPTIONS.voting_spots), np.zeros(OPTIONS.voting_spots), np.zeros(OPTIONS.voting_spots, np.float32)
+    for i in numbers:
+        if number[i] == 0:
+            rotation[i] = np.eye(3)
+            continue
+        view, diffracted = _view(table[i], number[i], background[i], centre[i], camera, work)
+        voting = _voting_spots(view.spots, votes_cast[i], centre[i], camera, radius, turn, weights)
+        _vote(weights, radius[:voting], turn[:voting], coarse, OPTIONS.radial_tolerance_invA + camera.place_strain, votes)
+        n = _most_votes(votes, height, templates, bins)
+        for c in range(n):
+            t = templates[c]
+            _turned(coarse.frames[t], 2, -2 * math.pi * bins[c] / OPTIONS.angle_bins, candidates[c])
+            near = coarse.near[coarse.near_start[t] : coarse.near_start[t + 1]]
+            value[c] = _spun(candidates[c], near, refs, camera, view, diffracted)
+        for levels, most in ((1, n_fine), (3, (n_fine + 1) // 2)):  # few are climbed a little, the best of them to the end
+            least = max(value[:n].max() - OPTIONS.behind_nats, OPTIONS.hopeless_nats if levels > 1 else -1e9)
+            for c in np.argsort(-value[:n], kind="mergesort")[:most]:
+                if value[c] < least:
+                    break
+                near = coarse.near[coarse.near_start[templates[c]] : coarse.near_start[templates[c] + 1]]
+                step = tilt if levels == 1 else tilt / 2
+                value[c] = _refine(candidates[c], step, levels, near, refs, camera, view, diffracted)
+        _best_of(candidates, value, n, coarse.operators, rotation[i], result[i])
 
 
 def search_phase(
@@ -218,15 +223,13 @@ def search_phase(
         (n,) evidence of the best solution at least 10 degrees away; -1000 where there is none.
     """
     n = len(spots.number)
-    rotation, result = np.zeros((n, 3, 3)), np.full((n, 2), -1e3)
+    best = _Best(np.zeros((n, 3, 3)), np.full((n, 2), -1e3))
     if len(bank.spot_radius):
         step = math.sqrt(4 * math.pi / (len(bank.operators) * len(bank.frames) * math.sqrt(3) / 2))
         votes_cast = spots.table[:, :, 4] > 0 if voters is None else voters
-        plan = _Plan(OPTIONS.first_tilt * step, n_fine, n_coarse, numba.get_num_threads())
-        _search_templates(
-            _SpotArrays(*spots.arrays), votes_cast, bank.coarse, bank.reflections, _camera(calibration), plan, rotation, result
-        )
-    return rotation, result[:, 0], result[:, 1]
+        plan, arrays = _Plan(OPTIONS.first_tilt * step, n_fine, n_coarse), _SpotArrays(*spots.arrays)
+        side_by_side(_search_templates, n, arrays, votes_cast, bank.coarse, bank.reflections, _camera(calibration), plan, best)
+    return best.rotation, best.result[:, 0], best.result[:, 1]
 
 
 @kernel

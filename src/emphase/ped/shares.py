@@ -17,10 +17,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-from ..kernels import kernel
+from ..kernels import kernel, side_by_side
 from .evidence import OPTIONS as EVIDENCE_OPTIONS
 from .evidence import _Camera, _near_ewald, _predict, _room, _view
 from .lattices import _Components
@@ -239,10 +238,11 @@ def _learn(i, spots, rows, strengths, sums, weights, gained, known):
             known[r] += precision * strength * strength
 
 
-@kernel(parallel=True)
-def _fit_all_shares(spots, sigma, rows, strengths, weights, normals, gained, known):
-    """`_fit_shares` and `_learn` for all patterns; ``gained`` and ``known`` (sums, reflections) are added up in as many sums."""
-    for part in numba.prange(len(gained)):
+@kernel(nogil=True)
+def _fit_all_shares(parts, spots, sigma, rows, strengths, weights, normals, learned):
+    """`_fit_shares` and `_learn` for all patterns of some ``parts``, each with sums of its own: ``learned``."""
+    gained, known = learned
+    for part in parts:
         sums = _no_sums()
         for i in range(part, len(weights), len(gained)):
             if rows.crystal[i, 0] < 0:
@@ -304,7 +304,8 @@ def _measure_shares(
     weights, normals = np.where(keys >= 0, 1 / np.maximum((keys >= 0).sum(axis=1, keepdims=True), 1), 0.0), np.zeros((n, 3, 3))
     for turn in range(OPTIONS.learning_rounds if learn else OPTIONS.plain_rounds):
         gained, known = np.zeros((_LEARNING_SUMS, len(seen))), np.zeros((_LEARNING_SUMS, len(seen)))
-        _fit_all_shares(_SpotArrays(*spots.arrays), camera.spot_sigma, rows, strengths, weights, normals, gained, known)
+        arrays = _SpotArrays(*spots.arrays)
+        side_by_side(_fit_all_shares, len(gained), arrays, camera.spot_sigma, rows, strengths, weights, normals, (gained, known))
         strengths = strengths._replace(scale=strengths.scale * _standardise(keys, group, weights))
         if learn and turn >= OPTIONS.first_learning_round:
             prior = 1 / OPTIONS.unknown_spread**2

@@ -17,11 +17,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from ..errors import EmphaseError
-from ..kernels import kernel
+from ..kernels import kernel, side_by_side
 from .distortion import undistorted_places
 from .scan import Calibration
 
@@ -236,23 +235,21 @@ def _local_maxima(counts, detector, radius, beam, background, least, table):
     return n
 
 
-@kernel(parallel=True)
-def _find_spots(patterns, centre, detector, table, number, background, threads):
-    n, ny, nx = patterns.shape
-    n_radii = background.shape[1]
-    for thread in numba.prange(threads):
-        counts, row = np.empty((ny, nx), np.float32), np.empty(nx + 1, np.float32)
-        radius = np.empty((ny, nx), np.int32)
-        ceiling, least = np.empty(n_radii, np.float32), np.empty(n_radii, np.float32)
-        for i in range(thread, n, threads):
-            cy, cx = np.float32(centre[i, 0]), np.float32(centre[i, 1])
-            for y in range(ny):
-                for x in range(nx):
-                    radius[y, x] = min(int(math.sqrt((y - cy) * (y - cy) + (x - cx) * (x - cx))), n_radii - 1)
-            _aperture_counts(patterns[i], detector.mask, detector.half, detector.gain, detector.offset, row, counts)
-            _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
-            _least_counts(background[i], detector.full, detector.nats, least)
-            number[i] = _local_maxima(counts, detector, radius, (cy, cx), background[i], least, table[i])
+@kernel(nogil=True)
+def _find_spots(numbers, patterns, centre, detector, table, number, background):
+    ny, nx, n_radii = patterns.shape[1], patterns.shape[2], background.shape[1]
+    counts, row = np.empty((ny, nx), np.float32), np.empty(nx + 1, np.float32)
+    radius = np.empty((ny, nx), np.int32)
+    ceiling, least = np.empty(n_radii, np.float32), np.empty(n_radii, np.float32)
+    for i in numbers:
+        cy, cx = np.float32(centre[i, 0]), np.float32(centre[i, 1])
+        for y in range(ny):
+            for x in range(nx):
+                radius[y, x] = min(int(math.sqrt((y - cy) * (y - cy) + (x - cx) * (x - cx))), n_radii - 1)
+        _aperture_counts(patterns[i], detector.mask, detector.half, detector.gain, detector.offset, row, counts)
+        _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
+        _least_counts(background[i], detector.full, detector.nats, least)
+        number[i] = _local_maxima(counts, detector, radius, (cy, cx), background[i], least, table[i])
 
 
 def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
@@ -291,7 +288,7 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
         calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
         calibration.gain, calibration.offset, first_radius_px(calibration), OPTIONS.least_nats,
     )  # fmt: skip
-    _find_spots(patterns, spots.centre_px, detector, spots.table, spots.number, spots.background, numba.get_num_threads())
+    side_by_side(_find_spots, len(patterns), patterns, spots.centre_px, detector, spots.table, spots.number, spots.background)
     return undistorted_spots(spots, calibration)
 
 
