@@ -8,6 +8,10 @@ A `kernel` is cached under a key that also holds the bytecode and the compiler o
 or not, and the values of all constants that any of them uses. An edit therefore compiles again the kernels of the edited file
 and those that depend on what changed there, and no others. The key is taken from the functions as they were imported, not from the
 files, so that an edit under a running process cannot put old code under a new key.
+
+Kernels do not reorder sums (`fastmath`). A kernel that another calls is compiled into it once more; where the compiler may reorder sums it
+does so differently in every copy, and which copy runs depends on what was compiled before and what came from the cache, so that the first
+run on a machine and the second differ in the last bit. Sums that should use the vector units run over rows of an array instead.
 """
 
 from __future__ import annotations
@@ -43,9 +47,13 @@ def kernel(function: Callable | None = None, **options: Any) -> Any:
 
     Raises
     ------
+    ValueError
+        For ``fastmath``.
     RuntimeError
         For a function that stands in no file, as one typed at a prompt: its code could not be recognised. `numba.njit` compiles these.
     """
+    if options.get("fastmath"):
+        raise ValueError("kernel: got fastmath, expected sums in the order in which they are written; see this module's text")
     if function is None:
         return functools.partial(kernel, **options)
     compiled: Any = numba.njit(**{"error_model": "numpy"} | options)(function)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import emphase
-from emphase.kernels import dependency_key, kernel
+from emphase.kernels import dependency_key, kernel, side_by_side
 
 # The shortest of kernels: `total` calls `scaled` across files, which uses two constants of its own file.
 FILES = {
@@ -170,3 +170,33 @@ def test_the_key_knows_what_a_callee_holds(callee):
         return dependency_key(numba.njit(names["f"]))
 
     assert key(callee.format(1.0)) == key(callee.format(1.0)) != key(callee.format(2.0))
+
+
+@kernel(nogil=True)
+def _squares(numbers, values, out):
+    for i in numbers:
+        out[i] = values[i] / (values[i] - 3) if values[i] != 4 else values[i] ** 2
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7])
+def test_items_are_shared_out_over_threads(n):
+    """Each item once, whatever their number; a division by zero is numpy's."""
+    values, out = np.arange(n, dtype=float), np.full(n, -1.0)
+    side_by_side(_squares, n, values, out)
+    expected = [0.0, -0.5, -2.0, np.inf, 16.0, 2.5, 2.0]
+    np.testing.assert_array_equal(out, expected[:n])
+
+
+def test_what_a_thread_raises_is_raised():
+    @numba.njit(nogil=True)
+    def fail(numbers):
+        raise ValueError("no such pattern")
+
+    with pytest.raises(ValueError, match="no such pattern"):
+        side_by_side(fail, 5)
+
+
+def test_no_kernel_reorders_sums():
+    """A copy of a kernel inside another may be compiled otherwise: the last bit would depend on which was compiled first."""
+    with pytest.raises(ValueError, match="got fastmath, expected sums in the order in which they are written"):
+        kernel(fastmath=True)(_squares.py_func)

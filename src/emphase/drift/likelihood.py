@@ -256,28 +256,32 @@ def _likelihood(canvas: _Canvas, i: int, scene: np.ndarray, seen: np.ndarray, sh
     return np.conj(counts) * canvas.spectrum(np.log1p(scene)) - flat * np.conj(box) * canvas.spectrum(scene)
 
 
-@kernel(fastmath=True)
+@kernel
 def _moments(spectrum, ey, ex, qy, qx):
-    """Real parts of Σ A ey ex times 1, -iqy, -iqx, -qy², -qyqx, -qx²."""
-    out = np.zeros(6)
+    """Real parts of Σ A ey ex times 1, -iqy, -iqx, -qy², -qyqx, -qx², the sums over y first: all columns at once."""
+    columns = spectrum.shape[1]
+    re, im = np.zeros((3, columns)), np.zeros((3, columns))  # times 1, qy, qy²
     for i in range(spectrum.shape[0]):
-        re0, im0, re1, im1, re2, im2 = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-        for j in range(spectrum.shape[1]):
-            a, b, c, d, q = spectrum[i, j].real, spectrum[i, j].imag, ex[j].real, ex[j].imag, qx[j]
-            re, im = a * c - b * d, a * d + b * c
-            re0 += re
-            im0 += im
-            re1 += q * re
-            im1 += q * im
-            re2 += q * q * re
-            im2 += q * q * im
-        row0, row1, row2 = complex(re0, im0) * ey[i], complex(re1, im1) * ey[i], complex(re2, im2) * ey[i]
-        out[0] += row0.real
-        out[1] += qy[i] * row0.imag
-        out[2] += row1.imag
-        out[3] -= qy[i] * qy[i] * row0.real
-        out[4] -= qy[i] * row1.real
-        out[5] -= row2.real
+        c, d, q = ey[i].real, ey[i].imag, qy[i]
+        for j in range(columns):
+            a, b = spectrum[i, j].real, spectrum[i, j].imag
+            x, y = a * c - b * d, a * d + b * c
+            re[0, j] += x
+            im[0, j] += y
+            re[1, j] += q * x
+            im[1, j] += q * y
+            re[2, j] += q * q * x
+            im[2, j] += q * q * y
+    out = np.zeros(6)
+    for j in range(columns):
+        c, d, q = ex[j].real, ex[j].imag, qx[j]
+        plain, first = re[0, j] * c - im[0, j] * d, re[1, j] * c - im[1, j] * d
+        out[0] += plain
+        out[1] += re[1, j] * d + im[1, j] * c
+        out[2] += q * (re[0, j] * d + im[0, j] * c)
+        out[3] -= re[2, j] * c - im[2, j] * d
+        out[4] -= q * first
+        out[5] -= q * q * plain
     return out
 
 

@@ -159,7 +159,7 @@ def _room(camera, n_reflections):
     )  # fmt: skip
 
 
-@kernel(fastmath=True)
+@kernel
 def _predict(rotation, near, n_near, refs, camera, centre, out):
     """The spots of a crystal on the camera: rows (y px, x px, strength, number of the reflection) into ``out``; returns how many.
 
@@ -191,7 +191,7 @@ def _predict(rotation, near, n_near, refs, camera, centre, out):
     return n
 
 
-@kernel(fastmath=True)
+@kernel
 def _collect(rotation, near, n_near, refs, camera, view):
     """What a crystal predicts: strength and mean offset at each measured spot into ``view``, the rest into ``view.missed``.
 
@@ -221,7 +221,7 @@ def _collect(rotation, near, n_near, refs, camera, view):
     return n_missed, total
 
 
-@kernel(fastmath=True)
+@kernel
 def _missed_odds(mean, below):
     """How much more probable it is to see nothing over ``below`` counts with a crystal that predicts ``mean`` more than without it.
 
@@ -231,7 +231,7 @@ def _missed_odds(mean, below):
     return OPTIONS.missing + (1 - OPTIONS.missing) / (lack * lack)
 
 
-@kernel(fastmath=True)
+@kernel
 def _judge(strength, off_y, off_x, missed, n_missed, scale, view):
     """Evidence (nats) of what was collected, with ``scale`` counts a unit of strength, and the turn (radians) that would fit best."""
     spots, terms, cy, cx = view.spots, view.terms, view.centre[0], view.centre[1]
@@ -263,7 +263,7 @@ def _judge(strength, off_y, off_x, missed, n_missed, scale, view):
     return evidence + math.log(odds), torque / inertia
 
 
-@kernel(fastmath=True)
+@kernel
 def _evidence(rotation, near, refs, camera, view, diffracted):
     """Evidence (nats) of a crystal, and by how much (radians) its spots should turn in the plane to fit best.
 
@@ -337,7 +337,7 @@ def _refine(rotation, tilt, levels, near, refs, camera, view, diffracted):
     return best
 
 
-@kernel(fastmath=True)
+@kernel
 def _near_ewald(rotation, reach, refs, first, last, near):
     """Numbers of the reflections of ``first`` to ``last`` that can shine within ``reach`` radians of tilt, into ``near``; how many."""
     n = 0

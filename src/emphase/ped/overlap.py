@@ -117,7 +117,7 @@ def _likeliest(i, parts, prices, refs, first, camera, view, candidates):
     return n
 
 
-@kernel(fastmath=True)
+@kernel
 def _set_evidence(members, weights, candidates, view, diffracted):
     """Evidence of several crystals together, each with the given share of all predicted strength."""
     matched = 0.0

@@ -47,7 +47,7 @@ class SearchOptions(NamedTuple):
 OPTIONS = SearchOptions()
 
 
-@kernel(fastmath=True)
+@kernel
 def _vote(weights, radius, turn, coarse, tolerance, votes):
     """Sum over pairs (measured spot, template spot) of equal radius, filed by template and in-plane angle, into ``votes``."""
     votes[:] = 0

@@ -123,7 +123,7 @@ def first_radius_px(calibration: Calibration) -> float:
     return OPTIONS.beam_sigma * calibration.spot_sigma_px
 
 
-@kernel(fastmath=True)
+@kernel
 def _aperture_counts(image, mask, half, gain, offset, row, counts):
     """Counts in the aperture about every pixel, into ``counts`` (ky, kx), by differences of running sums (``row``)."""
     ny, nx = image.shape
@@ -149,7 +149,7 @@ def _aperture_counts(image, mask, half, gain, offset, row, counts):
                 counts[v, x] += total - row[max(x - h, 0)]
 
 
-@kernel(fastmath=True)
+@kernel
 def _radial_background(image, detector, counts, radius, background, ceiling):
     """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, and the mean is taken again."""
     ny, nx = image.shape

@@ -183,7 +183,7 @@ def excitation_error(g_sample: np.ndarray, wavelength_A: float) -> np.ndarray:
     return -g_sample[:, 2] - wavelength_A * np.sum(g_sample**2, axis=1) / 2
 
 
-@kernel(fastmath=True)
+@kernel
 def rocking_curve(excitation_error, cone, half_width):
     """Intensity of a reflection against its excitation error in precession, normalised to an integral of one.
 
