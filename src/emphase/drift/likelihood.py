@@ -53,6 +53,12 @@ class _Canvas:
 
         return fft.irfft2(spectrum, self.shape)
 
+    def image_of(self, modes: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Image of the canvas from the ``values`` (m,) of some ``modes`` (m,) of its half spectrum, flattened."""
+        spectrum = np.zeros(self.spectra.shape[1:], np.complex64)
+        spectrum.ravel()[modes] = values
+        return self.image(spectrum)
+
     def phase(self, shift: np.ndarray) -> np.ndarray:
         """Factor that brings the content of a frame at ``shift`` back to the scene."""
         return np.exp(1j * self.qy * np.float32(shift[0]))[:, None] * np.exp(1j * self.qx * np.float32(shift[1]))[None]
@@ -173,17 +179,17 @@ class _Sum:
         filter of full coverage: what few frames saw is held to what the lattice continues.
         """
         canvas, rate = self.canvas, self.canvas.rate
-        most = self.most()
         power = (self.power() if power is None else power) / rate**2
-        known = power > 0
-        inverse = np.divide(1, power, out=np.zeros_like(power), where=known).astype(np.float32)
-        wiener = np.where(known, 1 / (inverse + np.float32(rate * most)), 0).astype(np.float32)
-        weight, size = np.float32(rate) * self.coverage, float(np.prod(canvas.shape))
-        dot = lambda a, b: float(np.sum(canvas.double * (a.real * b.real + a.imag * b.imag), dtype=np.float64)) / size
-        x = np.zeros_like(self.spectrum) if start is None else np.where(known, canvas.spectrum(start), 0)
-        residual = np.where(known, self.spectrum, 0)
+        known = np.flatnonzero(power)  # modes without signal stay 0, so vectors hold the others alone
+        inverse = (1 / power.ravel()[known]).astype(np.float32)
+        wiener = 1 / (inverse + np.float32(rate * self.most()))
+        weight, double = np.float32(rate) * self.coverage, canvas.double[known % power.shape[1]] / float(np.prod(canvas.shape))
+        dot = lambda a, b: float(np.sum(double * (a.real * b.real + a.imag * b.imag)))
+        modes = lambda image: canvas.spectrum(image).ravel()[known]
+        residual = self.spectrum.ravel()[known]
+        x = np.zeros_like(residual) if start is None else modes(start)
         if start is not None:
-            residual = residual - inverse * x - canvas.spectrum(weight * canvas.image(x)) * known
+            residual = residual - inverse * x - modes(weight * canvas.image_of(known, x))
         direction, before, first = None, 0.0, 0.0
         for _ in range(rounds):
             step = wiener * residual
@@ -192,11 +198,10 @@ class _Sum:
             if now <= 1e-8 * first:
                 break
             direction = step if direction is None else step + np.float32(now / before) * direction
-            image = canvas.image(direction)
-            bent = inverse * direction + canvas.spectrum(weight * image) * known
+            bent = inverse * direction + modes(weight * canvas.image_of(known, direction))
             length = np.float32(now / dot(direction, bent))
             x, residual, before = x + length * direction, residual - length * bent, now
-        return np.maximum(canvas.image(x), np.float32(-0.9))
+        return np.maximum(canvas.image_of(known, x), np.float32(-0.9))
 
     def evidence(self, power: np.ndarray) -> float:
         """Log probability of the sum under a scene of spectral density ``power``, but for a constant.
