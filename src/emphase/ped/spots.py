@@ -4,8 +4,7 @@ A pattern is reduced once, while it is in the processor's cache, to the table of
 matching works on these few hundred numbers, and no image is read a second time.
 
 1. Counts are summed over a disc about every pixel, by differences of running sums along the rows.
-2. The background is the mean against the distance from the direct beam, smoothed over a width that grows with the distance; discs that
-   stand out from it are left out, and the mean is taken again.
+2. The background is that against the distance from the direct beam, times what is not round of it (`emphase.ped.background`).
 3. A local maximum of the disc's counts a over the background's b in it is a spot where a log(a / b) - (a - b), the log of the likelihood
    ratio of the Poisson means a and b, is large enough (the deviance of Cash, Astrophys. J. 228 (1979) 939, halved). Parabolas through the
    neighbouring pixels give its place; the slope of the background, which would draw it inwards, is taken off first.
@@ -21,6 +20,7 @@ import numpy as np
 
 from ..errors import EmphaseError
 from ..kernels import kernel, side_by_side
+from .background import _cell_side, _local_background, _radial_background
 from .distortion import undistorted_places
 from .scan import Calibration
 
@@ -32,9 +32,6 @@ class SpotOptions(NamedTuple):
     least_nats: float = 2.0  # local maxima with less evidence against background are not kept
     aperture_sigma: float = 1.8  # radius of the disc over which a spot is counted: 80 % of a Gaussian spot, and little background
     beam_sigma: float = 4.5  # no spot is looked for nearer to the direct beam, whose tail is 1e-5 of its height there
-    background_rounds: int = 3  # until the discs that are left out no longer change
-    stands_out_sd: float = 2.5  # a disc so far above the background is left out of it ...
-    stands_out_counts: float = 1.5  # ... where it also has so many counts more
     least_good_share: float = 0.5  # of the pixels in a disc, for a spot to be looked for
     empty_counts: float = 0.02  # of a disc on no background at all, so that its logarithm exists
 
@@ -150,35 +147,6 @@ def _aperture_counts(image, mask, half, gain, offset, row, counts):
 
 
 @kernel
-def _radial_background(image, detector, counts, radius, background, ceiling):
-    """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, and the mean is taken again."""
-    ny, nx = image.shape
-    n_radii = len(background)
-    per_unit, zero = np.float32(1 / detector.gain), np.float32(detector.offset)
-    mask, full = detector.mask, detector.full
-    total, number = np.zeros(n_radii + 1), np.zeros(n_radii + 1)
-    ceiling[:] = 1e30
-    for _ in range(OPTIONS.background_rounds):
-        total[:] = 0
-        number[:] = 0
-        for y in range(ny):
-            for x in range(nx):
-                r = radius[y, x]
-                if counts[y, x] <= ceiling[r] and not mask[y, x]:
-                    total[r + 1] += (image[y, x] - zero) * per_unit
-                    number[r + 1] += 1
-        for r in range(n_radii):
-            total[r + 1] += total[r]
-            number[r + 1] += number[r]
-        for r in range(n_radii):
-            reach = 2 + r // 12
-            low, high = max(0, r - reach), min(n_radii, r + reach + 1)
-            background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
-            expected = background[r] * full
-            ceiling[r] = expected + OPTIONS.stands_out_sd * math.sqrt(expected) + OPTIONS.stands_out_counts
-
-
-@kernel
 def _least_counts(background, full, nats, least):
     """The counts in a full aperture at every radius that make ``nats`` against background, into ``least``, by Newton's method."""
     for r in range(len(background)):
@@ -191,19 +159,20 @@ def _least_counts(background, full, nats, least):
 
 
 @kernel
-def _local_maxima(counts, detector, radius, beam, background, least, table):
-    """Fill ``table`` (most, 5) with the peaks of a pattern, the surest first; returns how many.
+def _local_maxima(counts, detector, radius, beam, backgrounds, least, table):
+    """Fill ``table`` (most, 5) with the peaks of a pattern over its ``backgrounds``, radial and local, the surest first; returns how many.
 
     Not `skimage.feature.peak_local_max`: the kernel looks at neighbours only where the counts suffice, and of equal pixels keeps one.
     """
     pixels, full, first_radius, nats = detector.pixels, detector.full, detector.first_radius, detector.nats
     cy, cx = beam
     ny, nx = counts.shape
-    n = 0
+    background, ratio = backgrounds
+    side, n = _cell_side(detector), 0
     for y in range(2, ny - 2):
         for x in range(2, nx - 2):
-            a, r = counts[y, x], radius[y, x]
-            if a * full < least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < OPTIONS.least_good_share * full:
+            a, r, local = counts[y, x], radius[y, x], ratio[y // side, x // side]
+            if a * full < min(local, 1.0) * least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < OPTIONS.least_good_share * full:
                 continue
             highest = True
             for dy in range(-2, 3):
@@ -211,7 +180,7 @@ def _local_maxima(counts, detector, radius, beam, background, least, table):
                     other = counts[y + dy, x + dx]
                     if other > a or (other == a and (dy < 0 or (dy == 0 and dx < 0))):
                         highest = False
-            b = background[r] * pixels[y, x] + OPTIONS.empty_counts
+            b = local * background[r] * pixels[y, x] + OPTIONS.empty_counts
             evidence = a * math.log(a / b) - (a - b)
             if not highest or a <= b or evidence < nats:
                 continue
@@ -225,7 +194,7 @@ def _local_maxima(counts, detector, radius, beam, background, least, table):
             bend_y = counts[y - 1, x] - 2 * a + counts[y + 1, x]
             bend_x = counts[y, x - 1] - 2 * a + counts[y, x + 1]
             # the fall of the background would draw a weak spot inwards
-            fall = full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
+            fall = local * full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
             slope_y = 0.5 * (counts[y - 1, x] - counts[y + 1, x]) + fall * (y - cy)
             slope_x = 0.5 * (counts[y, x - 1] - counts[y, x + 1]) + fall * (x - cx)
             table[k, 0] = y + (min(max(slope_y / bend_y, -1.0), 1.0) if bend_y < 0 else 0.0)
@@ -241,6 +210,9 @@ def _find_spots(numbers, patterns, centre, detector, table, number, background):
     counts, row = np.empty((ny, nx), np.float32), np.empty(nx + 1, np.float32)
     radius = np.empty((ny, nx), np.int32)
     ceiling, least = np.empty(n_radii, np.float32), np.empty(n_radii, np.float32)
+    side = _cell_side(detector)
+    ratio = np.empty((ny // side + 1, nx // side + 1), np.float32)
+    work = np.empty((2, *ratio.shape))
     for i in numbers:
         cy, cx = np.float32(centre[i, 0]), np.float32(centre[i, 1])
         for y in range(ny):
@@ -248,8 +220,9 @@ def _find_spots(numbers, patterns, centre, detector, table, number, background):
                 radius[y, x] = min(int(math.sqrt((y - cy) * (y - cy) + (x - cx) * (x - cx))), n_radii - 1)
         _aperture_counts(patterns[i], detector.mask, detector.half, detector.gain, detector.offset, row, counts)
         _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
+        _local_background(patterns[i], detector, counts, radius, background[i], ratio, work)
         _least_counts(background[i], detector.full, detector.nats, least)
-        number[i] = _local_maxima(counts, detector, radius, (cy, cx), background[i], least, table[i])
+        number[i] = _local_maxima(counts, detector, radius, (cy, cx), (background[i], ratio), least, table[i])
 
 
 def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
