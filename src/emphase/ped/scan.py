@@ -35,6 +35,10 @@ class ScanOptions:
     hot_in_beam: float = 12.0  # times the brightest neighbour, inside a direct beam that may be sharp
     dead_counts: float = 20.0  # that a pixel's neighbours have over the scan, for its zero to mean something
     dead_share: float = 0.2  # of its neighbours' mean
+    line_window: int = 11  # px: a line is compared with the median of as many; fewer than half of them are bad
+    line_factor: float = 1.3  # between half a line and those about it ...
+    line_share: float = 0.8  # ... and so many of its pixels are off by half as much: no crystal's spots fill a line
+    line_counts: float = 400.0  # that half a line should have over the scan: its median is then known to a few per cent
     averaged_patterns: int = 64  # patterns, spread over the scan, whose mean shows where the direct beam is
     middle_share: float = 0.3  # of the camera's width: the direct beam is this near to the middle
     blanked: float = 0.1  # of the median intensity of the direct beam: patterns with less do not count
@@ -269,7 +273,40 @@ def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patter
     yy, xx = np.indices(mean_pattern.shape)
     outside = np.hypot(yy - y, xx - x) > direct_beam_radius_px
     alone = mean_pattern > OPTIONS.hot_in_beam * ndimage.maximum_filter(mean_pattern, footprint=ring, mode="reflect")
-    return (hot & (outside | alone)) | (dead & outside)
+    return (hot & (outside | alone)) | (dead & outside) | bad_lines(mean_pattern, n_patterns)
+
+
+def bad_lines(mean_pattern: np.ndarray, n_patterns: int) -> np.ndarray:
+    """Rows and columns of a camera that are dead, or brighter or darker than those about them, from the mean over a scan.
+
+    The gaps between the chips of a detector, whose pixels are wider or not read, dead columns, and the smear of a frame transfer. Halves of
+    lines are judged by themselves.
+
+    Parameters
+    ----------
+    mean_pattern
+        (ky, kx) over the scan.
+    n_patterns
+        Of the scan.
+
+    Returns
+    -------
+    (ky, kx), True on bad lines.
+    """
+    from scipy import ndimage
+
+    bad = np.zeros(mean_pattern.shape, bool)
+    for image, marked in ((mean_pattern, bad), (mean_pattern.T, bad.T)):
+        typical = ndimage.median_filter(image, size=(OPTIONS.line_window, 1), mode="reflect")
+        for half in np.array_split(np.arange(image.shape[1]), 2):
+            expected = typical[:, half] + 1 / n_patterns
+            ratio = (image[:, half] + 1 / n_patterns) / expected
+            known = typical[:, half].sum(axis=1) * n_patterns > OPTIONS.line_counts
+            for off in (ratio, 1 / ratio):
+                stands_out = np.median(off, axis=1) > OPTIONS.line_factor
+                all_along = (off > math.sqrt(OPTIONS.line_factor)).mean(axis=1) > OPTIONS.line_share
+                marked[np.ix_(known & stands_out & all_along, half)] = True
+    return bad
 
 
 def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ matching works on these few hundred numbers, and no image is read a second time.
 2. The background is that against the distance from the direct beam, times what is not round of it (`emphase.ped.background`).
 3. A local maximum of the disc's counts a over the background's b in it is a spot where a log(a / b) - (a - b), the log of the likelihood
    ratio of the Poisson means a and b, is large enough (the deviance of Cash, Astrophys. J. 228 (1979) 939, halved). Parabolas through the
-   neighbouring pixels give its place; the slope of the background, which would draw it inwards, is taken off first.
+   neighbouring pixels give its place; the slope of the background, which would draw it inwards, is taken off first. One pixel that holds
+   more of the counts than that of a spot can is a cosmic ray, not a spot.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class SpotOptions(NamedTuple):
     least_nats: float = 2.0  # local maxima with less evidence against background are not kept
     aperture_sigma: float = 1.8  # radius of the disc over which a spot is counted: 80 % of a Gaussian spot, and little background
     beam_sigma: float = 4.5  # no spot is looked for nearer to the direct beam, whose tail is 1e-5 of its height there
+    sharper: float = 2.5  # times what one pixel holds of the typical spot of a scan, a pixel of another spot may hold ...
+    ray_sd: float = 5.0  # ... and so much more by chance; beyond it is a cosmic ray
     least_good_share: float = 0.5  # of the pixels in a disc, for a spot to be looked for
     empty_counts: float = 0.02  # of a disc on no background at all, so that its logarithm exists
 
@@ -53,7 +56,8 @@ class _Detector(NamedTuple):
 
     ``mask`` marks bad pixels, ``pixels`` counts the good ones of the aperture about each pixel, ``half`` is its half width in each of its
     rows and ``full`` its number of pixels; ``gain`` and ``offset`` are grey values of a count and of none. Spots lie beyond
-    ``first_radius`` (px), where the direct beam ends, and have ``nats`` of evidence at least.
+    ``first_radius`` (px), where the direct beam ends, and have ``nats`` of evidence at least; no pixel of a spot holds more than the share
+    ``sharpest`` of its counts.
     """
 
     mask: np.ndarray
@@ -64,6 +68,7 @@ class _Detector(NamedTuple):
     offset: float
     first_radius: float
     nats: float
+    sharpest: float
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,13 @@ def _good_pixels(mask: np.ndarray, half: np.ndarray) -> np.ndarray:
     return ndimage.correlate((~mask).astype(np.float32), disc.astype(np.float32), mode="constant")
 
 
+def _sharpest(spot_sigma_px: float) -> float:
+    """The largest share of a spot's counts in its aperture that one pixel holds, where the spot is a Gaussian."""
+    in_pixel = math.erf(0.5 / (math.sqrt(2) * spot_sigma_px)) ** 2
+    in_aperture = 1 - math.exp(-(OPTIONS.aperture_sigma**2) / 2)
+    return min(1.0, OPTIONS.sharper * in_pixel / in_aperture)
+
+
 def first_radius_px(calibration: Calibration) -> float:
     """The distance from the direct beam below which no spot is looked for, from the spot size."""
     return OPTIONS.beam_sigma * calibration.spot_sigma_px
@@ -159,7 +171,21 @@ def _least_counts(background, full, nats, least):
 
 
 @kernel
-def _local_maxima(counts, detector, radius, beam, backgrounds, least, table):
+def _cosmic_ray(image, detector, y, x, net):
+    """Whether one pixel of the aperture at a place holds more of its ``net`` counts than that of a spot can."""
+    half, brightest = detector.half, np.float32(0)
+    reach = len(half) // 2
+    for v in range(max(0, y - reach), min(image.shape[0], y + reach + 1)):
+        h = half[v - y + reach]
+        for u in range(max(0, x - h), min(image.shape[1], x + h + 1)):
+            if not detector.mask[v, u]:
+                brightest = max(brightest, np.float32(image[v, u]))
+    most = detector.sharpest * net
+    return (brightest - detector.offset) / detector.gain > most + OPTIONS.ray_sd * math.sqrt(most + 1)
+
+
+@kernel
+def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, table):
     """Fill ``table`` (most, 5) with the peaks of a pattern over its ``backgrounds``, radial and local, the surest first; returns how many.
 
     Not `skimage.feature.peak_local_max`: the kernel looks at neighbours only where the counts suffice, and of equal pixels keeps one.
@@ -182,7 +208,7 @@ def _local_maxima(counts, detector, radius, beam, backgrounds, least, table):
                         highest = False
             b = local * background[r] * pixels[y, x] + OPTIONS.empty_counts
             evidence = a * math.log(a / b) - (a - b)
-            if not highest or a <= b or evidence < nats:
+            if not highest or a <= b or evidence < nats or _cosmic_ray(image, detector, y, x, a - b):
                 continue
             k = n
             if n < len(table):
@@ -222,7 +248,7 @@ def _find_spots(numbers, patterns, centre, detector, table, number, background):
         _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
         _local_background(patterns[i], detector, counts, radius, background[i], ratio, work)
         _least_counts(background[i], detector.full, detector.nats, least)
-        number[i] = _local_maxima(counts, detector, radius, (cy, cx), (background[i], ratio), least, table[i])
+        number[i] = _local_maxima(patterns[i], counts, detector, radius, (cy, cx), (background[i], ratio), least, table[i])
 
 
 def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
@@ -259,7 +285,7 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
     spots = _no_spots(centre_px, patterns.shape[1:])
     detector = _Detector(
         calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
-        calibration.gain, calibration.offset, first_radius_px(calibration), OPTIONS.least_nats,
+        calibration.gain, calibration.offset, first_radius_px(calibration), OPTIONS.least_nats, _sharpest(calibration.spot_sigma_px),
     )  # fmt: skip
     side_by_side(_find_spots, len(patterns), patterns, spots.centre_px, detector, spots.table, spots.number, spots.background)
     return undistorted_spots(spots, calibration)
