@@ -24,9 +24,11 @@ class BackgroundOptions(NamedTuple):
     rounds: int = 3  # until the discs that are left out no longer change
     stands_out_sd: float = 2.5  # a disc so far above the background is left out of it ...
     stands_out_counts: float = 1.5  # ... where it also has so many counts more
-    sure_counts: float = 400.0  # of a ring, which is then known to 5 % and is not averaged with its neighbours
+    sure_counts: float = 400.0  # of a ring or a cell, which is then known to 5 % and is not averaged with its neighbours
     ratio_spread: float = 0.5  # sd of the logarithm of the ratio, before it is seen
-    round_within: float = 1.3  # a factor by which ratios of a round background may be off, spots beside
+    beside_counts: float = 20.0  # that spots leave in a cell and its neighbours, in discs that do not stand out
+    no_counts: float = 0.2  # added to what is seen and expected, so that none has a logarithm
+    round_within: float = 1.3  # a factor by which ratios of neighbours may differ, and those of a round background from one
     uneven_share: float = 0.05  # of all cells: if more are off, the background is not round
 
 
@@ -76,9 +78,10 @@ def _local_background(image, detector, counts, radius, background, ratio, work):
     _sum_cells(image, detector, counts, radius, background, (mean, deviation, 2), ratio, work)
     _median_of_cells(work, ratio)
     if _uneven(ratio):
+        ratio *= np.float32(OPTIONS.round_within)  # the median over neighbours is lower than a summit
         _sum_cells(image, detector, counts, radius, background, (mean, deviation, 1), ratio, work)
         _ratio_of_cells(work, ratio)
-    else:
+    if not _uneven(ratio):  # nor where the medians were those of many spots
         ratio[:] = 1
 
 
@@ -107,24 +110,28 @@ def _sum_cells(image, detector, counts, radius, background, limits, ratio, work)
 
 
 @kernel
-def _rate(seen, expected):
-    """The ratio of what is ``seen`` to what is ``expected``, its logarithm drawn to 0 by a normal prior against the noise of counting."""
-    seen, prior = max(seen, 0.0) + 1, OPTIONS.ratio_spread**2
-    return math.exp(math.log(seen / (expected + 1)) * prior / (prior + 1 / seen))
+def _rate(seen, expected, beside):
+    """The ratio of what is ``seen`` to what is ``expected``, its logarithm drawn to 0 by a normal prior.
+
+    Against it stand the noise of counting and the counts that spots leave ``beside`` their discs.
+    """
+    seen, expected, prior = max(seen, 0.0) + OPTIONS.no_counts, expected + OPTIONS.no_counts, OPTIONS.ratio_spread**2
+    return math.exp(math.log(seen / expected) * prior / (prior + 1 / seen + (beside / seen) ** 2))
 
 
 @kernel
 def _ratio_of_cells(work, ratio):
-    """The rate of every cell and its neighbours together."""
+    """The rate of every cell, together with its neighbours where it has too few counts by itself."""
     rows, columns = ratio.shape
     for v in range(rows):
         for u in range(columns):
             seen, expected = 0.0, 0.0
-            for b in range(max(0, v - 1), min(rows, v + 2)):
-                for a in range(max(0, u - 1), min(columns, u + 2)):
+            reach = 0 if work[0, v, u] > OPTIONS.sure_counts else 1
+            for b in range(max(0, v - reach), min(rows, v + reach + 1)):
+                for a in range(max(0, u - reach), min(columns, u + reach + 1)):
                     seen += work[0, b, a]
                     expected += work[1, b, a]
-            ratio[v, u] = _rate(seen, expected)
+            ratio[v, u] = _rate(seen, expected, OPTIONS.beside_counts)
 
 
 @kernel
@@ -133,7 +140,7 @@ def _median_of_cells(work, ratio):
     rows, columns = ratio.shape
     for v in range(rows):
         for u in range(columns):
-            work[0, v, u] = _rate(work[0, v, u], work[1, v, u])
+            work[0, v, u] = _rate(work[0, v, u], work[1, v, u], 0.0)
     near = np.empty(9)
     for v in range(rows):
         for u in range(columns):
@@ -157,6 +164,16 @@ def _uneven(ratio):
         for u in range(ratio.shape[1]):
             n += ratio[v, u] < low or ratio[v, u] > high
     return n > OPTIONS.uneven_share * ratio.size
+
+
+@kernel
+def _ratio_at(ratio, side, y, x):
+    """The ratio at a pixel, linear between the middles of cells."""
+    v = min(max((y - (side - 1) / 2) / side, 0.0), ratio.shape[0] - 1.0)
+    u = min(max((x - (side - 1) / 2) / side, 0.0), ratio.shape[1] - 1.0)
+    b, a = min(int(v), ratio.shape[0] - 2), min(int(u), ratio.shape[1] - 2)
+    v, u = v - b, u - a
+    return (1 - v) * ((1 - u) * ratio[b, a] + u * ratio[b, a + 1]) + v * ((1 - u) * ratio[b + 1, a] + u * ratio[b + 1, a + 1])
 
 
 @kernel

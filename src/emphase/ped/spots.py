@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import EmphaseError
 from ..kernels import kernel, side_by_side
-from .background import _cell_side, _local_background, _radial_background
+from .background import _cell_side, _local_background, _radial_background, _ratio_at
 from .distortion import undistorted_places
 from .scan import Calibration
 
@@ -206,6 +206,7 @@ def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, tab
                     other = counts[y + dy, x + dx]
                     if other > a or (other == a and (dy < 0 or (dy == 0 and dx < 0))):
                         highest = False
+            local = _ratio_at(ratio, side, y, x)
             b = local * background[r] * pixels[y, x] + OPTIONS.empty_counts
             evidence = a * math.log(a / b) - (a - b)
             if not highest or a <= b or evidence < nats or _cosmic_ray(image, detector, y, x, a - b):
