@@ -18,7 +18,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 MATCHING = (
     "test_lab.py", "test_bad_input.py", "test_notebooks.py", "test_chunks.py", "test_explore.py", "test_fractions.py", "test_ped.py",
     "test_by_hand.py", "test_readme.py", "test_explore_choices.py", "test_explained.py", "test_distortion.py", "test_rocking.py",
-    "test_spot_lists.py", "test_scales.py", "test_outsiders.py", "test_in_pyxem.py",
+    "test_spot_lists.py", "test_scales.py", "test_outsiders.py", "test_in_pyxem.py", "test_artefacts.py",
 )  # fmt: skip
 COMPILING = Path(__file__).resolve().parents[1] / ".cache" / "compiling"
 

@@ -2,6 +2,7 @@
 
 - `scan_statistics`: mean and variance over the scan, in one pass.
 - `hot_and_dead_pixels`: a diffraction spot spreads over its neighbours in the average, a hot pixel does not.
+- `bad_lines`: gaps between the chips of a camera and dead columns differ from the lines about them all along, which no crystal does.
 - `direct_beam_positions`: centroid of the direct beam in every pattern; `smooth_descan` fits the drift of the beam over the scan (descan)
   by a polynomial surface and cuts outliers, as py4DSTEM does (Savitzky et al., Microsc. Microanal. 27 (2021) 712).
 

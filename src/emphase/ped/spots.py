@@ -171,17 +171,17 @@ def _least_counts(background, full, nats, least):
 
 
 @kernel
-def _cosmic_ray(image, detector, y, x, net):
-    """Whether one pixel of the aperture at a place holds more of its ``net`` counts than that of a spot can."""
-    half, brightest = detector.half, np.float32(0)
+def _cosmic_ray(image, detector, y, x, a, b):
+    """The number of the pixel of an aperture of a counts, b of background, that holds more than a spot's can; -1 if none does."""
+    half, brightest, pixel = detector.half, np.float32(0), -1
     reach = len(half) // 2
     for v in range(max(0, y - reach), min(image.shape[0], y + reach + 1)):
         h = half[v - y + reach]
         for u in range(max(0, x - h), min(image.shape[1], x + h + 1)):
-            if not detector.mask[v, u]:
-                brightest = max(brightest, np.float32(image[v, u]))
-    most = detector.sharpest * net
-    return (brightest - detector.offset) / detector.gain > most + OPTIONS.ray_sd * math.sqrt(most + 1)
+            if not detector.mask[v, u] and image[v, u] > brightest:
+                brightest, pixel = np.float32(image[v, u]), v * image.shape[1] + u
+    most = detector.sharpest * (a - b) + b / detector.pixels[y, x]
+    return pixel if (brightest - detector.offset) / detector.gain > most + OPTIONS.ray_sd * math.sqrt(most + 1) else -1
 
 
 @kernel
@@ -194,7 +194,8 @@ def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, tab
     cy, cx = beam
     ny, nx = counts.shape
     background, ratio = backgrounds
-    side, n = _cell_side(detector), 0
+    side, n, n_rays = _cell_side(detector), 0, 0
+    rays = np.empty(len(table), np.int64)
     for y in range(2, ny - 2):
         for x in range(2, nx - 2):
             a, r, local = counts[y, x], radius[y, x], ratio[y // side, x // side]
@@ -209,7 +210,13 @@ def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, tab
             local = _ratio_at(ratio, side, y, x)
             b = local * background[r] * pixels[y, x] + OPTIONS.empty_counts
             evidence = a * math.log(a / b) - (a - b)
-            if not highest or a <= b or evidence < nats or _cosmic_ray(image, detector, y, x, a - b):
+            if not highest or a <= b or evidence < nats:
+                continue
+            ray = _cosmic_ray(image, detector, y, x, a, b)
+            if ray >= 0:  # two maxima may stand beside one
+                if not (rays[:n_rays] == ray).any() and n_rays < len(rays):
+                    rays[n_rays] = ray
+                    n_rays += 1
                 continue
             k = n
             if n < len(table):
@@ -228,11 +235,11 @@ def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, tab
             table[k, 1] = x + (min(max(slope_x / bend_x, -1.0), 1.0) if bend_x < 0 else 0.0)
             table[k, 2], table[k, 3], table[k, 4] = a, b, evidence
     table[:n] = table[:n][np.argsort(-table[:n, 4], kind="mergesort")]
-    return n
+    return n, n_rays
 
 
 @kernel(nogil=True)
-def _find_spots(numbers, patterns, centre, detector, table, number, background):
+def _find_spots(numbers, patterns, centre, detector, table, number, background, rays):
     ny, nx, n_radii = patterns.shape[1], patterns.shape[2], background.shape[1]
     counts, row = np.empty((ny, nx), np.float32), np.empty(nx + 1, np.float32)
     radius = np.empty((ny, nx), np.int32)
@@ -249,7 +256,7 @@ def _find_spots(numbers, patterns, centre, detector, table, number, background):
         _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
         _local_background(patterns[i], detector, counts, radius, background[i], ratio, work)
         _least_counts(background[i], detector.full, detector.nats, least)
-        number[i] = _local_maxima(patterns[i], counts, detector, radius, (cy, cx), (background[i], ratio), least, table[i])
+        number[i], rays[i] = _local_maxima(patterns[i], counts, detector, radius, (cy, cx), (background[i], ratio), least, table[i])
 
 
 def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
@@ -260,7 +267,7 @@ def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
 
 
 def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> Spots:
-    """The spots of patterns, from their counts against a radial background.
+    """The spots of patterns, from their counts against the background.
 
     Parameters
     ----------
@@ -282,14 +289,34 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
     """
     if len(centre_px) != len(patterns):
         raise EmphaseError(f"find_spots: got {len(patterns)} patterns and {len(centre_px)} places of the direct beam, expected as many")
+    return undistorted_spots(_spots_and_rays(patterns, centre_px, calibration)[0], calibration)
+
+
+def cosmic_rays(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """How many cosmic rays `find_spots` leaves out of each pattern.
+
+    Parameters
+    ----------
+    patterns, centre_px, calibration
+        As for `find_spots`.
+
+    Returns
+    -------
+    (n,) maxima of the counts of which one pixel holds more than that of a spot can. Where spots are sharper than a pixel there are none.
+    """
+    return _spots_and_rays(patterns, centre_px, calibration)[1]
+
+
+def _spots_and_rays(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> tuple[Spots, np.ndarray]:
+    """The spots of n patterns, where the camera has them, and (n,) the number of cosmic rays."""
     half = _aperture_of(calibration)
-    spots = _no_spots(centre_px, patterns.shape[1:])
+    spots, rays = _no_spots(centre_px, patterns.shape[1:]), np.zeros(len(patterns), np.int64)
     detector = _Detector(
         calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
         calibration.gain, calibration.offset, first_radius_px(calibration), OPTIONS.least_nats, _sharpest(calibration.spot_sigma_px),
     )  # fmt: skip
-    side_by_side(_find_spots, len(patterns), patterns, spots.centre_px, detector, spots.table, spots.number, spots.background)
-    return undistorted_spots(spots, calibration)
+    side_by_side(_find_spots, len(patterns), patterns, spots.centre_px, detector, spots.table, spots.number, spots.background, rays)
+    return spots, rays
 
 
 def undistorted_spots(spots: Spots, calibration: Calibration) -> Spots:

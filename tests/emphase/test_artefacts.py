@@ -1,0 +1,171 @@
+"""What a camera and its surroundings add to patterns is masked or is background: it becomes no spot, and hides no clear one."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from scipy.spatial import cKDTree
+from study import SHARED, crystals
+
+import emphase
+from emphase.ped.scan import bad_lines, direct_beam_positions, hot_and_dead_pixels, scan_statistics
+from emphase.ped.spots import cosmic_rays
+
+SIDE = 8
+STEEL = SHARED / "realdata" / "ped_steel" / "subset_data.hspy"
+ALUMINIUM = SHARED / "realdata" / "al_sped" / "selected_patterns.npy"
+
+
+class Recording(NamedTuple):
+    """A simulated scan (ny, nx, ky, kx), and its calibration with all that is bad on its camera masked."""
+
+    patterns: np.ndarray
+    calibration: emphase.ped.Calibration
+
+    def spots(self, patterns: np.ndarray, calibration: emphase.ped.Calibration | None = None) -> list[np.ndarray]:
+        """The spots of every pattern, as rows of `Spots.table`."""
+        flat, centres = patterns.reshape(-1, *patterns.shape[2:]), self.calibration.centre_px.reshape(-1, 2)
+        found = emphase.ped.find_spots(flat, centres, calibration or self.calibration)
+        return [table[:n] for table, n in zip(found.table, found.number, strict=True)]
+
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """y and x of the camera's pixels."""
+        y, x = np.indices(self.patterns.shape[2:])
+        return y, x
+
+
+def masked(patterns: np.ndarray) -> np.ndarray:
+    """The bad pixels that a scan shows."""
+    mean, variance, total = scan_statistics(patterns)
+    return hot_and_dead_pixels(mean, variance, total.size, 12)
+
+
+@pytest.fixture(scope="module")
+def recording() -> Recording:
+    rng = np.random.default_rng(11)
+    phases = [*crystals("layered", "spinel", "rocksalt", "llzo").values()]
+    patterns, truth = emphase.simulate.ped_scan(rng, phases, (SIDE, SIDE), emphase.simulate.PedScene(0.25, n_grains=6))
+    return Recording(patterns, emphase.ped.Calibration(0.02178, np.eye(2), truth["centre_px"], masked(patterns), 1.3))
+
+
+def false_and_lost(recording: Recording, patterns: np.ndarray, mask: np.ndarray | None = None) -> tuple[float, float]:
+    """Clear spots (10 nats) a pattern that the scan as it is has not within 2 px, and share of its clear spots that are lost."""
+    calibration = recording.calibration if mask is None else replace(recording.calibration, mask=mask)
+    false = lost = clear = 0
+    for before, after in zip(recording.spots(recording.patterns), recording.spots(patterns, calibration), strict=True):
+        true, found = before[before[:, 4] > 10, :2], after[after[:, 4] > 10, :2]
+        clear += len(true)
+        false += int((cKDTree(before[:, :2]).query(found)[0] > 2).sum())
+        lost += int((cKDTree(after[:, :2]).query(true)[0] > 2).sum())
+    return false / SIDE**2, lost / clear
+
+
+def poisson(recording: Recording, rate: np.ndarray, seed: int = 1) -> np.ndarray:
+    """The scan with counts of a ``rate`` (ky, kx) or (ny, nx, ky, kx) added."""
+    rng = np.random.default_rng(seed)
+    return recording.patterns + rng.poisson(np.broadcast_to(rate, recording.patterns.shape)).astype(recording.patterns.dtype)
+
+
+# --- lines of the camera --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rows, columns, factor",
+    [([81, 82, 83], [79, 80, 81], 0), ([81, 82], [79, 80], 3), ([], [40, 100, 101], 0), ([30], [], 0.5)],
+    ids=["dead cross", "cross of wide pixels", "dead columns", "a weak row"],
+)
+def test_bad_lines_are_masked_and_no_others(recording, rows, columns, factor):
+    patterns, bad = recording.patterns.copy(), np.zeros(recording.patterns.shape[2:], bool)
+    bad[rows], bad[:, columns] = True, True
+    patterns[..., bad] = (patterns[..., bad] * factor).astype(patterns.dtype)
+    found = masked(patterns)
+    assert found[bad].mean() > 0.98  # the weak row has lost its counts at the far end
+    assert (found & ~bad).sum() <= recording.calibration.mask.sum()
+    assert false_and_lost(recording, patterns, found)[0] < 0.5
+
+
+def test_half_a_column_is_masked_alone(recording):
+    patterns = recording.patterns.copy()
+    patterns[..., :72, 50] = 0
+    mean, _, total = scan_statistics(patterns)
+    found = bad_lines(mean, total.size)
+    assert found[:72, 50].all() and not found[72:, 50].any() and not np.delete(found, 50, axis=1).any()
+
+
+def test_a_camera_without_bad_lines_has_none(recording):
+    mean, _, total = scan_statistics(recording.patterns)
+    assert not bad_lines(mean, total.size).any()
+
+
+@pytest.mark.skipif(not STEEL.is_file(), reason="recorded PED of steel is not here")
+def test_the_rows_of_spots_of_one_recorded_crystal_are_no_lines():
+    """The outermost line on every side is darker by a third to a half, as edges of resampled images are."""
+    patterns = np.asarray(emphase.frames.load_recording(STEEL, navigation_dimension=2).data)
+    found = bad_lines(patterns.reshape(-1, *patterns.shape[2:]).mean(axis=0), 4)
+    assert not found[1:-1, 1:-1].any() and found[0].any() and found[:, -1].any()
+
+
+# --- cosmic rays ----------------------------------------------------------------------------
+
+
+def test_cosmic_rays_are_no_spots_and_are_counted(recording):
+    rng, patterns = np.random.default_rng(2), recording.patterns.copy()
+    planted = np.zeros(SIDE**2)
+    beam = np.hypot(*(np.stack(recording.places(), axis=-1) - recording.calibration.centre_px.mean(axis=(0, 1))).transpose(2, 0, 1))
+    for i, image in enumerate(patterns.reshape(-1, *patterns.shape[2:])):
+        free = np.argwhere((beam > 12) & (beam < 68) & ~recording.calibration.mask)
+        for y, x in free[rng.choice(len(free), 4, replace=False)]:
+            image[y, x] += rng.integers(100, 2000)
+            planted[i] += 1
+    flat, centres = patterns.reshape(-1, *patterns.shape[2:]), recording.calibration.centre_px.reshape(-1, 2)
+    counted = cosmic_rays(flat, centres, recording.calibration)
+    assert counted.sum() == pytest.approx(planted.sum(), rel=0.1)  # one in a spot goes with it, two may lie together
+    false, lost = false_and_lost(recording, patterns)
+    assert false < 0.2 and lost < 0.04
+    assert cosmic_rays(recording.patterns.reshape(flat.shape), centres, recording.calibration).sum() <= 1
+
+
+@pytest.mark.skipif(not STEEL.is_file(), reason="recorded PED of steel is not here")
+def test_recorded_spots_are_no_cosmic_rays():
+    patterns = np.asarray(emphase.frames.load_recording(STEEL, navigation_dimension=2).data)
+    mask = masked(patterns)
+    centres, _ = direct_beam_positions(patterns, mask)
+    flat = patterns.reshape(-1, *patterns.shape[2:])
+    gain, offset, _ = emphase.ped.noise.detector_noise(flat, mask)
+    calibration = emphase.ped.Calibration(0.01261, np.eye(2), centres, mask, 1.7, gain, offset)
+    assert cosmic_rays(flat, centres.reshape(-1, 2), calibration).sum() == 0
+
+
+# --- backgrounds that are not round ---------------------------------------------------------
+
+
+def test_a_ring_of_amorphous_material_is_background(recording):
+    """It lies about the direct beam of every pattern, 1.2 px wide."""
+    y, x = recording.places()
+    centre = recording.calibration.centre_px[..., None, None, :]
+    away = np.hypot(y - centre[..., 0], x - centre[..., 1])
+    false, lost = false_and_lost(recording, poisson(recording, 12 * np.exp(-(((away - 22) / 1.2) ** 2) / 2)))
+    assert false < 0.5 and lost < 0.1  # weak spots on it have more noise
+
+
+def test_a_halo_off_the_direct_beam_is_background(recording):
+    y, x = recording.places()
+    halo = 25 * np.exp(-(((y - 86) / 22) ** 2 + ((x - 63) / 30) ** 2) / 2)
+    false, _ = false_and_lost(recording, poisson(recording, halo))
+    assert false < 1.5  # 50 a pattern against a round background
+
+
+def test_where_the_background_is_round_little_changes(recording):
+    """Spots of the scan and of the scan with a round halo of as many counts."""
+    y, x = recording.places()
+    centre = recording.calibration.centre_px.mean(axis=(0, 1))
+    halo = 3 * np.exp(-((((y - centre[0]) ** 2 + (x - centre[1]) ** 2) / 30**2) / 2))
+    false, lost = false_and_lost(recording, poisson(recording, halo))
+    assert false < 0.5 and lost < 0.35
+
+
+@pytest.mark.skipif(not ALUMINIUM.is_file(), reason="recorded SPED of an aluminium alloy is not here")
+def test_recorded_half_patterns_have_no_bad_lines():
+    half = np.load(ALUMINIUM)[:, :, 3:]
+    assert not bad_lines(half.mean(axis=0), len(half)).any()
