@@ -185,10 +185,29 @@ def _cosmic_ray(image, detector, y, x, a, b):
 
 
 @kernel
-def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, table):
-    """Fill ``table`` (most, 5) with the peaks of a pattern over its ``backgrounds``, radial and local, the surest first; returns how many.
+def _highest(counts, y, x):
+    """Whether a pixel is the highest within two of it, of equal ones the first."""
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            other = counts[y + dy, x + dx]
+            if other > counts[y, x] or (other == counts[y, x] and (dy < 0 or (dy == 0 and dx < 0))):
+                return False
+    return True
 
-    Not `skimage.feature.peak_local_max`: the kernel looks at neighbours only where the counts suffice, and of equal pixels keeps one.
+
+@kernel
+def _summit(before, here, after, fall):
+    """Where a parabola through three pixels is highest, at most one from the middle, less what the ``fall`` of the background draws it."""
+    bend = before - 2 * here + after
+    return min(max((0.5 * (before - after) + fall) / bend, -1.0), 1.0) if bend < 0 else 0.0
+
+
+@kernel
+def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, table):
+    """Fill ``table`` (most, 5) with the peaks of a pattern over its ``backgrounds``, radial and local, the surest first.
+
+    Returns how many, and how many cosmic rays there are. Not `skimage.feature.peak_local_max`: the kernel looks at neighbours only where
+    the counts suffice, and of equal pixels keeps one.
     """
     pixels, full, first_radius, nats = detector.pixels, detector.full, detector.first_radius, detector.nats
     cy, cx = beam
@@ -201,16 +220,10 @@ def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, tab
             a, r, local = counts[y, x], radius[y, x], ratio[y // side, x // side]
             if a * full < min(local, 1.0) * least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < OPTIONS.least_good_share * full:
                 continue
-            highest = True
-            for dy in range(-2, 3):
-                for dx in range(-2, 3):
-                    other = counts[y + dy, x + dx]
-                    if other > a or (other == a and (dy < 0 or (dy == 0 and dx < 0))):
-                        highest = False
             local = _ratio_at(ratio, side, y, x)
             b = local * background[r] * pixels[y, x] + OPTIONS.empty_counts
             evidence = a * math.log(a / b) - (a - b)
-            if not highest or a <= b or evidence < nats:
+            if a <= b or evidence < nats or not _highest(counts, y, x):
                 continue
             ray = _cosmic_ray(image, detector, y, x, a, b)
             if ray >= 0:  # two maxima may stand beside one
@@ -225,14 +238,9 @@ def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, tab
                 k = int(np.argmin(table[:, 4]))
                 if table[k, 4] >= evidence:
                     continue
-            bend_y = counts[y - 1, x] - 2 * a + counts[y + 1, x]
-            bend_x = counts[y, x - 1] - 2 * a + counts[y, x + 1]
-            # the fall of the background would draw a weak spot inwards
             fall = local * full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
-            slope_y = 0.5 * (counts[y - 1, x] - counts[y + 1, x]) + fall * (y - cy)
-            slope_x = 0.5 * (counts[y, x - 1] - counts[y, x + 1]) + fall * (x - cx)
-            table[k, 0] = y + (min(max(slope_y / bend_y, -1.0), 1.0) if bend_y < 0 else 0.0)
-            table[k, 1] = x + (min(max(slope_x / bend_x, -1.0), 1.0) if bend_x < 0 else 0.0)
+            table[k, 0] = y + _summit(counts[y - 1, x], a, counts[y + 1, x], fall * (y - cy))
+            table[k, 1] = x + _summit(counts[y, x - 1], a, counts[y, x + 1], fall * (x - cx))
             table[k, 2], table[k, 3], table[k, 4] = a, b, evidence
     table[:n] = table[:n][np.argsort(-table[:n, 4], kind="mergesort")]
     return n, n_rays
