@@ -180,7 +180,7 @@ class _Sum:
         """
         canvas, rate = self.canvas, self.canvas.rate
         power = (self.power() if power is None else power) / rate**2
-        known = np.flatnonzero(power)  # modes without signal stay 0, so vectors hold the others alone
+        known = np.flatnonzero(power > 0)  # modes without signal stay 0, so vectors hold the others alone
         inverse = (1 / power.ravel()[known]).astype(np.float32)
         wiener = 1 / (inverse + np.float32(rate * self.most()))
         weight, double = np.float32(rate) * self.coverage, canvas.double[known % power.shape[1]] / float(np.prod(canvas.shape))

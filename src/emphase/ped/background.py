@@ -1,7 +1,7 @@
 """The background of a diffraction pattern: what inelastic scattering, amorphous material and the camera's surroundings leave under spots.
 
-1. Against the distance from the direct beam: the mean in rings, each as narrow as its counts allow, so that rings of amorphous material or
-   ice are background, not spots. Discs that stand out are left out, and the mean is taken again.
+1. Against the distance from the direct beam: the mean in rings whose width grows with the distance. Discs that stand out are left out, and
+   the mean is taken again. (Rings narrow enough for those of amorphous material take the spots of a zone axis along: not done.)
 2. What is not round, as a halo off the beam or the reflex of a beam stop, is the ratio of the counts to that, cell by cell,
    from the cell and its neighbours; where the counts are few it is drawn to one. Discs that stand out from it are left out in their turn;
    at first, when nothing is known of it, it is the median of the ratios of the cell and its neighbours. Where few of these medians are far
@@ -24,12 +24,12 @@ class BackgroundOptions(NamedTuple):
     rounds: int = 3  # until the discs that are left out no longer change
     stands_out_sd: float = 2.5  # a disc so far above the background is left out of it ...
     stands_out_counts: float = 1.5  # ... where it also has so many counts more
-    sure_counts: float = 400.0  # of a ring or a cell, which is then known to 5 % and is not averaged with its neighbours
+    sure_counts: float = 400.0  # of a cell, which is then known to 5 % and is not averaged with its neighbours
     ratio_spread: float = 0.5  # sd of the logarithm of the ratio, before it is seen
     beside_counts: float = 20.0  # that spots leave in a cell and its neighbours, in discs that do not stand out
     no_counts: float = 0.2  # added to what is seen and expected, so that none has a logarithm
     round_within: float = 1.3  # a factor by which ratios of neighbours may differ, and those of a round background from one
-    uneven_share: float = 0.05  # of all cells: if more are off, the background is not round
+    uneven_share: float = 0.03  # of all cells: if more are off, the background is not round
 
 
 OPTIONS = BackgroundOptions()
@@ -57,9 +57,7 @@ def _radial_background(image, detector, counts, radius, background, ceiling):
             total[r + 1] += total[r]
             number[r + 1] += number[r]
         for r in range(n_radii):
-            reach = 0
-            while reach < 2 + r // 12 and total[min(n_radii, r + reach + 1)] - total[max(0, r - reach)] < OPTIONS.sure_counts:
-                reach += 1
+            reach = 2 + r // 12
             low, high = max(0, r - reach), min(n_radii, r + reach + 1)
             background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
             expected = background[r] * full
@@ -116,7 +114,8 @@ def _rate(seen, expected, beside):
     Against it stand the noise of counting and the counts that spots leave ``beside`` their discs.
     """
     seen, expected, prior = max(seen, 0.0) + OPTIONS.no_counts, expected + OPTIONS.no_counts, OPTIONS.ratio_spread**2
-    return math.exp(math.log(seen / expected) * prior / (prior + 1 / seen + (beside / seen) ** 2))
+    most = max(seen, expected)
+    return math.exp(math.log(seen / expected) * prior / (prior + 1 / most + (beside / most) ** 2))
 
 
 @kernel

@@ -2,7 +2,7 @@
 
 - `scan_statistics`: mean and variance over the scan, in one pass.
 - `hot_and_dead_pixels`: a diffraction spot spreads over its neighbours in the average, a hot pixel does not.
-- `bad_lines`: gaps between the chips of a camera and dead columns differ from the lines about them all along, which no crystal does.
+- `bad_lines`: gaps between the chips of a camera and dead columns differ from the next lines by one factor all along; no crystal does.
 - `direct_beam_positions`: centroid of the direct beam in every pattern; `smooth_descan` fits the drift of the beam over the scan (descan)
   by a polynomial surface and cuts outliers, as py4DSTEM does (Savitzky et al., Microsc. Microanal. 27 (2021) 712).
 
@@ -36,10 +36,14 @@ class ScanOptions:
     hot_in_beam: float = 12.0  # times the brightest neighbour, inside a direct beam that may be sharp
     dead_counts: float = 20.0  # that a pixel's neighbours have over the scan, for its zero to mean something
     dead_share: float = 0.2  # of its neighbours' mean
-    line_window: int = 11  # px: a line is compared with the median of as many; fewer than half of them are bad
-    line_factor: float = 1.3  # between half a line and those about it ...
-    line_share: float = 0.8  # ... and so many of its pixels are off by half as much: no crystal's spots fill a line
-    line_counts: float = 400.0  # that half a line should have over the scan: its median is then known to a few per cent
+    line_patterns: int = 16  # of a scan, at least, for lines to be judged: fewer may all show one crystal
+    line_width: int = 4  # lines side by side that may be bad
+    line_factor: float = 1.3  # by which a bad line differs from the next ...
+    line_segment: int = 8  # px along a line whose counts are taken together
+    line_share: float = 0.7  # ... and by half as much (of the logarithm) in so many of its segments
+    line_flat: float = 0.25  # of that step, in logarithms: so little changes within and beside bad lines
+    line_counts: float = 400.0  # over the scan in half a line beside: its median is then known to a few per cent
+    most_lines: int = 3  # groups of bad lines in one direction: more are rows of spots
     averaged_patterns: int = 64  # patterns, spread over the scan, whose mean shows where the direct beam is
     middle_share: float = 0.3  # of the camera's width: the direct beam is this near to the middle
     blanked: float = 0.1  # of the median intensity of the direct beam: patterns with less do not count
@@ -251,7 +255,8 @@ def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patter
     n_patterns
         Of the scan.
     direct_beam_radius_px
-        Within it, a pixel is hot only where it is twelve times as bright as any of its neighbours, because the beam may be sharp.
+        Within it, a pixel is hot only where it is twelve times as bright as any of its neighbours, because the beam may be sharp; within
+        half of it lines are not masked.
 
     Returns
     -------
@@ -272,16 +277,19 @@ def hot_and_dead_pixels(mean_pattern: np.ndarray, variance: np.ndarray, n_patter
     dead = (variance == 0) & (neighbours * n_patterns > OPTIONS.dead_counts) & (mean_pattern < OPTIONS.dead_share * neighbours)
     y, x = np.unravel_index(np.argmax(ndimage.gaussian_filter(neighbours, 2)), mean_pattern.shape)
     yy, xx = np.indices(mean_pattern.shape)
-    outside = np.hypot(yy - y, xx - x) > direct_beam_radius_px
+    from_beam_px = np.hypot(yy - y, xx - x)
+    outside = from_beam_px > direct_beam_radius_px
     alone = mean_pattern > OPTIONS.hot_in_beam * ndimage.maximum_filter(mean_pattern, footprint=ring, mode="reflect")
-    return (hot & (outside | alone)) | (dead & outside) | bad_lines(mean_pattern, n_patterns)
+    lines = bad_lines(mean_pattern, n_patterns) & (from_beam_px > direct_beam_radius_px / 2)  # its centroid needs what is left of it
+    return (hot & (outside | alone)) | (dead & outside) | lines
 
 
 def bad_lines(mean_pattern: np.ndarray, n_patterns: int) -> np.ndarray:
     """Rows and columns of a camera that are dead, or brighter or darker than those about them, from the mean over a scan.
 
-    The gaps between the chips of a detector, whose pixels are wider or not read, dead columns, and the smear of a frame transfer. Halves of
-    lines are judged by themselves.
+    The gaps between the chips of a detector, whose pixels are wider or not read, and dead columns. They begin and end from one line to
+    the next, by one factor all along; on either side of that step, and within, nothing changes. Rows of spots and the flanks of the direct
+    beam rise over several lines. Halves of lines are judged by themselves. Few patterns, and many such lines, are those of a crystal.
 
     Parameters
     ----------
@@ -294,20 +302,41 @@ def bad_lines(mean_pattern: np.ndarray, n_patterns: int) -> np.ndarray:
     -------
     (ky, kx), True on bad lines.
     """
-    from scipy import ndimage
-
     bad = np.zeros(mean_pattern.shape, bool)
+    if n_patterns < OPTIONS.line_patterns:
+        return bad
     for image, marked in ((mean_pattern, bad), (mean_pattern.T, bad.T)):
-        typical = ndimage.median_filter(image, size=(OPTIONS.line_window, 1), mode="reflect")
         for half in np.array_split(np.arange(image.shape[1]), 2):
-            expected = typical[:, half] + 1 / n_patterns
-            ratio = (image[:, half] + 1 / n_patterns) / expected
-            known = typical[:, half].sum(axis=1) * n_patterns > OPTIONS.line_counts
-            for off in (ratio, 1 / ratio):
-                stands_out = np.median(off, axis=1) > OPTIONS.line_factor
-                all_along = (off > math.sqrt(OPTIONS.line_factor)).mean(axis=1) > OPTIONS.line_share
-                marked[np.ix_(known & stands_out & all_along, half)] = True
+            parts = np.array_split(image[:, half], max(1, len(half) // OPTIONS.line_segment), axis=1)
+            sums = np.stack([part.sum(axis=1) for part in parts], axis=1)
+            steps = np.diff(np.log(sums + 1 / n_patterns), axis=0)
+            known = sums.sum(axis=1) * n_patterns > OPTIONS.line_counts
+            groups = _lines_between_steps(steps, known)
+            if len(groups) <= OPTIONS.most_lines:
+                for first, last in groups:
+                    marked[np.ix_(np.arange(first, last + 1), half)] = True
     return bad
+
+
+def _lines_between_steps(steps: np.ndarray, known: np.ndarray) -> list[tuple[int, int]]:
+    """First and last of the lines that lie between two opposite steps of equal height; ``steps`` (n - 1, m) from each line to the next.
+
+    Of the lines just outside, enough is ``known`` (n,).
+    """
+    typical = np.median(steps, axis=1)
+    found = []
+    for first in range(2, len(steps) - 1):
+        height = typical[first - 1]
+        all_along = np.mean(steps[first - 1] * np.sign(height) > abs(height) / 2) > OPTIONS.line_share
+        if abs(height) < math.log(OPTIONS.line_factor) or not all_along or not known[first - 2 : first].all():
+            continue
+        for last in range(first, min(first + OPTIONS.line_width, len(steps) - 1)):
+            flat = np.abs(np.concatenate([typical[first - 2 : first - 1], typical[first:last], typical[last + 1 : last + 2]]))
+            back = np.mean(-steps[last] * np.sign(height) > abs(height) / 2) > OPTIONS.line_share
+            if back and abs(typical[last] + height) < OPTIONS.line_flat * abs(height) and (flat < OPTIONS.line_flat * abs(height)).all():
+                found.append((first, last))
+                break
+    return found
 
 
 def direct_beam_positions(patterns: Any, mask: np.ndarray, radius_px: float = 6.0) -> tuple[np.ndarray, np.ndarray]:

@@ -33,8 +33,9 @@ class SpotOptions(NamedTuple):
     least_nats: float = 2.0  # local maxima with less evidence against background are not kept
     aperture_sigma: float = 1.8  # radius of the disc over which a spot is counted: 80 % of a Gaussian spot, and little background
     beam_sigma: float = 4.5  # no spot is looked for nearer to the direct beam, whose tail is 1e-5 of its height there
-    sharper: float = 2.5  # times what one pixel holds of the typical spot of a scan, a pixel of another spot may hold ...
-    ray_sd: float = 5.0  # ... and so much more by chance; beyond it is a cosmic ray
+    one_pixel: float = 0.6  # of a spot's counts, as of a Gaussian of 0.5 px on the middle of a pixel, at most ...
+    sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
+    ray_sd: float = 3.0  # ... and so much more by chance; beyond it is a cosmic ray
     least_good_share: float = 0.5  # of the pixels in a disc, for a spot to be looked for
     empty_counts: float = 0.02  # of a disc on no background at all, so that its logarithm exists
 
@@ -121,10 +122,10 @@ def _good_pixels(mask: np.ndarray, half: np.ndarray) -> np.ndarray:
 
 
 def _sharpest(spot_sigma_px: float) -> float:
-    """The largest share of a spot's counts in its aperture that one pixel holds, where the spot is a Gaussian."""
+    """The largest share of a spot's counts in its aperture that one pixel may hold."""
     in_pixel = math.erf(0.5 / (math.sqrt(2) * spot_sigma_px)) ** 2
     in_aperture = 1 - math.exp(-(OPTIONS.aperture_sigma**2) / 2)
-    return min(1.0, OPTIONS.sharper * in_pixel / in_aperture)
+    return min(1.0, max(OPTIONS.one_pixel, OPTIONS.sharper * in_pixel / in_aperture))
 
 
 def first_radius_px(calibration: Calibration) -> float:
@@ -310,7 +311,7 @@ def cosmic_rays(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibr
 
     Returns
     -------
-    (n,) maxima of the counts of which one pixel holds more than that of a spot can. Where spots are sharper than a pixel there are none.
+    (n,) maxima of the counts of which one pixel holds more than that of a spot can. Where spots are no larger than a pixel there are none.
     """
     return _spots_and_rays(patterns, centre_px, calibration)[1]
 
