@@ -99,7 +99,8 @@ def test_half_a_column_is_masked_alone(recording):
 
 def test_a_camera_without_bad_lines_has_none(recording):
     mean, _, total = scan_statistics(recording.patterns)
-    assert not bad_lines(mean, total.size).any()
+    for dark_level in (0.0, 0.3):
+        assert not bad_lines(mean - dark_level, total.size).any()
 
 
 @pytest.mark.parametrize("spacing, peak, tilt_deg", [((10, 10), 1000, 0), ((10, 10), 200, 2), ((10, 14), 4000, 0), ((8, 24), 1000, 4)])
@@ -176,13 +177,6 @@ def test_spots_sharper_than_was_guessed_are_no_cosmic_rays(sigma_px, counts):
 
 
 # --- backgrounds that are not round ---------------------------------------------------------
-
-
-def test_a_halo_off_the_direct_beam_is_background(recording):
-    y, x = recording.places()
-    halo = 25 * np.exp(-(((y - 86) / 22) ** 2 + ((x - 63) / 30) ** 2) / 2)
-    false, _ = false_and_lost(recording, poisson(recording, halo))
-    assert false < 1.5  # 50 a pattern against a round background
 
 
 @pytest.mark.parametrize("number, radius, counts", [(6, 8, 200), (8, 10, 200), (12, 14, 200), (16, 16, 200), (12, 10, 3000), (12, 20, 100)])

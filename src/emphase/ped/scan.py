@@ -308,7 +308,7 @@ def bad_lines(mean_pattern: np.ndarray, n_patterns: int) -> np.ndarray:
     for image, marked in ((mean_pattern, bad), (mean_pattern.T, bad.T)):
         for half in np.array_split(np.arange(image.shape[1]), 2):
             parts = np.array_split(image[:, half], max(1, len(half) // OPTIONS.line_segment), axis=1)
-            sums = np.stack([part.sum(axis=1) for part in parts], axis=1)
+            sums = np.stack([np.maximum(part.sum(axis=1), 0) for part in parts], axis=1)  # not below 0
             steps = np.diff(np.log(sums + 1 / n_patterns), axis=0)
             known = sums.sum(axis=1) * n_patterns > OPTIONS.line_counts
             groups = _lines_between_steps(steps, known)

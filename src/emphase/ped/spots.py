@@ -4,7 +4,7 @@ A pattern is reduced once, while it is in the processor's cache, to the table of
 matching works on these few hundred numbers, and no image is read a second time.
 
 1. Counts are summed over a disc about every pixel, by differences of running sums along the rows.
-2. The background is that against the distance from the direct beam, times what is not round of it (`emphase.ped.background`).
+2. The background is that against the distance from the direct beam (`emphase.ped.background`).
 3. A local maximum of the disc's counts a over the background's b in it is a spot where a log(a / b) - (a - b), the log of the likelihood
    ratio of the Poisson means a and b, is large enough (the deviance of Cash, Astrophys. J. 228 (1979) 939, halved). Parabolas through the
    neighbouring pixels give its place; the slope of the background, which would draw it inwards, is taken off first. One pixel that holds
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import EmphaseError
 from ..kernels import kernel, side_by_side
-from .background import _cell_side, _local_background, _radial_background, _ratio_at
+from .background import _radial_background
 from .distortion import undistorted_places
 from .scan import Calibration
 
@@ -204,8 +204,8 @@ def _summit(before, here, after, fall):
 
 
 @kernel
-def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, table):
-    """Fill ``table`` (most, 5) with the peaks of a pattern over its ``backgrounds``, radial and local, the surest first.
+def _local_maxima(image, counts, detector, radius, beam, background, least, table):
+    """Fill ``table`` (most, 5) with the peaks of a pattern over its ``background``, the surest first.
 
     Returns how many, and how many cosmic rays there are. Not `skimage.feature.peak_local_max`: the kernel looks at neighbours only where
     the counts suffice, and of equal pixels keeps one.
@@ -213,16 +213,14 @@ def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, tab
     pixels, full, first_radius, nats = detector.pixels, detector.full, detector.first_radius, detector.nats
     cy, cx = beam
     ny, nx = counts.shape
-    background, ratio = backgrounds
-    side, n, n_rays = _cell_side(detector), 0, 0
+    n, n_rays = 0, 0
     rays = np.empty(len(table), np.int64)
     for y in range(2, ny - 2):
         for x in range(2, nx - 2):
-            a, r, local = counts[y, x], radius[y, x], ratio[y // side, x // side]
-            if a * full < min(local, 1.0) * least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < OPTIONS.least_good_share * full:
+            a, r = counts[y, x], radius[y, x]
+            if a * full < least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < OPTIONS.least_good_share * full:
                 continue
-            local = _ratio_at(ratio, side, y, x)
-            b = local * background[r] * pixels[y, x] + OPTIONS.empty_counts
+            b = background[r] * pixels[y, x] + OPTIONS.empty_counts
             evidence = a * math.log(a / b) - (a - b)
             if a <= b or evidence < nats or not _highest(counts, y, x):
                 continue
@@ -239,7 +237,7 @@ def _local_maxima(image, counts, detector, radius, beam, backgrounds, least, tab
                 k = int(np.argmin(table[:, 4]))
                 if table[k, 4] >= evidence:
                     continue
-            fall = local * full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
+            fall = full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
             table[k, 0] = y + _summit(counts[y - 1, x], a, counts[y + 1, x], fall * (y - cy))
             table[k, 1] = x + _summit(counts[y, x - 1], a, counts[y, x + 1], fall * (x - cx))
             table[k, 2], table[k, 3], table[k, 4] = a, b, evidence
@@ -253,9 +251,6 @@ def _find_spots(numbers, patterns, centre, detector, table, number, background, 
     counts, row = np.empty((ny, nx), np.float32), np.empty(nx + 1, np.float32)
     radius = np.empty((ny, nx), np.int32)
     ceiling, least = np.empty(n_radii, np.float32), np.empty(n_radii, np.float32)
-    side = _cell_side(detector)
-    ratio = np.empty((ny // side + 1, nx // side + 1), np.float32)
-    work = np.empty((2, *ratio.shape))
     for i in numbers:
         cy, cx = np.float32(centre[i, 0]), np.float32(centre[i, 1])
         for y in range(ny):
@@ -263,9 +258,8 @@ def _find_spots(numbers, patterns, centre, detector, table, number, background, 
                 radius[y, x] = min(int(math.sqrt((y - cy) * (y - cy) + (x - cx) * (x - cx))), n_radii - 1)
         _aperture_counts(patterns[i], detector.mask, detector.half, detector.gain, detector.offset, row, counts)
         _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
-        _local_background(patterns[i], detector, counts, radius, background[i], ratio, work)
         _least_counts(background[i], detector.full, detector.nats, least)
-        number[i], rays[i] = _local_maxima(patterns[i], counts, detector, radius, (cy, cx), (background[i], ratio), least, table[i])
+        number[i], rays[i] = _local_maxima(patterns[i], counts, detector, radius, (cy, cx), background[i], least, table[i])
 
 
 def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
