@@ -1,7 +1,7 @@
 """Phases and orientations from scanning precession electron diffraction (PED).
 
 A scan calibrates itself on the phases that it holds (`calibrate`). Every pattern is reduced once to a table of its spots with their
-counts above their background (`find_spots`). Template banks (`template_bank`) hold what each phase diffracts in every zone axis under
+counts above a radial background (`find_spots`). Template banks (`template_bank`) hold what each phase diffracts in every zone axis under
 precession (rocking curve: Vincent and Midgley, Ultramicroscopy 53 (1994) 271), and measured spots vote for templates and in-plane angles
 as in template matching (Rauch and Dupuy, Arch. Metall. Mater. 50 (2005) 87; Ophus et al., Microsc. Microanal. 28 (2022) 390).
 

@@ -4,7 +4,8 @@ A pattern is reduced once, while it is in the processor's cache, to the table of
 matching works on these few hundred numbers, and no image is read a second time.
 
 1. Counts are summed over a disc about every pixel, by differences of running sums along the rows.
-2. The background is that against the distance from the direct beam (`emphase.ped.background`).
+2. The background is the mean against the distance from the direct beam, smoothed over a width that grows with the distance; discs that
+   stand out from it are left out, and the mean is taken again.
 3. A local maximum of the disc's counts a over the background's b in it is a spot where a log(a / b) - (a - b), the log of the likelihood
    ratio of the Poisson means a and b, is large enough (the deviance of Cash, Astrophys. J. 228 (1979) 939, halved). Parabolas through the
    neighbouring pixels give its place; the slope of the background, which would draw it inwards, is taken off first. One pixel that holds
@@ -21,7 +22,6 @@ import numpy as np
 
 from ..errors import EmphaseError
 from ..kernels import kernel, side_by_side
-from .background import _radial_background
 from .distortion import undistorted_places
 from .scan import Calibration
 
@@ -33,6 +33,9 @@ class SpotOptions(NamedTuple):
     least_nats: float = 2.0  # local maxima with less evidence against background are not kept
     aperture_sigma: float = 1.8  # radius of the disc over which a spot is counted: 80 % of a Gaussian spot, and little background
     beam_sigma: float = 4.5  # no spot is looked for nearer to the direct beam, whose tail is 1e-5 of its height there
+    background_rounds: int = 3  # until the discs that are left out no longer change
+    stands_out_sd: float = 2.5  # a disc so far above the background is left out of it ...
+    stands_out_counts: float = 1.5  # ... where it also has so many counts more
     one_pixel: float = 0.6  # of a spot's counts, as of a Gaussian of 0.5 px on the middle of a pixel, at most ...
     sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
     ray_sd: float = 3.0  # ... and so much more by chance; beyond it is a cosmic ray
@@ -160,6 +163,35 @@ def _aperture_counts(image, mask, half, gain, offset, row, counts):
 
 
 @kernel
+def _radial_background(image, detector, counts, radius, background, ceiling):
+    """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, and the mean is taken again."""
+    ny, nx = image.shape
+    n_radii = len(background)
+    per_unit, zero = np.float32(1 / detector.gain), np.float32(detector.offset)
+    mask, full = detector.mask, detector.full
+    total, number = np.zeros(n_radii + 1), np.zeros(n_radii + 1)
+    ceiling[:] = 1e30
+    for _ in range(OPTIONS.background_rounds):
+        total[:] = 0
+        number[:] = 0
+        for y in range(ny):
+            for x in range(nx):
+                r = radius[y, x]
+                if counts[y, x] <= ceiling[r] and not mask[y, x]:
+                    total[r + 1] += (image[y, x] - zero) * per_unit
+                    number[r + 1] += 1
+        for r in range(n_radii):
+            total[r + 1] += total[r]
+            number[r + 1] += number[r]
+        for r in range(n_radii):
+            reach = 2 + r // 12
+            low, high = max(0, r - reach), min(n_radii, r + reach + 1)
+            background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
+            expected = background[r] * full
+            ceiling[r] = expected + OPTIONS.stands_out_sd * math.sqrt(expected) + OPTIONS.stands_out_counts
+
+
+@kernel
 def _least_counts(background, full, nats, least):
     """The counts in a full aperture at every radius that make ``nats`` against background, into ``least``, by Newton's method."""
     for r in range(len(background)):
@@ -270,7 +302,7 @@ def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
 
 
 def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibration) -> Spots:
-    """The spots of patterns, from their counts against the background.
+    """The spots of patterns, from their counts against a radial background.
 
     Parameters
     ----------
