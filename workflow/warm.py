@@ -34,7 +34,10 @@ ADDRESS = "WORKBOOK_WARM_PROCESS"
 #: What stands for ``python -m``
 COMMAND = (sys.executable, "-S", __file__)
 #: What kernels, papermill and Snakemake load
-PACKAGES = ("pyxem", "hyperspy.api", "orix.crystal_map", "ase.io", "skimage.feature", "matplotlib.pyplot", "h5py", "pydantic", "psutil")
+PACKAGES = (
+    "pyxem", "hyperspy.api", "orix.crystal_map", "ase.io", "skimage.feature", "matplotlib.pyplot", "h5py", "pydantic", "psutil",
+    "dask.array", "distributed", "tifffile", "zarr", "pint",
+)  # fmt: skip
 PROGRAMS = ("ipykernel.kernelapp", "papermill.cli", "snakemake.cli")
 #: Variables that are read while Python starts and packages load; a fork has a `PYTHONPATH` of its own
 SETTINGS = ("PYTHON", "MPLCONFIGDIR", "HOME", "XDG_", "HYPERSPY")
@@ -260,6 +263,7 @@ def load_packages() -> None:
     with contextlib.redirect_stderr(io.StringIO()):  # what packages say of each other
         for name in (*PACKAGES, *PROGRAMS):
             importlib.import_module(name)
+    sys.modules["pint"].get_application_registry().parse_units("nm")  # it reads its units when it is first asked for one
 
 
 def _run(request: _Request, ended: list[int]) -> None:

@@ -35,9 +35,19 @@ def _source(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """The statements of a syntax tree, at every depth, without their expressions, which are most of it."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+            todo += getattr(node, block, [])
+
+
 def _imports(tree: ast.AST, package: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Of every import in a source of a package: the module, and what is imported from it, named as modules of it would be."""
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

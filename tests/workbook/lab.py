@@ -245,6 +245,15 @@ STATE = """() => {
   };
 }"""
 
+#: Open a notebook beside what is open.
+OPEN = "async path => { await window.jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook'}); }"
+#: End the kernel of the open notebook, and remove the notebook without a question.
+CLOSE = """async () => {
+  const panel = window.jupyterapp.shell.currentWidget;
+  await panel.sessionContext.shutdown();
+  panel.dispose();
+}"""
+
 #: Evaluate an expression in the kernel, behind whatever runs there, without a trace in the notebook.
 ASK_KERNEL = """async ({code, expression}) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -283,6 +292,7 @@ class Lab:
             browser.new_context(viewport=VIEWPORT, device_scale_factor=scale, reduced_motion="reduce")
         self.page: Page = browser.contexts[0].new_page()
         self.page.set_default_timeout(WAIT_S * 1000)
+        self.loaded = False
         self.console: list[str] = []
         self.foreign: list[str] = []
         self.page.on("console", lambda message: message.type == "error" and self._heard(f"{message.text} ({message.location['url']})"))
@@ -303,17 +313,20 @@ class Lab:
 
     def close(self) -> None:
         """End the open notebook's kernel and leave the page."""
-        with contextlib.suppress(Exception):
-            self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+        self.close_notebook()
         self.page.close()
 
     # --- notebook ---
 
     def open_notebook(self, path: Path) -> None:
-        """Open a notebook below the server's root and wait until its kernel is idle."""
+        """Open a notebook below the server's root and wait until its kernel is idle; JupyterLab is loaded for the first one."""
         name = path.resolve().relative_to(self.server.root.resolve()).as_posix()
-        workspace = secrets.token_hex(4)  # one that remembers nothing
-        self.page.goto(f"{self.server.url}lab/workspaces/{workspace}/tree/{name}?token={self.server.token}")
+        if self.loaded:
+            self.page.evaluate(OPEN, name)
+        else:
+            workspace = secrets.token_hex(4)  # one that remembers nothing
+            self.page.goto(f"{self.server.url}lab/workspaces/{workspace}/tree/{name}?token={self.server.token}")
+            self.loaded = True
 
         def ready() -> bool:
             state = self.page.evaluate(STATE)
@@ -321,6 +334,11 @@ class Lab:
 
         self.wait(ready, f"{name} and its kernel", 60)
         self.page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+
+    def close_notebook(self) -> None:
+        """End the open notebook's kernel, and take the notebook from the page, unsaved."""
+        with contextlib.suppress(Exception):
+            self.page.evaluate(CLOSE)
 
     def state(self) -> dict:
         """The notebook's ``path``, ``kernel`` status and ``cells`` (``type``, ``tags``, ``count``, ``outputs`` ...)."""

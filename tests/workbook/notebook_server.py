@@ -84,18 +84,18 @@ def run_in_fork(job: dict) -> dict:
 
 def serve() -> None:
     """Answer every line of stdin with one on stdout."""
-    import hyperspy.api
-    import matplotlib.pyplot
     import orix.io
     import pandas
     import scipy.signal
 
     import emphase
     import helpers
+    from workflow import warm
 
+    warm.load_packages()
     for package in ("drift", "explore", "fractions", "haadf", "interface", "ped", "simulate"):
         getattr(emphase, package)
-    assert all((hyperspy.api, matplotlib.pyplot, orix.io, pandas, scipy.signal, helpers))  # what every notebook would load again
+    assert all((orix.io, pandas, scipy.signal, helpers))  # what every notebook would load again
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         print(json.dumps(run_in_fork(json.loads(line))), file=answers, flush=True)
