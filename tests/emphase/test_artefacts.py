@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import ndimage, special
 from scipy.spatial import cKDTree
 from study import SHARED, crystals
 
 import emphase
 from emphase.ped.scan import bad_lines, direct_beam_positions, hot_and_dead_pixels, scan_statistics
 from emphase.ped.spots import cosmic_rays
+from helpers import BANK_CACHE
 
 SIDE = 8
 STEEL = SHARED / "realdata" / "ped_steel" / "subset_data.hspy"
@@ -208,3 +209,26 @@ def test_where_the_background_is_round_little_changes(recording):
 def test_recorded_half_patterns_have_no_bad_lines():
     half = np.load(ALUMINIUM)[:, :, 3:]
     assert not bad_lines(half.mean(axis=0), 400).any()
+
+
+@pytest.mark.parametrize("kept", [0.01, 0.03])
+def test_what_a_camera_keeps_of_the_last_pattern_is_no_crystal(kept):
+    """Columns of vacuum beside crystals, of which the first one holds a little of the crystal's pattern."""
+    rng = np.random.default_rng(5)
+    phases = [*crystals("layered", "spinel", "rocksalt", "llzo").values()]
+    patterns, truth = emphase.simulate.ped_scan(rng, phases, (10, 12), emphase.simulate.PedScene(0.15, n_grains=4), electrons=30_000)
+    patterns = patterns.astype(np.int64)
+    mask, typical = masked(patterns), np.median(patterns.reshape(-1, *patterns.shape[2:]), axis=0)
+    vacuum = [4, 5, 9, 10]
+    seen = patterns.copy()
+    seen[:, vacuum] = rng.poisson(0.3 * ndimage.median_filter(typical, 15), seen[:, vacuum].shape)
+    seen[:, vacuum[::2]] += rng.poisson(kept * patterns[:, [3, 8]])
+    calibration = emphase.ped.Calibration(0.02178, np.eye(2), truth["centre_px"], mask, 1.3)
+    optics = {"max_g_invA": 1.5, "beam_energy_keV": 200, "precession_deg": 0.5, "excitation_width_invA": 0.001}
+    banks = [emphase.ped.template_bank(crystal, cache=BANK_CACHE, **optics) for crystal in phases]
+    maps, found, _ = emphase.ped.map_scan(seen.astype(np.uint16), calibration, banks)
+    assert found.afterglow[:, vacuum[::2]].mean() > 0.8
+    assert not (found.afterglow & (truth["phase"] >= 0))[:, [1, 2, 3, 7, 8]].any()
+    assert not maps["decided"][:, vacuum].any()
+    of_crystals = np.delete(maps["decided"] & (maps["phase_id"] == truth["phase"]), vacuum, axis=1)
+    assert of_crystals.mean() > 0.6

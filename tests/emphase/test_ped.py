@@ -221,7 +221,7 @@ def test_phases_and_orientations_against_truth(scan, calibration, banks):
     assert np.median(angles) < 0.3
 
 
-def indexing(support, shares=(), *, sets=None, prior=0.0, sd=0.05):
+def indexing(support, shares=(), *, sets=None, prior=0.0, sd=0.05, thickness=1.0):
     """What was found in one pattern: ``support`` of phases a, b, c, and crystals as (phase, share); no chance, no neighbours.
 
     ``sets`` are the values of the best sets in which each phase is the largest; without, equal.
@@ -239,6 +239,8 @@ def indexing(support, shares=(), *, sets=None, prior=0.0, sd=0.05):
         chance=np.zeros(p),
         winner=np.full((1, 1), first),
         prior=np.full((1, 1), prior),
+        thickness=np.full((1, 1), thickness),
+        afterglow=np.full((1, 1), False),
         part_phase=part([k for k, _ in shares], -1),
         part_share=part([share for _, share in shares], 0.0),
         part_sd=part([sd] * len(shares), 0.0),
@@ -258,6 +260,7 @@ def indexing(support, shares=(), *, sets=None, prior=0.0, sd=0.05):
         (indexing([1.5, 0.0, 0.0], [(0, 1.0)]), 0.8, -1, False),  # no more than chance, ...
         (indexing([1.5, 0.0, 0.0], [(0, 1.0)], prior=1.5), 0.8, 0, False),  # ... but for the neighbours
         (indexing([5.0, 9.0, 1.0], [(0, 1.0)]), 0.8, 0, False),  # the neighbours' choice against the evidence
+        (indexing([9.0, 5.0, 1.0], [(0, 1.0)], thickness=0.02), 0.8, -1, False),  # next to nothing of the crystal
         (indexing([9.0, 5.0, 1.0], [(1, 0.8), (0, 0.2)]), 0.8, 1, True),  # of two that overlap the larger, whatever the evidence alone, ...
         (
             indexing([9.0, 5.0, 1.0], [(1, 0.8), (0, 0.2)], sets=[4.0, 0.0, 0.0]),

@@ -28,6 +28,7 @@ class DecisionOptions:
     least_margin: float = 3.0  # nats: odds of 20 to 1
     least_correlation: float = 0.35  # below, most of the strength lies on spots that the crystals found do not predict
     least_on_lattice: float = 0.15  # near a systematic row one strong spot outshines the others, and the correlation falls
+    least_thickness: float = 0.03  # of what its crystals have elsewhere: less is afterglow of the last frame, or a halo
     clear_support: float = 6.0  # nats beyond least_support, with which a neighbours' lattice makes up for a low correlation ...
     lattice_nats: float = 3.0  # ... where the prior is at least this: two neighbours on it
     most_nats: float = 50.0  # exponents are kept within; e to the 50 is certainty
@@ -126,9 +127,10 @@ def _indexed(
 ) -> np.ndarray:
     """Whether a pattern (ny, nx) has the support and the correlation of a crystal."""
     support = found.support.max(axis=0) + found.prior
+    present = (found.thickness >= OPTIONS.least_thickness) & ~found.afterglow
     clear_on_lattice = (support > least_support + OPTIONS.clear_support) & (found.prior >= OPTIONS.lattice_nats)
     least = np.where(clear_on_lattice, min(least_on_lattice, least_correlation), least_correlation)
-    return (support > least_support) & (correlation >= least)
+    return present & (support > least_support) & (correlation >= least)
 
 
 def _compare_support(support: np.ndarray, phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

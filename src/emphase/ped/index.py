@@ -57,6 +57,7 @@ class IndexOptions:
     deep_every: int = 4  # ... so one pattern in so many is searched deeper, and what is found there is offered to its neighbours
     deep_coarse: int = 80  # templates that are compared in the deeper search, ...
     deep_fine: int = 30  # ... and orientations that are refined
+    most_afterglow: float = 0.15  # of a pattern in the next one; cameras with a scintillator keep some per cent, and strengths scatter
 
 
 OPTIONS = IndexOptions()
@@ -124,6 +125,11 @@ class Indexing:
         Their shares (ny, nx, 3) and the standard deviations of these.
     part_rotation
         Their orientations (ny, nx, 3, 3, 3).
+    thickness
+        What the crystals of a pattern scatter together (ny, nx), in units of what they scatter in most of their patterns
+        (`emphase.ped.shares`); 1 without mixtures.
+    afterglow
+        Whether a pattern (ny, nx) is what the camera kept of the one recorded before it.
     part_lattice, part_crystal
         Numbers (ny, nx, 3) of the lattices and, on each, of the crystals (phases and their variants) of the scan; -1
         is an orientation that one pattern alone has.
@@ -141,6 +147,8 @@ class Indexing:
     part_share: np.ndarray
     part_sd: np.ndarray
     part_rotation: np.ndarray
+    thickness: np.ndarray
+    afterglow: np.ndarray
     part_lattice: np.ndarray
     part_crystal: np.ndarray
 
@@ -152,7 +160,8 @@ class Indexing:
     def part(self, rows: slice, cols: slice) -> Indexing:
         """What was found in a box of the scan."""
         by_phase = {name: getattr(self, name)[:, rows, cols] for name in ("rotation", "evidence", "runner_up", "set_value")}
-        names = ("winner", "prior", "part_phase", "part_share", "part_sd", "part_rotation", "part_lattice", "part_crystal")
+        names = ["winner", "prior", "thickness", "afterglow"]
+        names += [f"part_{name}" for name in ("phase", "share", "sd", "rotation", "lattice", "crystal")]
         return replace(self, **by_phase, **{name: getattr(self, name)[rows, cols] for name in names})
 
 
@@ -223,6 +232,7 @@ def index_scan(
         solved = dict(found.arrays)
     for name in ("part_lattice", "part_crystal"):  # numbered from 0 in every tile
         solved[name] = _numbered_on(solved[name], found.chunks.values())
+    solved["afterglow"] = _afterglow(solved["thickness"], solved["part_lattice"])
     return Indexing(names=[b.crystal.name for b in banks], chance=chance, **solved), spots
 
 
@@ -309,7 +319,8 @@ def _cut_tile(alone: ChunkStore, spots: Spots, tile: tuple[slice, slice]) -> _Al
 
 def _solutions(shape: tuple[int, int], p: int) -> tuple[dict, dict]:
     """Layout and chunks of `ChunkStore` for the fields of `Indexing`."""
-    layout = {"rotation": ((p, *shape, 3, 3), np.float32, 1), "winner": (shape, int, 0), "prior": (shape, float, 0)}
+    layout = {"rotation": ((p, *shape, 3, 3), np.float32, 1), "winner": (shape, int, 0)}
+    layout |= {name: (shape, float, 0) for name in ("prior", "thickness")}
     layout |= {name: ((p, *shape), float, 1) for name in ("evidence", "runner_up", "set_value")}
     layout |= {name: ((*shape, _MOST_PARTS), int, 0) for name in ("part_phase", "part_lattice", "part_crystal")}
     layout |= {name: ((*shape, _MOST_PARTS), float, 0) for name in ("part_share", "part_sd")}
@@ -329,9 +340,9 @@ def _solve_tile(
     _settle(shape, parts, chance, related, prior.bonus, choice, agreeing)
     bonus = prior.bonus * agreeing
     solved = _best_of_phases(parts, bonus, alone, models)
-    chosen, share, sd, set_value = _overlaps(alone.spots, shape, models, parts, bonus, choice, prior)
-    solved["set_value"] = np.maximum(set_value, solved.pop("total"))
-    solved |= _leading_first(parts, chosen, share, sd, solved["set_value"], bonus, models.families)
+    over = _overlaps(alone.spots, shape, models, parts, bonus, choice, prior)
+    solved["set_value"], solved["thickness"] = np.maximum(over.value, solved.pop("total")), over.thickness
+    solved |= _leading_first(parts, over, solved["set_value"], bonus, models.families)
     by_phase = ("rotation", "evidence", "runner_up", "set_value")
     return {k: v.reshape(len(banks), *shape, *v.shape[2:])[:, *tile.inner] if k in by_phase else v.reshape(*shape, *v.shape[1:])[tile.inner]
             for k, v in solved.items()}  # fmt: skip
@@ -357,18 +368,28 @@ def _components_of(alone: _Alone, shape: tuple[int, ...], models: _Models, prior
     return parts, related
 
 
+class _Overlaps(NamedTuple):
+    """Which components lie over each other in each of n patterns: ``chosen`` (n, 3), -1 for none, their ``share`` and its ``sd`` (n, 3).
+
+    ``value`` (p, n) is that of the best set in which each phase is the largest, ``thickness`` (n,) as in `Indexing`.
+    """
+
+    chosen: np.ndarray
+    share: np.ndarray
+    sd: np.ndarray
+    value: np.ndarray
+    thickness: np.ndarray
+
+
 def _overlaps(
     spots: Spots, shape: tuple[int, ...], models: _Models, parts: _Components, bonus: np.ndarray, choice: np.ndarray, prior: LatticePrior
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Which components (n, 3) of each pattern lie over each other, their shares, the standard deviations of these, and set values (p, n).
-
-    Without mixtures the leading component ``choice`` (n,) alone.
-    """
+) -> _Overlaps:
+    """The crystals of each pattern; without mixtures the leading component ``choice`` (n,) alone."""
     n = len(choice)
     chosen, share = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS))
     chosen[:, 0], share[:, 0] = choice, choice >= 0
     if not prior.mixtures:
-        return chosen, share, np.zeros_like(share), np.full((len(models.banks), n), _NO_SET)
+        return _Overlaps(chosen, share, np.zeros_like(share), np.full((len(models.banks), n), _NO_SET), np.ones(n))
     nearby = chosen if prior.neighbours else np.full_like(chosen, -1)
     prices = _Prices(_costs(shape, parts, models.chance, nearby, share), bonus)
     arrays, refs, first, camera = _SpotArrays(*spots.arrays), models.refs, models.first, models.camera
@@ -376,11 +397,11 @@ def _overlaps(
     side_by_side(_choose_sets, n, arrays, refs, first, camera, parts, prices, sets)
     chosen, share, unit, value = sets
     if not (chosen >= 0).any():
-        return chosen, share, np.zeros_like(share), value.T
+        return _Overlaps(chosen, share, np.zeros_like(share), value.T, np.ones(n))
     leading_phase = parts.phase[np.arange(n), np.maximum(chosen[:, 0], 0)]
     unit_of_phases = _unit_of_phases(models.families.family, leading_phase, unit)
     weights, covariance = _measure_shares(spots, camera, refs, first, parts, chosen, unit_of_phases, prior.neighbours)
-    return chosen, *_normalised(weights, covariance), value.T
+    return _Overlaps(chosen, *_normalised(weights, covariance), value.T, weights.sum(axis=1))
 
 
 def _best_of_phases(parts: _Components, bonus: np.ndarray, alone: _Alone, models: _Models) -> dict[str, np.ndarray]:
@@ -408,6 +429,19 @@ def _note_runner_up(rotation, evidence, runner_up, new_rotation, new_evidence, b
             runner_up[i] = max(runner_up[i], evidence[i] if better[i] else new_evidence[i])
 
 
+def _afterglow(thickness: np.ndarray, part_lattice: np.ndarray) -> np.ndarray:
+    """Whether a pattern (ny, nx) has the lattice of the one recorded before it, line by line, at a small part of its strength.
+
+    And the one after it has not more of it: afterglow is seen where a crystal ends, and a thin place within a crystal is none.
+    """
+    strength, lattice = thickness.ravel(), part_lattice[..., 0].ravel()
+    most = OPTIONS.most_afterglow * np.roll(strength, 1)
+    goes_on = (np.roll(lattice, -1) == lattice) & (np.roll(strength, -1) > most)
+    faint = (lattice >= 0) & (lattice == np.roll(lattice, 1)) & (strength <= most) & ~goes_on
+    faint[0] = False
+    return faint.reshape(thickness.shape)
+
+
 def _normalised(weights: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shares (n, 3) that add up to one and their standard deviations, by the law of propagation."""
     total = np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
@@ -418,10 +452,10 @@ def _normalised(weights: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray
 
 
 def _leading_first(
-    parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray, set_value: np.ndarray, bonus: np.ndarray,
-    families: _Families,
-) -> dict[str, np.ndarray]:  # fmt: skip
-    """What `Indexing` holds of the chosen components (n, 3), the one that gives the phase first, then the larger ones."""
+    parts: _Components, over: _Overlaps, set_value: np.ndarray, bonus: np.ndarray, families: _Families
+) -> dict[str, np.ndarray]:
+    """What `Indexing` holds of the chosen components, the one that gives the phase first, then the larger ones."""
+    chosen, share, sd = over.chosen, over.share, over.sd
     phase = np.where((chosen >= 0) & (share > 0), np.take_along_axis(parts.phase, np.maximum(chosen, 0), axis=1), -1)
     leading = log_odds_of_leading(phase, share, sd, set_value)
     of_part = np.where(phase >= 0, np.take_along_axis(leading.T, np.maximum(phase, 0), axis=1), -np.inf)
