@@ -79,6 +79,8 @@ def decide_phases(
         Of each phase, (p, ny, nx).
     ``phase_margin``, ``orientation_margin``
         In nats to the next phase, and to the next orientation of the same phase.
+    ``afterglow``
+        Whether its spots would be indexed, but are what the camera kept of the pattern before it.
     ``decided``
         Whether the pattern is indexed with a margin of at least ``least_margin``, and explained.
     ``share``, ``crystal_id``, ``lattice_id``
@@ -96,7 +98,8 @@ def decide_phases(
     """
     chosen = found.part_phase[..., 0] >= 0
     phase = np.where(chosen, found.part_phase[..., 0], found.winner)
-    indexed = _indexed(found, correlation, least_support, least_correlation, least_on_lattice)
+    shown = _indexed(found, correlation, least_support, least_correlation, least_on_lattice)
+    indexed = shown & ~found.afterglow & (found.thickness >= OPTIONS.least_thickness)
     overlap = (found.part_share > 0).sum(axis=-1) > 1
     by_evidence, evidence_margin = _compare_support(found.support, phase)
     by_set, set_margin = _compare_sets(found, phase)
@@ -107,6 +110,7 @@ def decide_phases(
         "probability": np.where(overlap, by_set, by_evidence),
         "phase_margin": np.maximum(margin, 0.0),
         "orientation_margin": np.clip(evidence - runner_up, 0.0, OPTIONS.most_orientation_nats),
+        "afterglow": shown & found.afterglow,
         "decided": indexed & (margin >= least_margin) & explained,
         "share": np.where(indexed, np.where(chosen, found.part_share[..., 0], 1.0), 0.0),
         "crystal_id": np.where(indexed, found.part_crystal[..., 0], -1),
@@ -127,10 +131,9 @@ def _indexed(
 ) -> np.ndarray:
     """Whether a pattern (ny, nx) has the support and the correlation of a crystal."""
     support = found.support.max(axis=0) + found.prior
-    present = (found.thickness >= OPTIONS.least_thickness) & ~found.afterglow
     clear_on_lattice = (support > least_support + OPTIONS.clear_support) & (found.prior >= OPTIONS.lattice_nats)
     least = np.where(clear_on_lattice, min(least_on_lattice, least_correlation), least_correlation)
-    return present & (support > least_support) & (correlation >= least)
+    return (support > least_support) & (correlation >= least)
 
 
 def _compare_support(support: np.ndarray, phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
