@@ -1205,6 +1205,7 @@ def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
         with np.load(path, allow_pickle=False) as arrays:
             strain, centre_px, mask = (arrays[name] for name in ("strain", "centre_px", "mask"))
             distortion = arrays.get("distortion", np.zeros(5))
+            fixed = arrays.get("fixed_background", np.zeros((0, 0), np.float32))
     except Exception as error:  # numpy and zipfile raise whatever they meet in a broken file
         where = f"{results.name}/{path.name}"
         raise ResultError(f"{where}: cannot be read ({one_line(error)}); run 05_ped_calibration for {results.name} again") from None
@@ -1217,7 +1218,8 @@ def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
         )
     of_detector = {name: numbers[f"detector_{name}"] for name in ("gain", "offset")}
     fitted = {name: numbers[name] for name in ("scale_invA_per_px", "spot_sigma_px", "place_strain")}
-    return Calibration(strain=strain, distortion=distortion, centre_px=centre_px, mask=mask, **of_detector, **fitted)
+    of_camera = {"strain": strain, "distortion": distortion, "centre_px": centre_px, "mask": mask, "fixed_background": fixed}
+    return Calibration(**of_camera, **of_detector, **fitted)
 
 
 def phase_crystal(phase: str, data_dir: str | Path = "") -> Crystal:

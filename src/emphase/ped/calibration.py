@@ -22,6 +22,7 @@ import numpy as np
 
 from ..crystals import Crystal
 from ..errors import EmphaseError
+from .fixed_background import fixed_background
 from .noise import DetectorNoise, detector_noise
 from .refinement import ScaleFit, agreeing_phases, fit_findings, phase_notes, refine_calibration
 from .scales import FoundScale, find_scale, scale_finding
@@ -266,6 +267,7 @@ def _before_the_fit(patterns: Any, statistics: ScanStatistics, scale_invA_per_px
     listed = getattr(patterns, "is_spot_list", False)
     noise = DetectorNoise(1.0, 0.0, OF_A_LIST) if listed else detector_noise(patterns_at(patterns, spread), mask)
     first = Calibration(scale_invA_per_px, np.eye(2), centre_px, mask, OPTIONS.first_sigma_px, noise.gain, noise.offset)
+    first = replace(first, fixed_background=fixed_background(patterns, first))
     return first, DirectBeam(measured_px, intensity, scatter_px), noise.doubt
 
 

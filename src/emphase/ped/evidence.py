@@ -23,7 +23,7 @@ from ..kernels import kernel
 from .distortion import undistorted_mask
 from .scan import Calibration
 from .spots import OPTIONS as SPOT_OPTIONS
-from .spots import _aperture_of, _good_pixels, first_radius_px
+from .spots import _aperture_of, _good_pixels, first_radius_px, fixed_counts
 from .templates import rocking_curve
 
 
@@ -48,12 +48,14 @@ OPTIONS = EvidenceOptions()
 class _Camera(NamedTuple):
     """Geometry of all patterns of a scan: ``metric`` (2, 2) from g (x, y) to px (x, y) and its inverse, lengths in px.
 
-    ``pixels`` (ky, kx) is the share of good pixels in the aperture about each, ``full`` the number of pixels of an aperture.
+    ``pixels`` (ky, kx) is the share of good pixels in the aperture about each, ``full`` the number of pixels of an aperture, ``fixed``
+    (ky, kx) the counts that all patterns have in an aperture beside their radial background.
     """
 
     metric: np.ndarray
     inverse: np.ndarray
     pixels: np.ndarray
+    fixed: np.ndarray
     spot_sigma: float
     match: float
     first_radius: float
@@ -71,6 +73,7 @@ def _camera(calibration: Calibration) -> _Camera:
         metric,
         np.linalg.inv(metric),
         pixels,
+        fixed_counts(calibration),
         sigma,
         OPTIONS.match_sigma * sigma,
         first_radius_px(calibration),
@@ -213,7 +216,8 @@ def _collect(rotation, near, n_near, refs, camera, view):
             off_x[k] += expected * (x - spots[k, 1])
         elif pixels[v, u] > 0.5:
             missed[n_missed, 0] = expected
-            missed[n_missed, 1] = background[min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), last)] * full + SPOT_OPTIONS.empty_counts
+            below = background[min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), last)] * full + camera.fixed[v, u]
+            missed[n_missed, 1] = max(below, 0.0) + SPOT_OPTIONS.empty_counts
             n_missed += 1
         else:
             continue

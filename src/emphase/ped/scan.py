@@ -81,6 +81,9 @@ class Calibration:
     distortion
         (5,) keystone (x, y), centre (x, y) and radial distortion of the camera, as shares of half its width there
         (`emphase.ped.distortion`).
+    fixed_background
+        (ky, kx) counts a pixel that all patterns have beside a background that depends on the distance from the direct beam
+        (`emphase.ped.fixed_background`); (0, 0) where there is no such.
     """
 
     scale_invA_per_px: float
@@ -92,6 +95,7 @@ class Calibration:
     offset: float = 0.0
     place_strain: float = 0.004
     distortion: np.ndarray = field(default_factory=lambda: np.zeros(5))
+    fixed_background: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     @property
     def ellipticity(self) -> float:

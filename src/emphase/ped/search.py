@@ -488,7 +488,7 @@ def chance_evidence(
         cy, cx = spots.centre_px[i]
         radius = np.minimum(np.hypot(yy - cy, xx - cx).astype(int), spots.background.shape[1] - 1)
         image[:] = rng.poisson(spots.background[i][radius])
-    plain_counts = replace(calibration, gain=1.0, offset=0.0)
+    plain_counts = replace(calibration, gain=1.0, offset=0.0, fixed_background=np.zeros((0, 0), np.float32))
     of_empty = find_spots(empty, spots.centre_px[chosen], plain_counts)
     evidence = np.array([search_phase(of_empty, plain_counts, bank)[1] for bank in banks])
     chance = np.quantile(evidence, quantile, axis=1)

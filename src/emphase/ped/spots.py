@@ -39,6 +39,7 @@ class SpotOptions(NamedTuple):
     one_pixel: float = 0.6  # of a spot's counts, as of a Gaussian of 0.5 px on the middle of a pixel, at most ...
     sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
     ray_sd: float = 3.0  # ... and so much more by chance; beyond it is a cosmic ray
+    fixed_error: float = 0.15  # of the background that all patterns share: its streaks and rings are known that well
     least_good_share: float = 0.5  # of the pixels in a disc, for a spot to be looked for
     empty_counts: float = 0.02  # of a disc on no background at all, so that its logarithm exists
 
@@ -61,7 +62,8 @@ class _Detector(NamedTuple):
     ``mask`` marks bad pixels, ``pixels`` counts the good ones of the aperture about each pixel, ``half`` is its half width in each of its
     rows and ``full`` its number of pixels; ``gain`` and ``offset`` are grey values of a count and of none. Spots lie beyond
     ``first_radius`` (px), where the direct beam ends, and have ``nats`` of evidence at least; no pixel of a spot holds more than the share
-    ``sharpest`` of its counts.
+    ``sharpest`` of its counts. ``fixed`` (ky, kx) is the background that all patterns share beside a radial one, counts a pixel, and
+    ``fixed_counts`` in the apertures.
     """
 
     mask: np.ndarray
@@ -73,6 +75,8 @@ class _Detector(NamedTuple):
     first_radius: float
     nats: float
     sharpest: float
+    fixed: np.ndarray
+    fixed_counts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,24 @@ def _good_pixels(mask: np.ndarray, half: np.ndarray) -> np.ndarray:
     """Number of pixels (ky, kx) float32 in the aperture about every pixel that are neither masked nor off the camera."""
     from scipy import ndimage
 
-    disc = np.abs(np.arange(-half.max(), half.max() + 1))[None, :] <= half[:, None]
-    return ndimage.correlate((~mask).astype(np.float32), disc.astype(np.float32), mode="constant")
+    return ndimage.correlate((~mask).astype(np.float32), _disc(half), mode="constant")
+
+
+def _disc(half: np.ndarray) -> np.ndarray:
+    """An aperture as an image of ones and zeros."""
+    return (np.abs(np.arange(-half.max(), half.max() + 1))[None, :] <= half[:, None]).astype(np.float32)
+
+
+def fixed_counts(calibration: Calibration) -> np.ndarray:
+    """What all patterns have in the aperture about every pixel (ky, kx) float32 beside a radial background."""
+    from scipy import ndimage
+
+    return ndimage.correlate(_fixed(calibration), _disc(_aperture_of(calibration)), mode="constant")
+
+
+def _fixed(calibration: Calibration) -> np.ndarray:
+    """The background (ky, kx) that all patterns share beside a radial one, with zeros where there is none."""
+    return calibration.fixed_background if calibration.fixed_background.size else np.zeros(calibration.mask.shape, np.float32)
 
 
 def _sharpest(spot_sigma_px: float) -> float:
@@ -134,6 +154,11 @@ def _sharpest(spot_sigma_px: float) -> float:
 def first_radius_px(calibration: Calibration) -> float:
     """The distance from the direct beam below which no spot is looked for, from the spot size."""
     return OPTIONS.beam_sigma * calibration.spot_sigma_px
+
+
+def ring_reach_px(radius_px: Any) -> Any:
+    """Half the width of the rings whose mean is the background at a radius."""
+    return 2 + radius_px // 12
 
 
 @kernel
@@ -177,14 +202,16 @@ def _radial_background(image, detector, counts, radius, background, ceiling):
         for y in range(ny):
             for x in range(nx):
                 r = radius[y, x]
-                if counts[y, x] <= ceiling[r] and not mask[y, x]:
-                    total[r + 1] += (image[y, x] - zero) * per_unit
+                fixed = detector.fixed_counts[y, x]
+                most = ceiling[r] + fixed + OPTIONS.stands_out_sd * math.sqrt(max(fixed, np.float32(0)))
+                if counts[y, x] <= most and not mask[y, x]:
+                    total[r + 1] += (image[y, x] - zero) * per_unit - detector.fixed[y, x]
                     number[r + 1] += 1
         for r in range(n_radii):
             total[r + 1] += total[r]
             number[r + 1] += number[r]
         for r in range(n_radii):
-            reach = 2 + r // 12
+            reach = 2 + r // 12  # `ring_reach_px`
             low, high = max(0, r - reach), min(n_radii, r + reach + 1)
             background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
             expected = background[r] * full
@@ -249,12 +276,17 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
     rays = np.empty(len(table), np.int64)
     for y in range(2, ny - 2):
         for x in range(2, nx - 2):
-            a, r = counts[y, x], radius[y, x]
-            if a * full < least[r] * pixels[y, x] or r < first_radius or pixels[y, x] < OPTIONS.least_good_share * full:
+            a, r, fixed = counts[y, x], radius[y, x], detector.fixed_counts[y, x]
+            if (
+                (a - min(fixed, np.float32(0))) * full < least[r] * pixels[y, x]
+                or r < first_radius
+                or pixels[y, x] < OPTIONS.least_good_share * full
+            ):
                 continue
-            b = background[r] * pixels[y, x] + OPTIONS.empty_counts
-            evidence = a * math.log(a / b) - (a - b)
-            if a <= b or evidence < nats or not _highest(counts, y, x):
+            b = max(background[r] * pixels[y, x] + fixed, np.float32(0)) + OPTIONS.empty_counts
+            most = b + OPTIONS.fixed_error * abs(fixed)
+            evidence = a * math.log(a / most) - (a - most)
+            if a <= most or evidence < nats or not _highest(counts, y, x):
                 continue
             ray = _cosmic_ray(image, detector, y, x, a, b)
             if ray >= 0:  # two maxima may stand beside one
@@ -349,6 +381,7 @@ def _spots_and_rays(patterns: np.ndarray, centre_px: np.ndarray, calibration: Ca
     detector = _Detector(
         calibration.mask, _good_pixels(calibration.mask, half), half, float(np.sum(2 * half + 1)),
         calibration.gain, calibration.offset, first_radius_px(calibration), OPTIONS.least_nats, _sharpest(calibration.spot_sigma_px),
+        _fixed(calibration), fixed_counts(calibration),
     )  # fmt: skip
     side_by_side(_find_spots, len(patterns), patterns, spots.centre_px, detector, spots.table, spots.number, spots.background, rays)
     return spots, rays
