@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 from study import SHARED, crystals
 
 import emphase
+from emphase.ped.explained import unexplained
 from emphase.ped.fixed_background import fixed_background
 from emphase.ped.scan import bad_lines, direct_beam_positions, hot_and_dead_pixels, scan_statistics
 from emphase.ped.spots import cosmic_rays
@@ -297,7 +298,8 @@ def test_a_scan_with_a_halo_off_the_beam_is_mapped(scan):
     halo = fixed_things(patterns.shape[2:], truth["centre_px"].reshape(-1, 2).mean(axis=0))["halo off the beam"]
     seen = (patterns.astype(np.int64) + np.random.default_rng(3).poisson(halo, patterns.shape)).astype(np.uint16)
     found = emphase.ped.calibrate(seen, phases, emphase.ped.Optics(0.0218, 200.0, 0.5, 0.001, 1.0), cache=BANK_CACHE)
-    maps, _, _ = emphase.ped.map_scan(seen, found.calibration, found.banks)
+    maps, indexed, spots = emphase.ped.map_scan(seen, found.calibration, found.banks)
+    assert not unexplained(spots, found.calibration, found.banks, indexed, maps).phase_is_missing
     decided = maps["decided"]
     assert decided.mean() > 0.2
     assert (maps["phase_id"] == truth["phase"])[decided].mean() > 0.9

@@ -60,6 +60,7 @@ class ExplainedOptions(NamedTuple):
     same_place_px: float = 4.0  # spots of one crystal this near are one reflection, in however many patterns
     ring_sigmas: float = 5.0  # by which the spots of a ring exceed what chance puts there, ...
     least_ring: float = 0.05  # ... and their share of the counts in its patterns: multiple scattering lights forbidden reflections up to it
+    strong_ring: float = 0.2  # of the strongest ring of a candidate: one where its own spots would be left over
     most_rings: int = 8  # that are listed
     tried_patterns: int = 48  # on which further phases are tried, ...
     tried_scale: float = 0.03  # ... at scales off by as much, in steps of half a per cent: the scale may follow the wrong candidates
@@ -364,7 +365,20 @@ def unexplained(
     _, first, reflection = np.unique(cell, axis=0, return_index=True, return_inverse=True)
     rings = _rings(g_invA[first], np.bincount(reflection.ravel(), counted, len(first)), _longest_g(banks))
     lit = _Lit(g_invA, counted, np.concatenate(members), np.concatenate(crystals), clear_counts.ravel())
-    return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, [ring for ring in rings if lit.share(ring) >= OPTIONS.least_ring])
+    rings = [ring for ring in rings if lit.share(ring) >= OPTIONS.least_ring and not _is_of_candidates(ring, banks)]
+    return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, rings)
+
+
+def _is_of_candidates(ring: Ring, banks: Sequence[TemplateBank]) -> bool:
+    """Whether a candidate has a strong ring at this spacing: its spots are left over where an orientation was not found."""
+    for bank in banks:
+        strength = bank.reflections.strength
+        off = np.abs(np.log(np.linalg.norm(bank.g, axis=1) * ring.spacing_A))
+        bins = np.rint(np.log(np.linalg.norm(bank.g, axis=1)) / OPTIONS.ring_width).astype(int)
+        strongest = np.bincount(bins - bins.min(), strength).max()
+        if strength[off <= OPTIONS.ring_width].sum() > OPTIONS.strong_ring * strongest:
+            return True
+    return False
 
 
 class _Lit(NamedTuple):
