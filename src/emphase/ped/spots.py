@@ -5,7 +5,8 @@ matching works on these few hundred numbers, and no image is read a second time.
 
 1. Counts are summed over a disc about every pixel, by differences of running sums along the rows.
 2. The background is the mean against the distance from the direct beam, smoothed over a width that grows with the distance; discs that
-   stand out from it are left out, and the mean is taken again.
+   stand out from it are left out, and the mean is taken again. To it comes what all patterns of a scan share beside a round background
+   (`emphase.ped.fixed_background`).
 3. A local maximum of the disc's counts a over the background's b in it is a spot where a log(a / b) - (a - b), the log of the likelihood
    ratio of the Poisson means a and b, is large enough (the deviance of Cash, Astrophys. J. 228 (1979) 939, halved). Parabolas through the
    neighbouring pixels give its place; the slope of the background, which would draw it inwards, is taken off first. One pixel that holds
