@@ -1210,7 +1210,8 @@ def load_calibration(results: Path, shape: tuple[int, ...]) -> Calibration:
         where = f"{results.name}/{path.name}"
         raise ResultError(f"{where}: cannot be read ({one_line(error)}); run 05_ped_calibration for {results.name} again") from None
     of = (*centre_px.shape[:2], *mask.shape)
-    if of != tuple(shape) or not (np.isfinite(strain).all() and np.isfinite(centre_px).all()):
+    whole = fixed.shape in ((0, 0), mask.shape) and all(np.isfinite(array).all() for array in (strain, centre_px, fixed))
+    if of != tuple(shape) or not whole:
         its_shape, scan_shape = " × ".join(map(str, of)), " × ".join(map(str, shape))
         raise ResultError(
             f"{results.name}/{path.name}: the calibration of a scan of {its_shape}, but the scan is one of {scan_shape}; "

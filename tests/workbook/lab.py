@@ -250,8 +250,11 @@ OPEN = "async path => { await window.jupyterapp.commands.execute('docmanager:ope
 #: End the kernel of the open notebook, and remove the notebook without a question.
 CLOSE = """async () => {
   const panel = window.jupyterapp.shell.currentWidget;
-  await panel.sessionContext.shutdown();
-  panel.dispose();
+  try {
+    await panel.sessionContext.shutdown();
+  } finally {
+    panel.dispose();
+  }
 }"""
 
 #: Evaluate an expression in the kernel, behind whatever runs there, without a trace in the notebook.
@@ -449,11 +452,13 @@ class Cell:
 
     def move_slider(self, description: str, steps: int) -> str:
         """Press the right (or, for a negative number, the left) arrow key on a slider; the number that it shows then."""
-        before, handle = self.slider_text(description), self.slider(description)
+        handle = self.slider(description)
         handle.scroll_into_view_if_needed()
         for _ in range(abs(steps)):
+            before = self.slider_text(description)
             handle.press("ArrowRight" if steps > 0 else "ArrowLeft")
-        self.lab.wait(lambda: self.slider_text(description) != before, f"the slider {description} to leave {before}")
+            self.lab.wait(lambda before=before: self.slider_text(description) != before, f"the slider {description} to leave {before}")
+            self.lab.evaluate("None")  # until the kernel has the value, which it sends back: it would undo the next step
         return self.slider_text(description)
 
     def choose(self, description: str, option: str) -> None:

@@ -267,8 +267,29 @@ def _before_the_fit(patterns: Any, statistics: ScanStatistics, scale_invA_per_px
     listed = getattr(patterns, "is_spot_list", False)
     noise = DetectorNoise(1.0, 0.0, OF_A_LIST) if listed else detector_noise(patterns_at(patterns, spread), mask)
     first = Calibration(scale_invA_per_px, np.eye(2), centre_px, mask, OPTIONS.first_sigma_px, noise.gain, noise.offset)
-    first = replace(first, fixed_background=fixed_background(patterns, first))
     return first, DirectBeam(measured_px, intensity, scatter_px), noise.doubt
+
+
+def _with_background(patterns: Any, given: Calibration, n_patterns: int) -> tuple[Calibration, np.ndarray, np.ndarray]:
+    """The calibration with spot size and shared background, and the patterns that calibrate: their numbers (n,) and images (n, ky, kx).
+
+    Each needs the other: a halo makes spots of its own, and how large spots are says what is none. So both are found twice where there is
+    such a background.
+    """
+    given = replace(given, fixed_background=fixed_background(patterns, given))
+    given, chosen, images = _with_spot_size(patterns, given, n_patterns)
+    fixed = fixed_background(patterns, given)
+    if fixed.size or given.fixed_background.size:
+        return _with_spot_size(patterns, replace(given, fixed_background=fixed), n_patterns)
+    return given, chosen, images
+
+
+def _with_spot_size(patterns: Any, given: Calibration, n_patterns: int) -> tuple[Calibration, np.ndarray, np.ndarray]:
+    """The calibration with the size of spots, and the patterns that show it, as `_with_background` returns them."""
+    chosen, images = spread_patterns(patterns, given, n_patterns)
+    for _ in range(OPTIONS.size_rounds):
+        given = replace(given, spot_sigma_px=spot_size(images, given.centre_px.reshape(-1, 2)[chosen], given))
+    return given, chosen, images
 
 
 def _with_scale(
@@ -351,10 +372,8 @@ def calibrate(
     check_patterns(patterns, start)
     statistics = scan_statistics(patterns)
     given, beam, doubt = _before_the_fit(patterns, statistics, start)
-    chosen, images = spread_patterns(patterns, given, n_patterns)
+    given, chosen, images = _with_background(patterns, given, n_patterns)
     centres = given.centre_px.reshape(-1, 2)[chosen]
-    for _ in range(OPTIONS.size_rounds):
-        given = replace(given, spot_sigma_px=spot_size(images, centres, given))
     given, optics, found = _with_scale(given, optics, crystals, images, centres, cache)
     banks = phase_banks(crystals, optics, cache)
     refined, fit = refine_calibration(images, centres, given, banks, search=search, seed=seed, progress=progress)

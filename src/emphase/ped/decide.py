@@ -80,7 +80,7 @@ def decide_phases(
     ``phase_margin``, ``orientation_margin``
         In nats to the next phase, and to the next orientation of the same phase.
     ``afterglow``
-        Whether its spots would be indexed, but are what the camera kept of the pattern before it.
+        Whether its spots would be indexed, but look like what the camera kept of the pattern before it.
     ``decided``
         Whether the pattern is indexed with a margin of at least ``least_margin``, and explained.
     ``share``, ``crystal_id``, ``lattice_id``

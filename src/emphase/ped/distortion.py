@@ -78,13 +78,18 @@ def undistorted_places(places_px: np.ndarray, centre_px: np.ndarray, calibration
 
 def undistorted_mask(calibration: Calibration) -> np.ndarray:
     """Bad pixels (ky, kx) where an undistorted camera would have them; what it sees beyond the recorded one is bad."""
+    return undistorted_image(calibration.mask.astype(np.float32), calibration, beyond=1.0) > 0.5
+
+
+def undistorted_image(image: np.ndarray, calibration: Calibration, beyond: float = 0.0) -> np.ndarray:
+    """A recorded image (ky, kx) as an undistorted camera would have it, with the value ``beyond`` where the recorded one sees nothing."""
     from scipy import ndimage
 
     if not calibration.distortion.any():
-        return calibration.mask
-    places = np.moveaxis(np.indices(calibration.mask.shape), 0, -1).astype(float)
+        return image
+    places = np.moveaxis(np.indices(image.shape), 0, -1).astype(float)
     at = recorded_places(places, calibration.centre_px.reshape(-1, 2).mean(axis=0), calibration)
-    return ndimage.map_coordinates(calibration.mask.astype(float), np.moveaxis(at, -1, 0), order=1, cval=1.0) > 0.5
+    return ndimage.map_coordinates(image, np.moveaxis(at, -1, 0), order=1, cval=beyond)
 
 
 def fit_distortion(

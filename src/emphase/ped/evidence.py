@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..kernels import kernel
-from .distortion import undistorted_mask
+from .distortion import undistorted_image, undistorted_mask
 from .scan import Calibration
 from .spots import OPTIONS as SPOT_OPTIONS
 from .spots import _aperture_of, _good_pixels, first_radius_px, fixed_counts
@@ -73,7 +73,7 @@ def _camera(calibration: Calibration) -> _Camera:
         metric,
         np.linalg.inv(metric),
         pixels,
-        fixed_counts(calibration),
+        undistorted_image(fixed_counts(calibration), calibration),
         sigma,
         OPTIONS.match_sigma * sigma,
         first_radius_px(calibration),
@@ -195,17 +195,24 @@ def _predict(rotation, near, n_near, refs, camera, centre, out):
 
 
 @kernel
+def _counts_below(y, x, view, camera):
+    """The counts of the background in a full aperture at a place of an undistorted camera."""
+    r = min(int(math.sqrt((y - view.centre[0]) ** 2 + (x - view.centre[1]) ** 2)), len(view.background) - 1)
+    radial = view.background[r] * camera.full
+    return max(radial + camera.fixed[int(y + 0.5), int(x + 0.5)], SPOT_OPTIONS.least_of_radial * radial) + SPOT_OPTIONS.empty_counts
+
+
+@kernel
 def _collect(rotation, near, n_near, refs, camera, view):
     """What a crystal predicts: strength and mean offset at each measured spot into ``view``, the rest into ``view.missed``.
 
     Returns the number of predicted spots without a measured one, and the total strength.
     """
     strength, off_y, off_x, missed, predicted = view.strength, view.off_y, view.off_x, view.missed, view.predicted
-    spots, owner, background, pixels, full = view.spots, view.owner, view.background, camera.pixels, camera.full
-    cy, cx = view.centre[0], view.centre[1]
+    spots, owner, pixels = view.spots, view.owner, camera.pixels
     for k in range(len(strength)):
         strength[k] = off_y[k] = off_x[k] = 0.0
-    total, n_missed, last = 0.0, 0, len(background) - 1
+    total, n_missed = 0.0, 0
     for j in range(_predict(rotation, near, n_near, refs, camera, view.centre, predicted)):
         y, x, expected = predicted[j, 0], predicted[j, 1], predicted[j, 2]
         v, u = int(y + 0.5), int(x + 0.5)
@@ -216,8 +223,7 @@ def _collect(rotation, near, n_near, refs, camera, view):
             off_x[k] += expected * (x - spots[k, 1])
         elif pixels[v, u] > 0.5:
             missed[n_missed, 0] = expected
-            below = background[min(int(math.sqrt((y - cy) ** 2 + (x - cx) ** 2)), last)] * full + camera.fixed[v, u]
-            missed[n_missed, 1] = max(below, 0.0) + SPOT_OPTIONS.empty_counts
+            missed[n_missed, 1] = _counts_below(y, x, view, camera)
             n_missed += 1
         else:
             continue

@@ -60,7 +60,7 @@ class ExplainedOptions(NamedTuple):
     same_place_px: float = 4.0  # spots of one crystal this near are one reflection, in however many patterns
     ring_sigmas: float = 5.0  # by which the spots of a ring exceed what chance puts there, ...
     least_ring: float = 0.05  # ... and their share of the counts in its patterns: multiple scattering lights forbidden reflections up to it
-    strong_ring: float = 0.2  # of the strongest ring of a candidate: one where its own spots would be left over
+    strong_ring: float = 0.2  # of the strongest family {hkl} of a candidate: one whose spots would be left over
     most_rings: int = 8  # that are listed
     tried_patterns: int = 48  # on which further phases are tried, ...
     tried_scale: float = 0.03  # ... at scales off by as much, in steps of half a per cent: the scale may follow the wrong candidates
@@ -366,17 +366,16 @@ def unexplained(
     rings = _rings(g_invA[first], np.bincount(reflection.ravel(), counted, len(first)), _longest_g(banks))
     lit = _Lit(g_invA, counted, np.concatenate(members), np.concatenate(crystals), clear_counts.ravel())
     rings = [ring for ring in rings if lit.share(ring) >= OPTIONS.least_ring and not _is_of_candidates(ring, banks)]
-    return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, rings)
+    return Unexplained(int(judged.sum()), share, patterns, 1 / g_invA, rings[: OPTIONS.most_rings])
 
 
 def _is_of_candidates(ring: Ring, banks: Sequence[TemplateBank]) -> bool:
-    """Whether a candidate has a strong ring at this spacing: its spots are left over where an orientation was not found."""
+    """Whether a candidate has strong reflections at this spacing: their spots are left over where an orientation was not found."""
     for bank in banks:
-        strength = bank.reflections.strength
-        off = np.abs(np.log(np.linalg.norm(bank.g, axis=1) * ring.spacing_A))
-        bins = np.rint(np.log(np.linalg.norm(bank.g, axis=1)) / OPTIONS.ring_width).astype(int)
-        strongest = np.bincount(bins - bins.min(), strength).max()
-        if strength[off <= OPTIONS.ring_width].sum() > OPTIONS.strong_ring * strongest:
+        families, of_family = np.unique(np.linalg.norm(bank.g, axis=1).round(4), return_inverse=True)
+        strength = np.bincount(of_family.ravel(), bank.reflections.strength)
+        near = np.abs(np.log(families * ring.spacing_A)) <= OPTIONS.ring_width
+        if strength[near].max(initial=0) > OPTIONS.strong_ring * strength.max():
             return True
     return False
 
@@ -421,7 +420,7 @@ def _rings(g_invA: np.ndarray, counts: np.ndarray, reach_invA: float) -> list[Ri
     for (k,) in peak_local_max(excess, min_distance=4, threshold_abs=OPTIONS.ring_sigmas, exclude_border=False):
         here = np.abs(np.log(g_invA) - edges[k]) <= OPTIONS.ring_width
         rings.append(Ring(float(1 / np.median(g_invA[here])), int(here.sum()), float(counts[here].sum() / counts.sum())))
-    return sorted(rings, key=lambda ring: -ring.share)[: OPTIONS.most_rings]
+    return sorted(rings, key=lambda ring: -ring.share)
 
 
 def evidence_of_others(

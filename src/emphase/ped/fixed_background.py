@@ -30,6 +30,9 @@ class FixedBackgroundOptions:
     directions: int = 12  # of lines along which streaks are sought
     streak_noise: float = 6.0  # times the median over the camera of the medians along lines: a streak
     stands_out_sd: float = 1.5  # of the noise in an aperture of one pattern: so much more would be a spot in some of them
+    compared_blocks: int = 9  # whose spots are looked for in what all share, ...
+    clear_sd: float = 1.0  # pixels beyond the level by so many times the noise of one pattern ...
+    most_kept: float = 0.5  # ... hold there this share of their counts: then it is one crystal
     sure_quantile: float = 0.25  # of the blocks, in which a grain that fills three quarters of the scan has no spots
     least_share: float = 0.04  # of the camera must stand out there; spots of one grain all over a scan reach 3 %
 
@@ -57,7 +60,7 @@ def fixed_background(patterns: Any, calibration: Calibration) -> np.ndarray:
         return nothing
     means = (_block_means(patterns) - calibration.offset) / calibration.gain
     surely, smooth = _beyond_smooth(np.quantile(means, OPTIONS.sure_quantile, axis=0), calibration)
-    if not _stands_out(surely, smooth, calibration):
+    if not _stands_out(surely, smooth, calibration) or _one_crystal(means, calibration):
         return nothing
     return _beyond_smooth(np.median(means, axis=0), calibration)[0].astype(np.float32)
 
@@ -71,6 +74,18 @@ def _block_means(patterns: Any) -> np.ndarray:
         first = edges[:-1] + (np.diff(edges) - sides) // 2
         spans.append([slice(int(a), int(a + side)) for a, side in zip(first, sides, strict=True)])
     return np.array([read_box(patterns, (rows, cols)).mean(axis=0, dtype=float) for rows in spans[0] for cols in spans[1]])
+
+
+def _one_crystal(means: np.ndarray, calibration: Calibration) -> bool:
+    """Whether the median of the blocks' ``means`` (n, ky, kx) keeps the spots that single blocks have: one crystal is all over the scan."""
+    here = (_radius_px(calibration) > first_radius_px(calibration)) & ~calibration.mask
+    some = means[np.linspace(0, len(means) - 1, OPTIONS.compared_blocks).astype(int)]
+    in_spots = []
+    for image in (np.median(means, axis=0), *some):
+        level = _without_spots(np.where(calibration.mask, np.nan, image), _radius_px(calibration), calibration)
+        beyond = np.where(here, image - level, 0.0)
+        in_spots.append(beyond[beyond > OPTIONS.clear_sd * np.sqrt(np.maximum(level, 0) + 1 / OPTIONS.side_patterns**2)].sum())
+    return bool(in_spots[0] > OPTIONS.most_kept * np.median(in_spots[1:]))
 
 
 def _radius_px(calibration: Calibration) -> np.ndarray:

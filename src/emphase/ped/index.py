@@ -127,9 +127,9 @@ class Indexing:
         Their orientations (ny, nx, 3, 3, 3).
     thickness
         What the crystals of a pattern scatter together (ny, nx), in units of what they scatter in most of their patterns
-        (`emphase.ped.shares`); 1 without mixtures.
+        (`emphase.ped.shares`); 1 without mixtures, and where none is chosen.
     afterglow
-        Whether a pattern (ny, nx) is what the camera kept of the one recorded before it.
+        Whether a pattern (ny, nx) looks like what the camera kept of the one before it in its line.
     part_lattice, part_crystal
         Numbers (ny, nx, 3) of the lattices and, on each, of the crystals (phases and their variants) of the scan; -1
         is an orientation that one pattern alone has.
@@ -232,13 +232,15 @@ def index_scan(
         solved = dict(found.arrays)
     for name in ("part_lattice", "part_crystal"):  # numbered from 0 in every tile
         solved[name] = _numbered_on(solved[name], found.chunks.values())
-    solved["afterglow"] = _afterglow(solved["thickness"], solved["part_lattice"])
     return Indexing(names=[b.crystal.name for b in banks], chance=chance, **solved), spots
 
 
 def _check_models(shape: tuple[int, ...], calibration: Calibration, banks: list[TemplateBank]) -> None:
     """`EmphaseError` where a scan of ``shape`` cannot be searched with this calibration and these candidates."""
     of = (*calibration.centre_px.shape[:2], *calibration.mask.shape)
+    if calibration.fixed_background.shape not in ((0, 0), calibration.mask.shape):
+        got, expected = (" × ".join(map(str, a.shape)) for a in (calibration.fixed_background, calibration.mask))
+        raise EmphaseError(f"calibration: a fixed_background of {got} pixels, expected {expected}")
     if of != tuple(shape):
         raise EmphaseError(f"calibration: of a scan of {' × '.join(map(str, of))}, but the patterns are {' × '.join(map(str, shape))}")
     names = [bank.crystal.name for bank in banks]
@@ -320,7 +322,7 @@ def _cut_tile(alone: ChunkStore, spots: Spots, tile: tuple[slice, slice]) -> _Al
 def _solutions(shape: tuple[int, int], p: int) -> tuple[dict, dict]:
     """Layout and chunks of `ChunkStore` for the fields of `Indexing`."""
     layout = {"rotation": ((p, *shape, 3, 3), np.float32, 1), "winner": (shape, int, 0)}
-    layout |= {name: (shape, float, 0) for name in ("prior", "thickness")}
+    layout |= {"prior": (shape, float, 0), "thickness": (shape, float, 0), "afterglow": (shape, bool, 0)}
     layout |= {name: ((p, *shape), float, 1) for name in ("evidence", "runner_up", "set_value")}
     layout |= {name: ((*shape, _MOST_PARTS), int, 0) for name in ("part_phase", "part_lattice", "part_crystal")}
     layout |= {name: ((*shape, _MOST_PARTS), float, 0) for name in ("part_share", "part_sd")}
@@ -343,6 +345,7 @@ def _solve_tile(
     over = _overlaps(alone.spots, shape, models, parts, bonus, choice, prior)
     solved["set_value"], solved["thickness"] = np.maximum(over.value, solved.pop("total")), over.thickness
     solved |= _leading_first(parts, over, solved["set_value"], bonus, models.families)
+    solved["afterglow"] = _afterglow(over.thickness.reshape(shape), solved["part_lattice"][:, 0].reshape(shape)).ravel()
     by_phase = ("rotation", "evidence", "runner_up", "set_value")
     return {k: v.reshape(len(banks), *shape, *v.shape[2:])[:, *tile.inner] if k in by_phase else v.reshape(*shape, *v.shape[1:])[tile.inner]
             for k, v in solved.items()}  # fmt: skip
@@ -401,7 +404,8 @@ def _overlaps(
     leading_phase = parts.phase[np.arange(n), np.maximum(chosen[:, 0], 0)]
     unit_of_phases = _unit_of_phases(models.families.family, leading_phase, unit)
     weights, covariance = _measure_shares(spots, camera, refs, first, parts, chosen, unit_of_phases, prior.neighbours)
-    return _Overlaps(chosen, *_normalised(weights, covariance), value.T, weights.sum(axis=1))
+    thickness = np.where(chosen[:, 0] >= 0, weights.sum(axis=1), 1.0)
+    return _Overlaps(chosen, *_normalised(weights, covariance), value.T, thickness)
 
 
 def _best_of_phases(parts: _Components, bonus: np.ndarray, alone: _Alone, models: _Models) -> dict[str, np.ndarray]:
@@ -429,17 +433,19 @@ def _note_runner_up(rotation, evidence, runner_up, new_rotation, new_evidence, b
             runner_up[i] = max(runner_up[i], evidence[i] if better[i] else new_evidence[i])
 
 
-def _afterglow(thickness: np.ndarray, part_lattice: np.ndarray) -> np.ndarray:
-    """Whether a pattern (ny, nx) has the lattice of the one recorded before it, line by line, at a small part of its strength.
+def _afterglow(thickness: np.ndarray, lattice: np.ndarray) -> np.ndarray:
+    """Whether a pattern (ny, nx) has the ``lattice`` (ny, nx) of the one before it in its line, at a small part of its strength.
 
-    And the one after it has not more of it: afterglow is seen where a crystal ends, and a thin place within a crystal is none.
+    And the one after it has not more of it: afterglow is seen where a crystal ends, and a thin place within a crystal is none. Lines are
+    recorded from left to right; what is before the first pattern of a line was recorded long before.
     """
-    strength, lattice = thickness.ravel(), part_lattice[..., 0].ravel()
-    most = OPTIONS.most_afterglow * np.roll(strength, 1)
-    goes_on = (np.roll(lattice, -1) == lattice) & (np.roll(strength, -1) > most)
-    faint = (lattice >= 0) & (lattice == np.roll(lattice, 1)) & (strength <= most) & ~goes_on
-    faint[0] = False
-    return faint.reshape(thickness.shape)
+    found = np.zeros(thickness.shape, bool)
+    most = OPTIONS.most_afterglow * thickness[:, :-1]
+    faint = (lattice[:, 1:] >= 0) & (lattice[:, 1:] == lattice[:, :-1]) & (thickness[:, 1:] <= most)
+    goes_on = np.zeros(faint.shape, bool)
+    goes_on[:, :-1] = (lattice[:, 2:] == lattice[:, 1:-1]) & (thickness[:, 2:] > most[:, :-1])
+    found[:, 1:] = faint & ~goes_on
+    return found
 
 
 def _normalised(weights: np.ndarray, covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

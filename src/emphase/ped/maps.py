@@ -17,7 +17,7 @@ import numpy as np
 
 from ..kernels import kernel, side_by_side
 from .decide import decide_phases
-from .evidence import _camera, _near_ewald, _predict, _room, _view
+from .evidence import _camera, _counts_below, _near_ewald, _predict, _room, _view
 from .explained import believable, explain
 from .index import Indexing, index_scan
 from .scan import Calibration
@@ -77,8 +77,7 @@ def _lone_spots(predicted, others, view, camera, diffracted, taken):
     count = 0
     for j in range(len(predicted)):
         mean = diffracted * predicted[j, 2] / total
-        r = math.sqrt((predicted[j, 0] - view.centre[0]) ** 2 + (predicted[j, 1] - view.centre[1]) ** 2)
-        below = view.background[min(int(r), len(view.background) - 1)] * camera.full + 0.02
+        below = _counts_below(predicted[j, 0], predicted[j, 1], view, camera)
         seen = (mean + below) * math.log((mean + below) / below) - mean > OPTIONS.seen_nats
         if seen and taken[int(predicted[j, 0] + 0.5), int(predicted[j, 1] + 0.5)] == 0:
             count += 1

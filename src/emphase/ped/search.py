@@ -369,10 +369,11 @@ def compare_spots(
     net = np.bincount(nearest[seen], minlength=len(measured)) > 0
     scale = float(np.sum(measured[net, 2] - measured[net, 3])) / max(float(strength[seen].sum()), 1e-12)
     mean = scale * strength
-    radius = np.minimum(np.linalg.norm(places - centre, axis=1).astype(int), spots.background.shape[1] - 1)
-    below = spots.background[0, radius] * camera.full + SPOT_OPTIONS.empty_counts
+    radius, at = np.minimum(np.linalg.norm(places - centre, axis=1).astype(int), spots.background.shape[1] - 1), np.rint(places).astype(int)
+    radial = spots.background[0, radius] * camera.full
+    below = np.maximum(radial + camera.fixed[tuple(at.T)], SPOT_OPTIONS.least_of_radial * radial) + SPOT_OPTIONS.empty_counts
     bright = (mean + below) * np.log((mean + below) / below) - mean > least_nats
-    good = camera.pixels[tuple(np.rint(places).astype(int).T)] > 0.5
+    good = camera.pixels[tuple(at.T)] > 0.5
     extra = measured[cKDTree(places).query(measured[:, :2])[0] > camera.match, :2]
     return SpotComparison(recorded(places), seen, bright & ~seen & good, recorded(extra))
 

@@ -14,14 +14,13 @@ up to one.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from ..kernels import kernel, side_by_side
 from .evidence import OPTIONS as EVIDENCE_OPTIONS
-from .evidence import _Camera, _near_ewald, _predict, _room, _view
+from .evidence import _Camera, _counts_below, _near_ewald, _predict, _room, _view
 from .lattices import _Components
 from .overlap import _MOST_PARTS
 from .spots import OPTIONS as SPOT_OPTIONS
@@ -118,8 +117,7 @@ def _predict_chosen(spots, refs, first, camera, parts, chosen, scale, rows):
                     rows.owner[n], rows.reflection[n], rows.strength[n] = k, int(view.predicted[j, 3]), strength
                     if k >= 0:
                         rows.off_y[n], rows.off_x[n] = y - view.spots[k, 0], x - view.spots[k, 1]
-                    r = math.sqrt((y - view.centre[0]) ** 2 + (x - view.centre[1]) ** 2)
-                    rows.below[n] = view.background[min(int(r), len(view.background) - 1)] * camera.full + 0.02
+                    rows.below[n] = _counts_below(y, x, view, camera)
                 n += 1
         rows.start[i, _MOST_PARTS] = n
     return n

@@ -41,6 +41,7 @@ class SpotOptions(NamedTuple):
     sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
     ray_sd: float = 3.0  # ... and so much more by chance; beyond it is a cosmic ray
     fixed_error: float = 0.15  # of the background that all patterns share: its streaks and rings are known that well
+    least_of_radial: float = 0.5  # of a pattern's own background stays where that is negative: of a thin place it is too negative
     least_good_share: float = 0.5  # of the pixels in a disc, for a spot to be looked for
     empty_counts: float = 0.02  # of a disc on no background at all, so that its logarithm exists
 
@@ -137,7 +138,9 @@ def fixed_counts(calibration: Calibration) -> np.ndarray:
     """What all patterns have in the aperture about every pixel (ky, kx) float32 beside a radial background."""
     from scipy import ndimage
 
-    return ndimage.correlate(_fixed(calibration), _disc(_aperture_of(calibration)), mode="constant")
+    if not calibration.fixed_background.size:
+        return _fixed(calibration)
+    return ndimage.correlate(calibration.fixed_background, _disc(_aperture_of(calibration)), mode="constant")
 
 
 def _fixed(calibration: Calibration) -> np.ndarray:
@@ -284,11 +287,12 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
                 or pixels[y, x] < OPTIONS.least_good_share * full
             ):
                 continue
-            b = max(background[r] * pixels[y, x] + fixed, np.float32(0)) + OPTIONS.empty_counts
+            radial = background[r] * pixels[y, x]
+            b = max(radial + fixed, OPTIONS.least_of_radial * radial) + OPTIONS.empty_counts
             most = b + OPTIONS.fixed_error * abs(fixed)
-            evidence = a * math.log(a / most) - (a - most)
-            if a <= most or evidence < nats or not _highest(counts, y, x):
+            if a <= most or a * math.log(a / most) - (a - most) < nats or not _highest(counts, y, x):
                 continue
+            evidence = a * math.log(a / most) - (a - most)
             ray = _cosmic_ray(image, detector, y, x, a, b)
             if ray >= 0:  # two maxima may stand beside one
                 if not (rays[:n_rays] == ray).any() and n_rays < len(rays):
@@ -344,7 +348,7 @@ def find_spots(patterns: np.ndarray, centre_px: np.ndarray, calibration: Calibra
     centre_px
         (n, 2) direct beams, (y, x).
     calibration
-        Mask, spot size, gain and offset are used.
+        Mask, spot size, gain, offset and the background that all patterns share are used.
 
     Returns
     -------
