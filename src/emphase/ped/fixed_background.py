@@ -2,14 +2,15 @@
 
 A halo off the beam, the reflex of a beam stop, a streak, and the rings of an amorphous film or of ice stay where they are while the
 specimen moves, and spots do not. So blocks of neighbouring patterns are averaged, and of these means the median over the blocks is taken,
-pixel by pixel: a spot is lost as long as no grain fills half of the blocks. Spots of one that does are lost in a second step, for they are
-few on a ring, small beside a halo, and not long as a streak: the background is the median along each ring, one pixel wide, the median of
-what is left in a window larger than a spot, and the largest median along lines longer than a spot of what is left then. What the smooth
-radial background of every pattern (`emphase.ped.spots`) has of this by itself is taken off, so that what remains is added to it.
+pixel by pixel: a spot is lost as long as no grain fills half of the blocks. Whether there is such a background is asked of a lower quantile
+of the blocks without what may be spots: its median along each ring, one pixel wide, the median of what is left in a window larger than a
+spot, and the largest median along lines longer than a spot of what is left then. Where one crystal is all over the scan, its spots and what
+is fixed cannot be told apart, and nothing is taken. What is round and smooth is each pattern's own (`emphase.ped.spots`), and is taken off.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,14 +56,22 @@ def fixed_background(patterns: Any, calibration: Calibration) -> np.ndarray:
     (ky, kx) float32 counts a pixel, negative where a smooth radial background is too high; of no pixel (0, 0) where nothing stands out, and
     where the scan has fewer than 6 lines or columns or is a list of spots.
     """
+    from scipy import ndimage
+
     nothing = np.zeros((0, 0), np.float32)
     if getattr(patterns, "is_spot_list", False) or min(patterns.shape[:2]) < 2 * OPTIONS.least_blocks:
         return nothing
     means = (_block_means(patterns) - calibration.offset) / calibration.gain
-    surely, smooth = _beyond_smooth(np.quantile(means, OPTIONS.sure_quantile, axis=0), calibration)
-    if not _stands_out(surely, smooth, calibration) or _one_crystal(means, calibration):
+    radius = _radius_px(calibration)
+    surely = _without_spots(np.where(calibration.mask, np.nan, np.quantile(means, OPTIONS.sure_quantile, axis=0)), radius, calibration)
+    smooth = _smooth_radial(surely, radius, calibration.mask, np.mean)[radius]
+    if not _stands_out(surely - smooth, smooth, calibration) or _one_crystal(means, calibration):
         return nothing
-    return _beyond_smooth(np.median(means, axis=0), calibration)[0].astype(np.float32)
+    shared = np.median(means, axis=0)
+    level = _without_spots(np.where(calibration.mask, np.nan, shared), radius, calibration)
+    shared = ndimage.median_filter(np.where(calibration.mask, level, shared), 3, mode="nearest")
+    fixed = shared - _smooth_radial(level, radius, calibration.mask, np.median)[radius]
+    return np.where(calibration.mask | (radius < first_radius_px(calibration)), 0.0, fixed).astype(np.float32)
 
 
 def _block_means(patterns: Any) -> np.ndarray:
@@ -95,14 +104,6 @@ def _radius_px(calibration: Calibration) -> np.ndarray:
     return np.hypot(y - cy, x - cx).astype(int)
 
 
-def _beyond_smooth(counts: np.ndarray, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
-    """The background of an image (ky, kx) beyond a smooth radial one, and that, counts a pixel; spots are left out."""
-    radius = _radius_px(calibration)
-    level = _without_spots(np.where(calibration.mask, np.nan, counts), radius, calibration)
-    smooth = _smooth_radial(level, radius, calibration.mask)[radius]
-    return np.where(calibration.mask | (radius < first_radius_px(calibration)), 0.0, level - smooth), smooth
-
-
 def _without_spots(counts: np.ndarray, radius: np.ndarray, calibration: Calibration) -> np.ndarray:
     """The level (ky, kx) of the background: the median along each ring, and the median in a window of what is left."""
     from scipy import ndimage
@@ -131,13 +132,18 @@ def _streaks(rest: np.ndarray, side: int, good: np.ndarray) -> np.ndarray:
     return np.where(along > OPTIONS.streak_noise * noise, along, 0.0)
 
 
-def _smooth_radial(level: np.ndarray, radius: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What a pattern's own background has at every radius (px): the mean in rings whose width grows with the distance."""
+def _smooth_radial(level: np.ndarray, radius: np.ndarray, mask: np.ndarray, average: Callable[[np.ndarray], Any]) -> np.ndarray:
+    """A round background at every radius (px): the average along rings, and its mean over widths that grow as in patterns.
+
+    Of a reflex on a part of a ring the median along it knows nothing, and where there is none nothing has to be taken off.
+    """
     n = radius.max() + 1
-    total, number = (np.r_[0, np.cumsum(np.bincount(radius[~mask], w, n))] for w in (level[~mask], np.ones((~mask).sum())))
+    number = np.bincount(radius[~mask], minlength=n)
+    along = np.array([average(level[(radius == r) & ~mask]) if number[r] else 0.0 for r in range(n)])
+    sums, numbers = (np.r_[0, np.cumsum(w)] for w in (along * number, number))
     r = np.arange(n)
     low, high = np.maximum(r - ring_reach_px(r), 0), np.minimum(r + ring_reach_px(r) + 1, n)
-    return (total[high] - total[low]) / np.maximum(number[high] - number[low], 1)
+    return (sums[high] - sums[low]) / np.maximum(numbers[high] - numbers[low], 1)
 
 
 def _stands_out(fixed: np.ndarray, smooth: np.ndarray, calibration: Calibration) -> bool:

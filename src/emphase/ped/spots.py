@@ -41,7 +41,7 @@ class SpotOptions(NamedTuple):
     sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
     ray_sd: float = 3.0  # ... and so much more by chance; beyond it is a cosmic ray
     fixed_error: float = 0.15  # of the background that all patterns share: its streaks and rings are known that well
-    least_of_radial: float = 0.5  # of a pattern's own background stays where that is negative: of a thin place it is too negative
+    least_of_radial: float = 0.2  # of a pattern's own background stays where that is negative: of a thin place it is too negative
     least_good_share: float = 0.5  # of the pixels in a disc, for a spot to be looked for
     empty_counts: float = 0.02  # of a disc on no background at all, so that its logarithm exists
 
