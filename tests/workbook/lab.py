@@ -245,18 +245,6 @@ STATE = """() => {
   };
 }"""
 
-#: Open a notebook beside what is open.
-OPEN = "async path => { await window.jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook'}); }"
-#: End the kernel of the open notebook, and remove the notebook without a question.
-CLOSE = """async () => {
-  const panel = window.jupyterapp.shell.currentWidget;
-  try {
-    await panel.sessionContext.shutdown();
-  } finally {
-    panel.dispose();
-  }
-}"""
-
 #: Evaluate an expression in the kernel, behind whatever runs there, without a trace in the notebook.
 ASK_KERNEL = """async ({code, expression}) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -295,7 +283,6 @@ class Lab:
             browser.new_context(viewport=VIEWPORT, device_scale_factor=scale, reduced_motion="reduce")
         self.page: Page = browser.contexts[0].new_page()
         self.page.set_default_timeout(WAIT_S * 1000)
-        self.loaded = False
         self.console: list[str] = []
         self.foreign: list[str] = []
         self.page.on("console", lambda message: message.type == "error" and self._heard(f"{message.text} ({message.location['url']})"))
@@ -316,20 +303,17 @@ class Lab:
 
     def close(self) -> None:
         """End the open notebook's kernel and leave the page."""
-        self.close_notebook()
+        with contextlib.suppress(Exception):
+            self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
         self.page.close()
 
     # --- notebook ---
 
     def open_notebook(self, path: Path) -> None:
-        """Open a notebook below the server's root and wait until its kernel is idle; JupyterLab is loaded for the first one."""
+        """Open a notebook below the server's root and wait until its kernel is idle."""
         name = path.resolve().relative_to(self.server.root.resolve()).as_posix()
-        if self.loaded:
-            self.page.evaluate(OPEN, name)
-        else:
-            workspace = secrets.token_hex(4)  # one that remembers nothing
-            self.page.goto(f"{self.server.url}lab/workspaces/{workspace}/tree/{name}?token={self.server.token}")
-            self.loaded = True
+        workspace = secrets.token_hex(4)  # one that remembers nothing
+        self.page.goto(f"{self.server.url}lab/workspaces/{workspace}/tree/{name}?token={self.server.token}")
 
         def ready() -> bool:
             state = self.page.evaluate(STATE)
@@ -337,11 +321,6 @@ class Lab:
 
         self.wait(ready, f"{name} and its kernel", 60)
         self.page.locator(".jp-Notebook .jp-Cell").first.wait_for()
-
-    def close_notebook(self) -> None:
-        """End the open notebook's kernel, and take the notebook from the page, unsaved."""
-        with contextlib.suppress(Exception):
-            self.page.evaluate(CLOSE)
 
     def state(self) -> dict:
         """The notebook's ``path``, ``kernel`` status and ``cells`` (``type``, ``tags``, ``count``, ``outputs`` ...)."""
@@ -452,13 +431,11 @@ class Cell:
 
     def move_slider(self, description: str, steps: int) -> str:
         """Press the right (or, for a negative number, the left) arrow key on a slider; the number that it shows then."""
-        handle = self.slider(description)
+        before, handle = self.slider_text(description), self.slider(description)
         handle.scroll_into_view_if_needed()
         for _ in range(abs(steps)):
-            before = self.slider_text(description)
             handle.press("ArrowRight" if steps > 0 else "ArrowLeft")
-            self.lab.wait(lambda before=before: self.slider_text(description) != before, f"the slider {description} to leave {before}")
-            self.lab.evaluate("None")  # until the kernel has the value, which it sends back: it would undo the next step
+        self.lab.wait(lambda: self.slider_text(description) != before, f"the slider {description} to leave {before}")
         return self.slider_text(description)
 
     def choose(self, description: str, option: str) -> None:

@@ -109,23 +109,6 @@ def explorer(server, browser):
     lab.close()
 
 
-@pytest.fixture(scope="module")
-def page(server, browser):
-    """JupyterLab for all notebooks, one after the other."""
-    page = Lab(browser, server)
-    yield page
-    page.close()
-
-
-@pytest.fixture
-def lab(page):
-    """The same, quiet at first; its notebook is closed in the end."""
-    page.console.clear()
-    page.foreign.clear()
-    yield page
-    page.close_notebook()
-
-
 @pytest.fixture
 def cell(explorer):
     [cell] = explorer.tagged("explore")
@@ -225,13 +208,15 @@ def test_the_page_is_quiet_and_stays_here(explorer):
     assert explorer.stderr() == []
 
 
-def test_an_error_in_a_cell_is_reported(server, lab):
+def test_an_error_in_a_cell_is_reported(server, browser):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in ("1 + 1", "raise ValueError('too thick')")])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(notebook, server.root / "fault.ipynb")
+    lab = Lab(browser, server)
     lab.open_notebook(server.root / "fault.ipynb")
     with pytest.raises(lab_harness.LabError, match=r"fault.ipynb: cell 1: ValueError: too thick"):
         lab.run_all()
+    lab.close()
 
 
 @pytest.fixture(scope="module")
@@ -386,12 +371,17 @@ USES = {
 
 
 @pytest.mark.parametrize("step", [*helpers.STEPS, helpers.COMPARISON, DEMO])
-def test_every_notebook_runs_all_and_its_explorer_answers(server, lab, folders, step):
+def test_every_notebook_runs_all_and_its_explorer_answers(server, browser, folders, step):
     """In the order in which they need each other."""
     parameters = folders | SMALL.get(step, {}) | ({"sample_id": "tiny"} if step in helpers.STEPS else {})
-    lab.open_notebook(prepare_notebook(step, server.root / "notebooks", parameters))
-    lab.run_all(timeout=180)
-    if step in USES:
-        USES[step](lab.tagged("explore")[-1], folders)
-    assert lab.stderr() == []
-    assert lab.console == [] and lab.foreign == []
+    path = prepare_notebook(step, server.root / "notebooks", parameters)
+    lab = Lab(browser, server)
+    try:
+        lab.open_notebook(path)
+        lab.run_all(timeout=180)
+        if step in USES:
+            USES[step](lab.tagged("explore")[-1], folders)
+        assert lab.stderr() == []
+        assert lab.console == [] and lab.foreign == []
+    finally:
+        lab.close()
