@@ -63,12 +63,12 @@ def fixed_background(patterns: Any, calibration: Calibration) -> np.ndarray:
         return nothing
     means = (_block_means(patterns) - calibration.offset) / calibration.gain
     radius = _radius_px(calibration)
-    surely = _without_spots(np.where(calibration.mask, np.nan, np.quantile(means, OPTIONS.sure_quantile, axis=0)), radius, calibration)
+    surely = _without_spots(np.quantile(means, OPTIONS.sure_quantile, axis=0), radius, calibration)
     smooth = _smooth_radial(surely, radius, calibration.mask, np.mean)[radius]
     if not _stands_out(surely - smooth, smooth, calibration) or _one_crystal(means, calibration):
         return nothing
     shared = np.median(means, axis=0)
-    level = _without_spots(np.where(calibration.mask, np.nan, shared), radius, calibration)
+    level = _without_spots(shared, radius, calibration)
     shared = ndimage.median_filter(np.where(calibration.mask, level, shared), 3, mode="nearest")
     fixed = shared - _smooth_radial(level, radius, calibration.mask, np.median)[radius]
     return np.where(calibration.mask | (radius < first_radius_px(calibration)), 0.0, fixed).astype(np.float32)
@@ -87,11 +87,12 @@ def _block_means(patterns: Any) -> np.ndarray:
 
 def _one_crystal(means: np.ndarray, calibration: Calibration) -> bool:
     """Whether the median of the blocks' ``means`` (n, ky, kx) keeps the spots that single blocks have: one crystal is all over the scan."""
-    here = (_radius_px(calibration) > first_radius_px(calibration)) & ~calibration.mask
+    radius = _radius_px(calibration)
+    here = (radius > first_radius_px(calibration)) & ~calibration.mask
     some = means[np.linspace(0, len(means) - 1, OPTIONS.compared_blocks).astype(int)]
     in_spots = []
     for image in (np.median(means, axis=0), *some):
-        level = _without_spots(np.where(calibration.mask, np.nan, image), _radius_px(calibration), calibration)
+        level = _without_spots(image, radius, calibration)
         beyond = np.where(here, image - level, 0.0)
         in_spots.append(beyond[beyond > OPTIONS.clear_sd * np.sqrt(np.maximum(level, 0) + 1 / OPTIONS.side_patterns**2)].sum())
     return bool(in_spots[0] > OPTIONS.most_kept * np.median(in_spots[1:]))
@@ -108,7 +109,7 @@ def _without_spots(counts: np.ndarray, radius: np.ndarray, calibration: Calibrat
     """The level (ky, kx) of the background: the median along each ring, and the median in a window of what is left."""
     from scipy import ndimage
 
-    good = np.isfinite(counts)
+    good = ~calibration.mask
     ring = np.zeros(radius.max() + 1)
     known = np.unique(radius[good])
     ring[known] = ndimage.median(np.where(good, counts, 0.0), np.where(good, radius, -1), known)

@@ -160,8 +160,9 @@ def first_radius_px(calibration: Calibration) -> float:
     return OPTIONS.beam_sigma * calibration.spot_sigma_px
 
 
-def ring_reach_px(radius_px: Any) -> Any:
-    """Half the width of the rings whose mean is the background at a radius."""
+@kernel
+def ring_reach_px(radius_px):
+    """Half the width of the rings whose mean is the background at a radius, or at several."""
     return 2 + radius_px // 12
 
 
@@ -215,7 +216,7 @@ def _radial_background(image, detector, counts, radius, background, ceiling):
             total[r + 1] += total[r]
             number[r + 1] += number[r]
         for r in range(n_radii):
-            reach = 2 + r // 12  # `ring_reach_px`
+            reach = ring_reach_px(r)
             low, high = max(0, r - reach), min(n_radii, r + reach + 1)
             background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
             expected = background[r] * full
@@ -281,18 +282,17 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
     for y in range(2, ny - 2):
         for x in range(2, nx - 2):
             a, r, fixed = counts[y, x], radius[y, x], detector.fixed_counts[y, x]
-            if (
-                (a - min(fixed, np.float32(0))) * full < least[r] * pixels[y, x]
-                or r < first_radius
-                or pixels[y, x] < OPTIONS.least_good_share * full
-            ):
+            usable = r >= first_radius and pixels[y, x] >= OPTIONS.least_good_share * full
+            if not usable or (a - min(fixed, np.float32(0))) * full < least[r] * pixels[y, x]:
                 continue
             radial = background[r] * pixels[y, x]
             b = max(radial + fixed, OPTIONS.least_of_radial * radial) + OPTIONS.empty_counts
             most = b + OPTIONS.fixed_error * abs(fixed)
-            if a <= most or a * math.log(a / most) - (a - most) < nats or not _highest(counts, y, x):
+            if a <= most:
                 continue
             evidence = a * math.log(a / most) - (a - most)
+            if evidence < nats or not _highest(counts, y, x):
+                continue
             ray = _cosmic_ray(image, detector, y, x, a, b)
             if ray >= 0:  # two maxima may stand beside one
                 if not (rays[:n_rays] == ray).any() and n_rays < len(rays):
