@@ -64,7 +64,7 @@ demo: $(READY)
 	@mkdir -p "$${RESULTS:-results}" && touch $(DEMO_MARK)
 	@$(BIN)/python -c 'import json, os; \
 	print(json.dumps({"figures_dir": os.path.abspath(os.environ["FIGURES"]) if os.environ["FIGURES"] else ""}))' >"$(DEMO).yaml"
-	@$(BIN)/papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks -f "$(DEMO).yaml" \
+	@$(BIN)/python -m workflow.execute --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks -f "$(DEMO).yaml" \
 	notebooks/00_demo_data.ipynb "$(DEMO).ipynb" 2>"$(DEMO).log" || \
 	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 00_demo_data:", helpers.run_error(sys.argv[1]))' "$(DEMO).ipynb"; exit 1; }
 	@rm $(DEMO_MARK)
@@ -100,7 +100,7 @@ validation: $(READY)
 	@mkdir -p "$${RESULTS:-results}"
 	@$(BIN)/python -c 'import json, os; print(json.dumps({"full": bool(os.environ.get("FULL")), \
 	**{k + "_dir": os.path.abspath(os.environ[k.upper()]) if os.environ[k.upper()] else "" for k in ("results", "figures")}}))' >"$(VALIDATION).yaml"
-	@$(BIN)/papermill --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks -f "$(VALIDATION).yaml" \
+	@$(BIN)/python -m workflow.execute --no-progress-bar --log-level ERROR --stdout-file - --cwd notebooks -f "$(VALIDATION).yaml" \
 	notebooks/09_validation.ipynb "$(VALIDATION).ipynb" 2>"$(VALIDATION).log" || \
 	{ $(BIN)/python -c 'import sys, helpers; print("FAILED 09_validation:", helpers.run_error(sys.argv[1]))' "$(VALIDATION).ipynb"; exit 1; }
 	@$(BIN)/python -c 'import os; from pages import render; print("pages:", os.path.relpath(render.render_pages(os.environ["RESULTS"], os.environ["DATA"])))'

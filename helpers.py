@@ -1470,7 +1470,7 @@ def run_error(executed: str | Path) -> str | None:
                 return f"{output['ename']}: {output['evalue']}"
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     errors = [line for line in lines if re.match(r"[A-Za-z_.]*(Error|Exception|Killed)\b", line)]
-    if errors and "DeadKernelError" in errors[-1] and executed.is_file():
+    if errors and re.search("DeadKernelError|Kernel died before", errors[-1]) and executed.is_file():
         return _where_the_kernel_died(cells)
     return errors[-1] if errors else None
 

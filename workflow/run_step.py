@@ -1,4 +1,4 @@
-"""Run one step of one sample: execute its notebook by papermill, and leave the mark that says that it is done.
+"""Run one step of one sample: execute its notebook by papermill (execute.py), and leave the mark that says that it is done.
 
 The mark holds the time, the results that the step wrote, and the hash of the marks of the steps that it needs, one in a line. The executed
 notebook is the log of a step, and what papermill says goes beside it. A kernel that died is tried once more: Snakemake starts this
@@ -18,17 +18,17 @@ sys.path.insert(0, str(ROOT))
 from workflow import warm
 
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "DASK_NUM_WORKERS")
-#: papermill's exit status where the kernel died
-KERNEL_DIED = 138
 
 
 def execute(notebook: Path, parameters: Path, executed: Path, threads: int) -> int:
     """papermill's exit status; every pool of threads gets as many."""
     executed.parent.mkdir(parents=True, exist_ok=True)
-    command = [*warm.COMMAND, "papermill", "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-"]
+    command = [*warm.COMMAND, "workflow.execute", "--no-progress-bar", "--log-level", "ERROR", "--stdout-file", "-"]
     command += ["--cwd", str(ROOT / "notebooks"), "-f", str(parameters), str(notebook), str(executed)]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | dict.fromkeys(POOLS, str(threads)) | {"PYTHONPATH": paths}
     with open(executed.with_suffix(".log"), "wb") as errors:
-        return subprocess.run(command, stderr=errors, env=os.environ | dict.fromkeys(POOLS, str(threads)), check=False).returncode
+        return subprocess.run(command, stderr=errors, env=environment, check=False).returncode
 
 
 def kernel_died(executed: Path) -> bool:
@@ -81,7 +81,7 @@ def main() -> int:
         args.mark.write_text(mark(written, args.needs), encoding="utf-8")
         say(f"{label} … {time.monotonic() - started:.0f} s")
         return 0
-    if status != KERNEL_DIED or args.attempt > 1:
+    if args.attempt > 1 or not kernel_died(args.executed):
         say(f"{label} … failed")
     return 1
 

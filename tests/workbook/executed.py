@@ -107,7 +107,7 @@ def alone(step: str, folder: Path, parameters: dict) -> str | None:
     """A notebook by papermill from another working folder; why it failed, or None."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
-    command = [*warm.COMMAND, "papermill", "--no-progress-bar", "--log-level", "ERROR", "-f", "params.yaml"]
+    command = [*warm.COMMAND, "workflow.execute", "--no-progress-bar", "--log-level", "ERROR", "-f", "params.yaml"]
     command += [str(ROOT / "notebooks" / f"{step}.ipynb"), "out.ipynb"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, env=os.environ)
     reason = helpers.run_error(folder / "out.ipynb")

@@ -19,6 +19,7 @@ from executed import run_snakemake
 
 import emphase
 import helpers
+from workflow import run_step
 
 ROOT = helpers.PROJECT_ROOT
 BEAM = {"beam_energy_keV": 200}
@@ -223,6 +224,26 @@ def test_a_step_whose_kernel_dies_is_tried_once_more_and_then_names_the_cell(tmp
         cell = place + 2  # papermill puts the parameters in
         told = f"the kernel died, twice, in cell {cell} of the notebook, which begins with '# runs out of memory'; was there enough memory?"
         assert done.returncode == 1 and failure == ("01_lamella_metadata", told)
+
+
+def test_a_kernel_that_died_at_its_start_has_died(tmp_path):
+    executed = tmp_path / "01_lamella_metadata.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")]), executed)
+    assert not run_step.kernel_died(executed)
+    executed.with_suffix(".log").write_text("Traceback …\nRuntimeError: Kernel died before replying to kernel_info\n")
+    assert run_step.kernel_died(executed)
+
+
+def test_kernels_of_steps_take_no_ports(tmp_path):
+    """A port that was free when Jupyter looked for one may be taken when the kernel starts."""
+    code = f"import ipykernel, shutil\nshutil.copy(ipykernel.get_connection_file(), {str(tmp_path / 'told')!r})"
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=kernel), tmp_path / "asks.ipynb")
+    (tmp_path / "none.yaml").write_text("{}")
+    assert run_step.execute(tmp_path / "asks.ipynb", tmp_path / "none.yaml", tmp_path / "out" / "asks.ipynb", 1) == 0
+    told = json.loads((tmp_path / "told").read_text())
+    assert told["transport"] == "ipc"
+    assert not Path(told["ip"]).parent.exists()
 
 
 def test_a_mistake_in_the_input_is_not_tried_twice(tmp_path, finished):

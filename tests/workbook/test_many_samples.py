@@ -22,7 +22,7 @@ def many(tmp_path_factory):
     data, results = many_samples(folder, N)
     told = {"data_dir": str(data), "results_dir": str(results), "figures_dir": str(folder / "figures")}
     (folder / "told.yaml").write_text(yaml.safe_dump(told))
-    command = [*warm.COMMAND, "papermill", "--no-progress-bar", "--cwd", "notebooks", "-f", str(folder / "told.yaml")]
+    command = [*warm.COMMAND, "workflow.execute", "--no-progress-bar", "--cwd", "notebooks", "-f", str(folder / "told.yaml")]
     command += ["notebooks/08_sample_comparison.ipynb", str(results / "08_sample_comparison.ipynb")]
     subprocess.run(command, cwd=helpers.PROJECT_ROOT, check=True, capture_output=True, timeout=300)
     return results, pages.render.render_pages(results, data)
