@@ -87,7 +87,8 @@ class _View(NamedTuple):
 
     ``spots`` (m, 5) is its table, ``terms`` (m, 6) per spot what evidence needs of it: log of the
     net counts, 1/variance of the log strength, 1/variance of the place, density at perfect
-    agreement, that of a missing or stray spot, that without a crystal; ``owner`` (ky, kx) the number of the nearest spot + 1.
+    agreement, that of a missing or stray spot, that without a crystal; ``owner`` (ky, kx) the number of the nearest spot + 1, and
+    -1 where there is a hidden one: nothing that is predicted there counts.
     ``strength``, ``off_y``, ``off_x`` (m,), ``missed`` (n, 2) and ``predicted`` (n, 4) take what a crystal predicts.
     """
 
@@ -104,10 +105,24 @@ class _View(NamedTuple):
 
 
 @kernel
-def _own_pixels(spots, reach, owner):
-    """Write for every pixel the number + 1 of the nearest spot within ``reach``; 0 where there is none."""
+def _hide_pixels(spots, reach, owner):
+    """Write -1 for every pixel within ``reach`` of the first spots that hold counts: what is predicted there cannot be seen."""
     ny, nx = owner.shape
-    owner[:] = 0
+    wide = int(reach) + 1
+    for k in range(len(spots)):
+        if spots[k, 2] <= 0:
+            break
+        y0, x0 = int(spots[k, 0] + 0.5), int(spots[k, 1] + 0.5)
+        for y in range(max(0, y0 - wide), min(ny, y0 + wide + 1)):
+            for x in range(max(0, x0 - wide), min(nx, x0 + wide + 1)):
+                if (y - spots[k, 0]) ** 2 + (x - spots[k, 1]) ** 2 <= reach * reach:
+                    owner[y, x] = -1
+
+
+@kernel
+def _own_pixels(spots, reach, owner):
+    """Write for every pixel the number + 1 of the nearest spot within ``reach``."""
+    ny, nx = owner.shape
     wide = int(reach) + 1
     for k in range(len(spots)):
         y0, x0 = int(spots[k, 0] + 0.5), int(spots[k, 1] + 0.5)
@@ -123,8 +138,14 @@ def _own_pixels(spots, reach, owner):
 
 @kernel
 def _view(table, number, background, centre, camera, work):
-    """The `_View` of a pattern in the room of ``work``, and the net counts in its clear spots."""
+    """The `_View` of a pattern in the room of ``work``, and the net counts in its clear spots.
+
+    Rows of ``table`` from ``number`` on that hold counts are hidden spots. No spot is a maximum beside them as far as their disc, an
+    aperture and the window of a maximum reach.
+    """
     spots, terms = table[:number], work.terms[:number]
+    work.owner[:] = 0
+    _hide_pixels(table[number:], camera.match + SPOT_OPTIONS.aperture_sigma * camera.spot_sigma + 2, work.owner)
     _own_pixels(spots, camera.match, work.owner)
     area = math.pi * camera.match**2
     diffracted = 3.0
@@ -150,6 +171,14 @@ def _view(table, number, background, centre, camera, work):
         work.predicted,
     )  # fmt: skip
     return view, diffracted
+
+
+@kernel
+def _length2(spot, centre, camera):
+    """The square of the length of g (1/Å) at which a spot lies."""
+    y, x = spot[0] - centre[0], spot[1] - centre[1]
+    gx, gy = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y, camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
+    return gx * gx + gy * gy
 
 
 @kernel
@@ -217,6 +246,8 @@ def _collect(rotation, near, n_near, refs, camera, view):
         y, x, expected = predicted[j, 0], predicted[j, 1], predicted[j, 2]
         v, u = int(y + 0.5), int(x + 0.5)
         k = owner[v, u] - 1
+        if k < -1:  # hidden
+            continue
         if k >= 0:
             strength[k] += expected
             off_y[k] += expected * (y - spots[k, 0])

@@ -25,6 +25,7 @@ from ..chunks import ChunkStore, LongWork, finish_chunks
 from ..errors import EmphaseError
 from ..kernels import kernel, side_by_side
 from .evidence import _Camera, _camera
+from .faint import find_faint_crystals, followers, with_faint, without
 from .families import _Families, _families
 from .lattices import OPTIONS as LATTICE_OPTIONS
 from .lattices import (
@@ -342,7 +343,7 @@ def _solve_tile(
     _settle(shape, parts, chance, related, prior.bonus, choice, agreeing)
     bonus = prior.bonus * agreeing
     solved = _best_of_phases(parts, bonus, alone, models)
-    over = _overlaps(alone.spots, shape, models, parts, bonus, choice, prior)
+    parts, over = _overlaps(alone.spots, shape, models, parts, bonus, choice, prior)
     solved["set_value"], solved["thickness"] = np.maximum(over.value, solved.pop("total")), over.thickness
     solved |= _leading_first(parts, over, solved["set_value"], bonus, models.families)
     solved["afterglow"] = _afterglow(over.thickness.reshape(shape), solved["part_lattice"][:, 0].reshape(shape)).ravel()
@@ -386,13 +387,13 @@ class _Overlaps(NamedTuple):
 
 def _overlaps(
     spots: Spots, shape: tuple[int, ...], models: _Models, parts: _Components, bonus: np.ndarray, choice: np.ndarray, prior: LatticePrior
-) -> _Overlaps:
-    """The crystals of each pattern; without mixtures the leading component ``choice`` (n,) alone."""
+) -> tuple[_Components, _Overlaps]:
+    """The crystals of each pattern, and the components with faint ones; without mixtures the leading component ``choice`` (n,) alone."""
     n = len(choice)
     chosen, share = np.full((n, _MOST_PARTS), -1), np.zeros((n, _MOST_PARTS))
     chosen[:, 0], share[:, 0] = choice, choice >= 0
     if not prior.mixtures:
-        return _Overlaps(chosen, share, np.zeros_like(share), np.full((len(models.banks), n), _NO_SET), np.ones(n))
+        return parts, _Overlaps(chosen, share, np.zeros_like(share), np.full((len(models.banks), n), _NO_SET), np.ones(n))
     nearby = chosen if prior.neighbours else np.full_like(chosen, -1)
     prices = _Prices(_costs(shape, parts, models.chance, nearby, share), bonus)
     arrays, refs, first, camera = _SpotArrays(*spots.arrays), models.refs, models.first, models.camera
@@ -400,12 +401,18 @@ def _overlaps(
     side_by_side(_choose_sets, n, arrays, refs, first, camera, parts, prices, sets)
     chosen, share, unit, value = sets
     if not (chosen >= 0).any():
-        return _Overlaps(chosen, share, np.zeros_like(share), value.T, np.ones(n))
+        return parts, _Overlaps(chosen, share, np.zeros_like(share), value.T, np.ones(n))
+    place = followers(parts, chosen, share)
+    follower = np.where(place >= 0, chosen[np.arange(n), place], -1)
+    chosen = without(chosen, place)
     leading_phase = parts.phase[np.arange(n), np.maximum(chosen[:, 0], 0)]
     unit_of_phases = _unit_of_phases(models.families.family, leading_phase, unit)
     weights, covariance = _measure_shares(spots, camera, refs, first, parts, chosen, unit_of_phases, prior.neighbours)
     thickness = np.where(chosen[:, 0] >= 0, weights.sum(axis=1), 1.0)
-    return _Overlaps(chosen, *_normalised(weights, covariance), value.T, thickness)
+    known = (refs, first, camera, models.families.phase_operators, models.chance, prior.neighbours)
+    faint = find_faint_crystals(spots, shape, models.calibration, models.banks, known, parts, chosen, follower)
+    parts, *members = with_faint(parts, chosen, *_normalised(weights, covariance), *faint)
+    return parts, _Overlaps(*members, value.T, thickness)
 
 
 def _best_of_phases(parts: _Components, bonus: np.ndarray, alone: _Alone, models: _Models) -> dict[str, np.ndarray]:
@@ -463,9 +470,10 @@ def _leading_first(
     """What `Indexing` holds of the chosen components, the one that gives the phase first, then the larger ones."""
     chosen, share, sd = over.chosen, over.share, over.sd
     phase = np.where((chosen >= 0) & (share > 0), np.take_along_axis(parts.phase, np.maximum(chosen, 0), axis=1), -1)
-    leading = log_odds_of_leading(phase, share, sd, set_value)
-    of_part = np.where(phase >= 0, np.take_along_axis(leading.T, np.maximum(phase, 0), axis=1), -np.inf)
-    leads = (phase >= 0) & (of_part == of_part.max(axis=1, keepdims=True))
+    may_lead = np.where(chosen < bonus.shape[1], phase, -1)  # faint ones come after the components
+    leading = log_odds_of_leading(may_lead, share, sd, set_value)
+    of_part = np.where(may_lead >= 0, np.take_along_axis(leading.T, np.maximum(phase, 0), axis=1), -np.inf)
+    leads = (may_lead >= 0) & (of_part == of_part.max(axis=1, keepdims=True))
     order = np.argsort(-np.where(chosen >= 0, share + leads, -1.0), axis=1, kind="stable")
     chosen, share, sd = (np.take_along_axis(a, order, axis=1) for a in (chosen, share, sd))
     taken, rows = np.maximum(chosen, 0), np.arange(len(chosen))[:, None]
