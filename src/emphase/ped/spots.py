@@ -39,6 +39,7 @@ class SpotOptions(NamedTuple):
     stands_out_counts: float = 1.5  # ... where it also has so many counts more
     one_pixel: float = 0.6  # of a spot's counts, as of a Gaussian of 0.5 px on the middle of a pixel, at most ...
     sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
+    steep_sd: float = 0.5  # a background whose aperture falls by so many standard deviations a pixel hides maxima on it: it is taken off
     ray_sd: float = 3.0  # ... and so much more by chance; beyond it is a cosmic ray
     fixed_error: float = 0.15  # of the background that all patterns share: its streaks and rings are known that well
     least_of_radial: float = 0.2  # of a pattern's own background stays where that is negative: of a thin place it is too negative
@@ -250,11 +251,11 @@ def _cosmic_ray(image, detector, y, x, a, b):
 
 
 @kernel
-def _highest(counts, y, x):
-    """Whether a pixel is the highest within two of it, of equal ones the first."""
+def _highest(counts, y, x, slope_y, slope_x):
+    """Whether a pixel is the highest within two of it, of equal ones the first, on a background of that slope (counts a pixel)."""
     for dy in range(-2, 3):
         for dx in range(-2, 3):
-            other = counts[y + dy, x + dx]
+            other = counts[y + dy, x + dx] - (slope_y * dy + slope_x * dx)
             if other > counts[y, x] or (other == counts[y, x] and (dy < 0 or (dy == 0 and dx < 0))):
                 return False
     return True
@@ -291,7 +292,9 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
             if a <= most:
                 continue
             evidence = a * math.log(a / most) - (a - most)
-            if evidence < nats or not _highest(counts, y, x):
+            fall = full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
+            steep = abs(fall) * max(r, 1) > OPTIONS.steep_sd * math.sqrt(b)
+            if evidence < nats or not _highest(counts, y, x, fall * (y - cy) if steep else 0.0, fall * (x - cx) if steep else 0.0):
                 continue
             ray = _cosmic_ray(image, detector, y, x, a, b)
             if ray >= 0:  # two maxima may stand beside one
@@ -306,7 +309,6 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
                 k = int(np.argmin(table[:, 4]))
                 if table[k, 4] >= evidence:
                     continue
-            fall = full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
             table[k, 0] = y + _summit(counts[y - 1, x], a, counts[y + 1, x], fall * (y - cy))
             table[k, 1] = x + _summit(counts[y, x - 1], a, counts[y, x + 1], fall * (x - cx))
             table[k, 2], table[k, 3], table[k, 4] = a, b, evidence
