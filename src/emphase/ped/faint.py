@@ -6,28 +6,29 @@ Spots that they explain are *hidden*: a further crystal neither gains by them no
 clear spots are left, the orientation of every phase is searched among them; it must beat chance and the price of a crystal that no
 neighbour holds. It is then offered to the patterns about it, refined there, and accepted for the price of a neighbour's crystal.
 
-Such a crystal changes neither the phase of a pattern nor its margin. Its share is one of counts: those of its own spots over what it is to
-have there, times all that it is to have, over all diffracted counts of the pattern. How much a crystal that is nowhere alone scatters for its
-thickness nobody knows, and the strong reflections of the matrix are weakened by dynamical scattering, so it is no share of thickness.
+Such a crystal changes neither the phase of a pattern nor its margin. Its share is one of counts: those of its own spots over what it is
+to have there, times all that it is to have, over all diffracted counts of the pattern. How much a crystal that is nowhere alone scatters
+for its thickness nobody knows, and dynamical scattering weakens the strong reflections of the matrix, so it is no share of thickness.
+A crystal that sets found, and whose lattice leads nowhere in the scan, has its share in the same way (`part_followers`).
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..kernels import kernel, side_by_side
-from .evidence import _collect, _length2, _near_ewald, _predict, _refine, _room, _view
+from .evidence import _Camera, _collect, _length2, _near_ewald, _predict, _refine, _room, _view
 from .families import _SAME_LATTICE
 from .lattices import OPTIONS as LATTICE_OPTIONS
 from .lattices import _Components
 from .overlap import _MOST_PARTS
 from .overlap import OPTIONS as OVERLAP_OPTIONS
-from .scan import Calibration
-from .search import _nearest_operator, search_phase
+from .search import _nearest_operator
 from .spots import Spots, _SpotArrays
-from .templates import TemplateBank
+from .templates import _Reflections
 
 
 class FaintOptions(NamedTuple):
@@ -36,7 +37,7 @@ class FaintOptions(NamedTuple):
     least_spots: int = LATTICE_OPTIONS.least_unexplained  # clear ones that are left, for a search ...
     offered_spots: int = 2  # ... and for what a neighbour found to be looked at
     most_share: float = 0.5  # of the counts: more would be no faint crystal
-    most_left: float = LATTICE_OPTIONS.least_left  # share of the clear counts that is left: from here on sets decide
+    most_left: float = 0.1  # share of the clear counts that is left: from here on sets decide
     reach: int = 2  # patterns
     seen_nats: float = 4.0  # spots expected so far above the background count for the share, measured or not
     share_turns: int = 4  # of which these are
@@ -45,6 +46,15 @@ class FaintOptions(NamedTuple):
 
 
 OPTIONS = FaintOptions()
+
+
+class _Known(NamedTuple):
+    """Reflections of all candidates, the ``first`` (p + 1,) of each, the camera, and the ``operators`` of every phase; for kernels."""
+
+    refs: _Reflections
+    first: np.ndarray
+    camera: _Camera
+    operators: Any
 
 
 class _Residue(NamedTuple):
@@ -75,22 +85,30 @@ class _Found(NamedTuple):
     sd: np.ndarray
 
 
+@kernel
+def _mark_explained(i, known, parts, chosen, view, near, explained):
+    """Mark the spots of pattern i that its chosen components predict."""
+    refs, first, camera = known.refs, known.first, known.camera
+    explained[:] = False
+    for q in range(_MOST_PARTS):
+        if chosen[i, q] >= 0:
+            phase, rotation = parts.phase[i, chosen[i, q]], parts.rotation[i, chosen[i, q]]
+            _collect(rotation, near, _near_ewald(rotation, 0.0, refs, first[phase], first[phase + 1], near), refs, camera, view)
+            for k in range(len(view.strength)):
+                explained[k] |= view.strength[k] > 0
+
+
 @kernel(nogil=True)
-def _leave_over(numbers, spots, refs, first, camera, parts, chosen, residue):
+def _leave_over(numbers, spots, known, parts, chosen, residue):
     """Part the spots of the patterns ``numbers`` into those that their chosen components predict and those that are left."""
+    refs, camera = known.refs, known.camera
     work = _room(camera, len(refs.g))
     near = np.empty(len(refs.g), np.int64)
     explained = np.empty(spots.table.shape[1], np.bool_)
     longest2 = (refs.g**2).sum(axis=1).max()
     for i in numbers:
         view, _ = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
-        explained[:] = False
-        for q in range(_MOST_PARTS):
-            if chosen[i, q] >= 0:
-                phase, rotation = parts.phase[i, chosen[i, q]], parts.rotation[i, chosen[i, q]]
-                _collect(rotation, near, _near_ewald(rotation, 0.0, refs, first[phase], first[phase + 1], near), refs, camera, view)
-                for k in range(spots.number[i]):
-                    explained[k] |= view.strength[k] > 0
+        _mark_explained(i, known, parts, chosen, view, near, explained)
         n, clear, left, total = 0, 0, 0.0, 1e-9
         for hidden in (False, True):
             for k in range(spots.number[i]):
@@ -109,8 +127,9 @@ def _leave_over(numbers, spots, refs, first, camera, parts, chosen, residue):
 
 
 @kernel(nogil=True)
-def _offer(numbers, shape, spots, clear, refs, first, camera, phase_operators, alone, out):
+def _offer(numbers, shape, spots, clear, known, alone, out):
     """Offer the patterns ``numbers`` what was found ``alone`` about them, and keep the best, into ``out``."""
+    refs, first, camera, operators = known
     ny, nx = shape
     work = _room(camera, len(refs.g))
     near = np.empty(len(refs.g), np.int64)
@@ -126,8 +145,8 @@ def _offer(numbers, shape, spots, clear, refs, first, camera, phase_operators, a
                 phase = alone.phase[j]
                 if j == i or phase < 0:
                     continue
-                known = phase == out.phase[i]
-                if known and _nearest_operator(out.rotation[i], alone.rotation[j], phase_operators[phase])[1] < _SAME_LATTICE:
+                of_it = phase == out.phase[i]
+                if of_it and _nearest_operator(out.rotation[i], alone.rotation[j], operators[phase])[1] < _SAME_LATTICE:
                     out.value[i] = max(out.value[i], out.evidence[i] - OVERLAP_OPTIONS.near_nats)  # a neighbour holds it as well
                     continue
                 rotation[:] = alone.rotation[j]
@@ -159,11 +178,12 @@ def _group(found, phase_operators, number):
 
 
 @kernel(nogil=True)
-def _share_counts(numbers, spots, counts, refs, first, camera, found):
+def _share_counts(numbers, spots, counts, known, found):
     """The share of the ``counts`` (n,) of the patterns ``numbers`` that their faint crystal has, and its standard deviation.
 
     By the ratio of sums over the places that are not hidden: measured counts over expected ones, where these would be seen.
     """
+    refs, first, camera, _ = known
     work = _room(camera, len(refs.g))
     near = np.empty(len(refs.g), np.int64)
     for i in numbers:
@@ -196,71 +216,86 @@ def _share_counts(numbers, spots, counts, refs, first, camera, found):
         found.sd[i] = found.share[i] * OPTIONS.strength_spread * np.sqrt(squares) / max(matched, 1e-9)
 
 
-def _search_alone(residue: Spots, calibration: Calibration, banks: list[TemplateBank], chance: np.ndarray, some: np.ndarray) -> _Found:
-    """The best crystal among what is left of the patterns ``some``, where it beats chance and the price of a crystal of its own."""
+def _search_alone(residue: Spots, search: Callable[[Spots], tuple[np.ndarray, np.ndarray]], some: np.ndarray) -> _Found:
+    """The best crystal among what is left of the patterns ``some``, where it beats chance, its price, and the other phases."""
     n = len(residue.number)
     found = _Found(np.full(n, -1), np.zeros((n, 3, 3)), *np.zeros((4, n)))
-    tried = [search_phase(residue[some], calibration, bank)[:2] for bank in banks]
-    value = np.stack([evidence for _, evidence in tried]) - chance[:, None] - OVERLAP_OPTIONS.far_nats
-    best, second = np.argmax(value, axis=0), np.sort(value, axis=0)[-2] if len(banks) > 1 else -np.inf
+    if not len(some):
+        return found
+    rotation, support = search(residue[some])
+    value = support - OVERLAP_OPTIONS.far_nats
+    best = np.argmax(value, axis=0)
+    second = np.sort(value, axis=0)[-2] if len(value) > 1 else -np.inf
     sure = value.max(axis=0) > np.maximum(second + OPTIONS.least_margin, 0)
-    for k, (rotation, evidence) in enumerate(tried):
-        of_phase = sure & (best == k)
-        here = some[of_phase]
-        found.phase[here], found.rotation[here] = k, rotation[of_phase]
-        found.evidence[here], found.value[here] = evidence[of_phase], value[k, of_phase]
+    here, k = some[sure], best[sure]
+    found.phase[here], found.rotation[here] = k, rotation[k, sure]
+    found.evidence[here], found.value[here] = support[k, sure], value[k, sure]
     return found
 
 
-def followers(parts: _Components, chosen: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """The member (n,) of each set, by its place in it, whose lattice is nowhere that of the largest crystal; -1 for none.
+def _left_over(spots: Spots, known: _Known, parts: _Components, chosen: np.ndarray) -> _Residue:
+    """What the chosen crystals of n patterns leave."""
+    n = len(chosen)
+    residue = _Residue(np.zeros_like(spots.table), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n), np.zeros(n))
+    side_by_side(_leave_over, n, _SpotArrays(*spots.arrays), known, parts, chosen, residue)
+    return residue
 
-    How bright such a crystal is in itself no pattern tells, so its share is one of counts, as that of a faint one.
+
+def part_followers(spots: Spots, known: _Known, parts: _Components, chosen: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Take the faint crystals out of sets: the sets (n, 3) without them, and the components (n,) that were taken out, -1 for none.
+
+    A member is one where its lattice is nowhere that of the largest crystal while that of this pattern's is in several, and where a small
+    part of the counts is left without it: no pattern tells how bright it is in itself.
     """
     there = chosen >= 0
     lattice = np.where(there, np.take_along_axis(parts.lattice, np.maximum(chosen, 0), axis=1), -1)
     largest = there & (share == share.max(axis=1, keepdims=True))
-    leading = np.unique(lattice[largest & (lattice >= 0)])
+    leading, often = np.unique(lattice[largest & (lattice >= 0)], return_counts=True)
     follows = there & ~largest & ~np.isin(lattice, leading)
-    return np.where(follows.any(axis=1), np.argmax(follows, axis=1), -1)
+    settled = (largest & np.isin(lattice, leading[often >= LATTICE_OPTIONS.least_size])).any(axis=1)
+    place = np.where(follows.any(axis=1) & settled, np.argmax(follows, axis=1), -1)
+    residue = _left_over(spots, known, parts, _without(chosen, place))
+    faint = (place >= 0) & (residue.share < OPTIONS.most_left) & (residue.clear >= OPTIONS.offered_spots)
+    place = np.where(faint, place, -1)
+    return _without(chosen, place), np.where(faint, chosen[np.arange(len(chosen)), place], -1)
 
 
-def without(chosen: np.ndarray, place: np.ndarray) -> np.ndarray:
+def _without(chosen: np.ndarray, place: np.ndarray) -> np.ndarray:
     """The sets (n, 3) less the member at ``place`` (n,), those behind it moved up."""
     kept = np.where(np.arange(_MOST_PARTS) == place[:, None], -1, chosen)
     return np.take_along_axis(kept, np.argsort(kept < 0, axis=1, kind="stable"), axis=1)
 
 
 def find_faint_crystals(
-    spots: Spots, shape: tuple[int, int], calibration: Calibration, banks: list[TemplateBank], models: tuple, parts: _Components,
-    chosen: np.ndarray, follower: np.ndarray,
+    spots: Spots, shape: tuple[int, ...], known: _Known, search: Callable[[Spots], tuple[np.ndarray, np.ndarray]], parts: _Components,
+    chosen: np.ndarray, follower: np.ndarray, neighbours: bool,
 ) -> tuple[_Found, np.ndarray]:  # fmt: skip
     """The faint crystals of n patterns, and the number (n,) of each, -1 for none: one phase in one orientation.
 
-    ``models`` are reflections, their ``first`` of every phase, the camera, the operators of every phase, what each reaches by chance, and
-    whether neighbours count. ``follower`` (n,) is a component that is known to be in a pattern beside those that are ``chosen``, or -1.
+    ``search`` gives the best orientation of every phase among the spots of some patterns, (p, n, 3, 3), and its evidence above chance
+    (p, n). ``follower`` (n,) is a component that is known to be in a pattern beside those that are ``chosen``, or -1.
     """
-    refs, first, camera, operators, chance, neighbours = models
     n = len(chosen)
-    residue = _Residue(np.zeros_like(spots.table), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n), np.zeros(n))
-    side_by_side(_leave_over, n, _SpotArrays(*spots.arrays), refs, first, camera, parts, chosen, residue)
+    residue = _left_over(spots, known, parts, chosen)
     left = Spots(residue.table, residue.number, spots.background, spots.centre_px)
-    known = np.flatnonzero(follower >= 0)
+    told = np.flatnonzero(follower >= 0)
     room = (chosen[:, 0] >= 0) & (chosen[:, -1] < 0) & (residue.share < OPTIONS.most_left) & (follower < 0)
-    alone = _search_alone(left, calibration, banks, chance, np.flatnonzero(room & (residue.clear >= OPTIONS.least_spots)))
+    alone = _search_alone(left, search, np.flatnonzero(room & (residue.clear >= OPTIONS.least_spots)))
     for of_scan, of_parts in ((alone.phase, parts.phase), (alone.rotation, parts.rotation), (alone.evidence, parts.evidence)):
-        of_scan[known] = of_parts[known, follower[known]]
-    alone.value[known] = alone.evidence[known]
+        of_scan[told] = of_parts[told, follower[told]]
+    alone.value[told] = alone.evidence[told]
     found, number = _Found(*(a.copy() for a in alone)), np.full(n, -1)
     arrays = _SpotArrays(*left.arrays)
     if neighbours:
-        side_by_side(_offer, n, shape, arrays, np.where(room, residue.clear, 0), refs, first, camera, operators, alone, found)
-    side_by_side(_share_counts, n, arrays, residue.counts, refs, first, camera, found)
-    _group(found, operators, number)
+        side_by_side(_offer, n, shape, arrays, np.where(room, residue.clear, 0), known, alone, found)
+    side_by_side(_share_counts, n, arrays, residue.counts, known, found)
+    _group(found, known.operators, number)
     return found, number
 
 
-def with_faint(parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray, found: _Found, number: np.ndarray) -> tuple:
+def with_faint(
+    parts: _Components, chosen: np.ndarray, share: np.ndarray, sd: np.ndarray, found: _Found, number: np.ndarray
+) -> tuple[_Components, np.ndarray, np.ndarray, np.ndarray]:
     """Components (n, c + 1), sets, shares and their errors (n, 3) with the faint crystals as the last component and member.
 
     The shares of the others become those of what the faint one leaves.

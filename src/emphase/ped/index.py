@@ -25,7 +25,7 @@ from ..chunks import ChunkStore, LongWork, finish_chunks
 from ..errors import EmphaseError
 from ..kernels import kernel, side_by_side
 from .evidence import _Camera, _camera
-from .faint import find_faint_crystals, followers, with_faint, without
+from .faint import _Known, find_faint_crystals, part_followers, with_faint
 from .families import _Families, _families
 from .lattices import OPTIONS as LATTICE_OPTIONS
 from .lattices import (
@@ -402,17 +402,20 @@ def _overlaps(
     chosen, share, unit, value = sets
     if not (chosen >= 0).any():
         return parts, _Overlaps(chosen, share, np.zeros_like(share), value.T, np.ones(n))
-    place = followers(parts, chosen, share)
-    follower = np.where(place >= 0, chosen[np.arange(n), place], -1)
-    chosen = without(chosen, place)
+    known = _Known(refs, first, camera, models.families.phase_operators)
+    chosen, follower = part_followers(spots, known, parts, chosen, share)
     leading_phase = parts.phase[np.arange(n), np.maximum(chosen[:, 0], 0)]
     unit_of_phases = _unit_of_phases(models.families.family, leading_phase, unit)
     weights, covariance = _measure_shares(spots, camera, refs, first, parts, chosen, unit_of_phases, prior.neighbours)
     thickness = np.where(chosen[:, 0] >= 0, weights.sum(axis=1), 1.0)
-    known = (refs, first, camera, models.families.phase_operators, models.chance, prior.neighbours)
-    faint = find_faint_crystals(spots, shape, models.calibration, models.banks, known, parts, chosen, follower)
-    parts, *members = with_faint(parts, chosen, *_normalised(weights, covariance), *faint)
-    return parts, _Overlaps(*members, value.T, thickness)
+
+    def search(some: Spots) -> tuple[np.ndarray, np.ndarray]:
+        found = [search_phase(some, models.calibration, bank)[:2] for bank in models.banks]
+        return np.stack([r for r, _ in found]), np.stack([e for _, e in found]) - models.chance[:, None]
+
+    faint = find_faint_crystals(spots, shape, known, search, parts, chosen, follower, prior.neighbours)
+    parts, chosen, share, sd = with_faint(parts, chosen, *_normalised(weights, covariance), *faint)
+    return parts, _Overlaps(chosen, share, sd, value.T, thickness)
 
 
 def _best_of_phases(parts: _Components, bonus: np.ndarray, alone: _Alone, models: _Models) -> dict[str, np.ndarray]:

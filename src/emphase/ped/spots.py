@@ -39,7 +39,7 @@ class SpotOptions(NamedTuple):
     stands_out_counts: float = 1.5  # ... where it also has so many counts more
     one_pixel: float = 0.6  # of a spot's counts, as of a Gaussian of 0.5 px on the middle of a pixel, at most ...
     sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
-    steep_sd: float = 0.5  # a background whose aperture falls by so many standard deviations a pixel hides maxima on it: it is taken off
+    steep_sd: float = 2.0  # a background that falls by so much a pixel, over the window of a maximum by what a clear spot has, is taken off
     ray_sd: float = 3.0  # ... and so much more by chance; beyond it is a cosmic ray
     fixed_error: float = 0.15  # of the background that all patterns share: its streaks and rings are known that well
     least_of_radial: float = 0.2  # of a pattern's own background stays where that is negative: of a thin place it is too negative
@@ -251,11 +251,21 @@ def _cosmic_ray(image, detector, y, x, a, b):
 
 
 @kernel
-def _highest(counts, y, x, slope_y, slope_x):
-    """Whether a pixel is the highest within two of it, of equal ones the first, on a background of that slope (counts a pixel)."""
+def _between_rings(background, r):
+    """The background at a radius between those (r + 0.5) that it is the mean of."""
+    k = min(max(int(r - 0.5), 0), len(background) - 2)
+    return background[k] + (background[k + 1] - background[k]) * min(max(r - 0.5 - k, 0.0), 1.0)
+
+
+@kernel
+def _highest(counts, y, x, beam, background, full):
+    """Whether a pixel is the highest within two of it, of equal ones the first; above ``full`` times the background, unless that is 0."""
+    here = full * _between_rings(background, math.hypot(y - beam[0], x - beam[1])) if full > 0 else 0.0
     for dy in range(-2, 3):
         for dx in range(-2, 3):
-            other = counts[y + dy, x + dx] - (slope_y * dy + slope_x * dx)
+            other = counts[y + dy, x + dx]
+            if full > 0:
+                other += here - full * _between_rings(background, math.hypot(y + dy - beam[0], x + dx - beam[1]))
             if other > counts[y, x] or (other == counts[y, x] and (dy < 0 or (dy == 0 and dx < 0))):
                 return False
     return True
@@ -294,7 +304,7 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
             evidence = a * math.log(a / most) - (a - most)
             fall = full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
             steep = abs(fall) * max(r, 1) > OPTIONS.steep_sd * math.sqrt(b)
-            if evidence < nats or not _highest(counts, y, x, fall * (y - cy) if steep else 0.0, fall * (x - cx) if steep else 0.0):
+            if evidence < nats or not _highest(counts, y, x, beam, background, full if steep else 0.0):
                 continue
             ray = _cosmic_ray(image, detector, y, x, a, b)
             if ray >= 0:  # two maxima may stand beside one
