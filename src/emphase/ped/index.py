@@ -8,8 +8,9 @@ The steps, each in its room:
 3. Tile by tile (`emphase.ped.tiles`): the lattices of the scan are found, and each pattern is offered the crystals on the lattices about it
    (`emphase.ped.lattices`); the one with the most support, the bonus for agreeing neighbours included, leads.
 4. Sets of overlapping crystals are chosen by evidence (`emphase.ped.overlap`), and their shares measured (`emphase.ped.shares`).
+5. What they leave over is searched for crystals of a few per cent (`emphase.ped.faint`).
 
-Steps 1 and 3 are done in chunks, which can be kept and distributed (`emphase.chunks`).
+Steps 1 and 3 to 5 are done in chunks, which can be kept and distributed (`emphase.chunks`).
 """
 
 from __future__ import annotations

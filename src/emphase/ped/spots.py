@@ -40,6 +40,8 @@ class SpotOptions(NamedTuple):
     one_pixel: float = 0.6  # of a spot's counts, as of a Gaussian of 0.5 px on the middle of a pixel, at most ...
     sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
     steep_sd: float = 2.0  # a background that falls by so much a pixel, over the window of a maximum by what a clear spot has, is taken off
+    steep_gap_px: int = 2  # rings that are not steep, beyond which nothing belongs to the halo
+    steep_reach_px: int = 3  # rings on both sides that are smoothed together there
     ray_sd: float = 3.0  # ... and so much more by chance; beyond it is a cosmic ray
     fixed_error: float = 0.15  # of the background that all patterns share: its streaks and rings are known that well
     least_of_radial: float = 0.2  # of a pattern's own background stays where that is negative: of a thin place it is too negative
@@ -194,15 +196,32 @@ def _aperture_counts(image, mask, half, gain, offset, row, counts):
 
 
 @kernel
+def _between_rings(background, r):
+    """The background at a radius between those (r + 0.5) that it is the mean of."""
+    k = min(max(int(r - 0.5), 0), len(background) - 2)
+    return background[k] + (background[k + 1] - background[k]) * min(max(r - 0.5 - k, 0.0), 1.0)
+
+
+@kernel
+def _is_steep(background, r, full):
+    """Whether the background of an aperture falls so fast at a radius (px) that it hides maxima, and no mean over wide rings is one."""
+    fall = full * (background[max(r - 2, 0)] - background[min(r + 2, len(background) - 1)]) / 4
+    return fall > OPTIONS.steep_sd * math.sqrt(full * background[r])
+
+
+@kernel
 def _radial_background(image, detector, counts, radius, background, ceiling):
-    """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, and the mean is taken again."""
+    """Counts a pixel of the smooth background against radius (px); apertures that stand out are left out, and the mean is taken again.
+
+    Returns the first of these means, of all pixels.
+    """
     ny, nx = image.shape
     n_radii = len(background)
     per_unit, zero = np.float32(1 / detector.gain), np.float32(detector.offset)
     mask, full = detector.mask, detector.full
-    total, number = np.zeros(n_radii + 1), np.zeros(n_radii + 1)
+    total, number, of_all = np.zeros(n_radii + 1), np.zeros(n_radii + 1), np.zeros(n_radii)
     ceiling[:] = 1e30
-    for _ in range(OPTIONS.background_rounds):
+    for turn in range(OPTIONS.background_rounds):
         total[:] = 0
         number[:] = 0
         for y in range(ny):
@@ -222,6 +241,53 @@ def _radial_background(image, detector, counts, radius, background, ceiling):
             background[r] = max((total[high] - total[low] + 0.3) / (number[high] - number[low] + 1.0), 1e-3)
             expected = background[r] * full
             ceiling[r] = expected + OPTIONS.stands_out_sd * math.sqrt(expected) + OPTIONS.stands_out_counts
+        if turn == 0:
+            of_all[:] = background
+    return of_all
+
+
+@kernel
+def _steepen(image, detector, radius, of_all, background):
+    """Where the background (radii,) falls steeply from the beam on, by the means ``of_all`` pixels, take medians of narrow rings.
+
+    They are smoothed by means of logarithms. A mean over wide rings is none of a background that bends, and leaves out the inner side of
+    its rings as if that stood out. Counts are high there.
+    """
+    n_radii = len(background)
+    steep, in_ring = np.zeros(n_radii, np.bool_), np.zeros(n_radii + 1, np.int64)
+    last = int(detector.first_radius) - 1
+    for r in range(max(last + 1, 0), n_radii):  # from the direct beam outwards: farther out a ring, or a row of spots, falls steeply too
+        if r > last + OPTIONS.steep_gap_px + 1:
+            break
+        last = r if _is_steep(of_all, r, detector.full) else last
+    if last < detector.first_radius:
+        return
+    steep[: last + 1] = True
+    ny, nx = image.shape
+    for y in range(ny):
+        for x in range(nx):
+            in_ring[radius[y, x] + 1] += not detector.mask[y, x]
+    start = np.cumsum(in_ring)
+    values, filled = np.empty(start[-1], np.float32), start[:-1].copy()
+    for y in range(ny):
+        for x in range(nx):
+            if not detector.mask[y, x]:
+                r = radius[y, x]
+                values[filled[r]] = (image[y, x] - detector.offset) / detector.gain - detector.fixed[y, x]
+                filled[r] += 1
+    logarithm = np.zeros(n_radii)
+    for r in range(n_radii):
+        steep[r] &= start[r + 1] > start[r]
+        if steep[r]:
+            logarithm[r] = math.log(max(np.median(values[start[r] : start[r + 1]]), 1e-3))
+    for r in range(n_radii):
+        reach = 0
+        while steep[r] and reach < OPTIONS.steep_reach_px:
+            if r - reach < 1 or r + reach + 2 > n_radii or not (steep[r - reach - 1] and steep[r + reach + 1]):
+                break
+            reach += 1
+        if steep[r]:
+            background[r] = math.exp(logarithm[r - reach : r + reach + 1].mean())
 
 
 @kernel
@@ -248,13 +314,6 @@ def _cosmic_ray(image, detector, y, x, a, b):
                 brightest, pixel = np.float32(image[v, u]), v * image.shape[1] + u
     most = detector.sharpest * (a - b) + b / detector.pixels[y, x]
     return pixel if (brightest - detector.offset) / detector.gain > most + OPTIONS.ray_sd * math.sqrt(most + 1) else -1
-
-
-@kernel
-def _between_rings(background, r):
-    """The background at a radius between those (r + 0.5) that it is the mean of."""
-    k = min(max(int(r - 0.5), 0), len(background) - 2)
-    return background[k] + (background[k + 1] - background[k]) * min(max(r - 0.5 - k, 0.0), 1.0)
 
 
 @kernel
@@ -296,14 +355,13 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
             usable = r >= first_radius and pixels[y, x] >= OPTIONS.least_good_share * full
             if not usable or (a - min(fixed, np.float32(0))) * full < least[r] * pixels[y, x]:
                 continue
-            radial = background[r] * pixels[y, x]
+            steep = _is_steep(background, r, full)
+            radial = (_between_rings(background, math.hypot(y - cy, x - cx)) if steep else background[r]) * pixels[y, x]
             b = max(radial + fixed, OPTIONS.least_of_radial * radial) + OPTIONS.empty_counts
             most = b + OPTIONS.fixed_error * abs(fixed)
             if a <= most:
                 continue
             evidence = a * math.log(a / most) - (a - most)
-            fall = full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
-            steep = abs(fall) * max(r, 1) > OPTIONS.steep_sd * math.sqrt(b)
             if evidence < nats or not _highest(counts, y, x, beam, background, full if steep else 0.0):
                 continue
             ray = _cosmic_ray(image, detector, y, x, a, b)
@@ -319,6 +377,7 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
                 k = int(np.argmin(table[:, 4]))
                 if table[k, 4] >= evidence:
                     continue
+            fall = full * (background[min(r + 2, len(background) - 1)] - background[max(r - 2, 0)]) / 4 / max(r, 1)
             table[k, 0] = y + _summit(counts[y - 1, x], a, counts[y + 1, x], fall * (y - cy))
             table[k, 1] = x + _summit(counts[y, x - 1], a, counts[y, x + 1], fall * (x - cx))
             table[k, 2], table[k, 3], table[k, 4] = a, b, evidence
@@ -338,7 +397,8 @@ def _find_spots(numbers, patterns, centre, detector, table, number, background, 
             for x in range(nx):
                 radius[y, x] = min(int(math.sqrt((y - cy) * (y - cy) + (x - cx) * (x - cx))), n_radii - 1)
         _aperture_counts(patterns[i], detector.mask, detector.half, detector.gain, detector.offset, row, counts)
-        _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
+        of_all = _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
+        _steepen(patterns[i], detector, radius, of_all, background[i])
         _least_counts(background[i], detector.full, detector.nats, least)
         number[i], rays[i] = _local_maxima(patterns[i], counts, detector, radius, (cy, cx), background[i], least, table[i])
 
