@@ -19,6 +19,7 @@ from ..kernels import kernel, side_by_side
 from .decide import decide_phases
 from .evidence import _camera, _counts_below, _near_ewald, _predict, _room, _view
 from .explained import believable, explain
+from .hidden import beside_hidden, hidden_candidates
 from .index import Indexing, index_scan
 from .scan import Calibration
 from .spots import Spots, _SpotArrays, first_radius_px
@@ -164,8 +165,9 @@ def read_maps(
     -------
     Maps (ny, nx) by name: those of `emphase.ped.decide.decide_phases`; ``correlation``, ``explained_share``, ``evidence_share``,
     ``clear_spots`` and ``unexplained_spots`` of `emphase.ped.explained.explain`, and whether it is ``explained``;
-    ``discriminating_spots``, ``diffuse`` counts, and ``support`` (p, ny, nx). A pattern without a discriminating spot is not decided,
-    nor is one that may be explained by luck, because a phase is missing (`emphase.ped.explained.believable`).
+    ``discriminating_spots``, ``diffuse`` counts, ``support`` (p, ny, nx), and ``beside_hidden``. A pattern without a discriminating spot
+    is not decided, nor is one that may be explained by luck, because a phase is missing (`emphase.ped.explained.believable`), nor one
+    that touches what is not indexed where the mask hides a candidate (`emphase.ped.hidden`).
     """
     ny, nx = found.winner.shape
     lines = max(1, OPTIONS.patterns_read // nx)
@@ -176,7 +178,8 @@ def read_maps(
         blocks.append(_read_lines(found.part(rows, slice(0, nx)), here, calibration, banks, thresholds or {}))
     by_phase = ("probability", "support")
     maps = {name: np.concatenate([block[name] for block in blocks], axis=int(name in by_phase)) for name in blocks[0]}
-    return maps | {"decided": maps["decided"] & believable(maps)}
+    maps["beside_hidden"] = beside_hidden(maps["phase_id"], hidden_candidates(calibration, banks))
+    return maps | {"decided": maps["decided"] & believable(maps) & ~maps["beside_hidden"]}
 
 
 def _read_lines(
