@@ -38,25 +38,25 @@ def test_what_touches_the_unknown_is_not_decided():
 
 @pytest.mark.skipif(not ALLOY.is_dir(), reason="the recorded aluminium alloy is not here")
 def test_plates_in_a_recorded_matrix_whose_reflections_are_masked():
-    """Part of a scan whose authors masked aluminium: 98 % of what is decided is what they say; their other maps agree to 99 %."""
-    rows, columns = slice(40, 136), slice(30, 110)
+    """The middle third of a scan whose authors masked aluminium: what is decided is what they say, in 98 % and more."""
+    rows = slice(171, 341)
     with np.load(ALLOY / "nmf_left_half.npz") as file:
         factors, loadings, y, x, truth = (file[name] for name in ("factors", "loadings", "y", "x", "ground_truth"))
     whole = lambda half: np.concatenate([half[..., ::-1, ::-1], half], axis=-1)
     mask = whole(np.isnan(factors).any(axis=0))
     number = np.full(truth.shape, -1)
     number[y, x] = np.arange(len(y))
-    patterns = np.zeros((*number[rows, columns].shape, *mask.shape), np.float32)
-    here = number[rows, columns] >= 0
-    half = np.tensordot(loadings[:, number[rows, columns][here]].T, np.nan_to_num(factors), axes=(1, 0))
+    patterns = np.zeros((*number[rows].shape, *mask.shape), np.float32)
+    here = number[rows] >= 0
+    half = np.tensordot(loadings[:, number[rows][here]].T, np.nan_to_num(factors), axes=(1, 0))
     patterns[here] = np.where(mask, 0, whole(half))
     alloy = [emphase.crystals.read_crystal(ALLOY / f"{name}.cif", name) for name in ("Al", "thetaprime", "T1")]
     alloy[1] = emphase.ped.spacings.with_lattice_parameters(alloy[1], {"c": 6.0})
     optics = OPTICS | {"max_g_invA": 1.05, "precession_deg": 1.0, "excitation_width_invA": 0.004}
     banks = [emphase.ped.template_bank(crystal, **optics) for crystal in alloy]
     maps, _, _ = emphase.ped.map_scan(patterns, calibration(mask, 0.01904, here.shape), banks)
-    phase = np.array([0, 1, 1, 2])[np.minimum(truth[rows, columns], 3)]
+    phase = np.array([0, 1, 1, 2])[np.minimum(truth[rows], 3)]
     decided = maps["decided"]
     assert decided.sum() > 1000 and len(np.unique(phase[decided])) > 1
     assert (maps["phase_id"][decided] == phase[decided]).mean() > 0.98
-    assert (np.maximum(maps["phase_id"], 0) == phase).mean() > 0.93
+    assert (np.maximum(maps["phase_id"], 0) == phase).mean() > 0.95

@@ -247,7 +247,6 @@ def indexing(support, shares=(), *, sets=None, prior=0.0, sd=0.05, thickness=1.0
         part_rotation=np.tile(np.eye(3), (1, 1, 3, 1, 1)),
         part_lattice=part([0] * len(shares), -1),
         part_crystal=part(list(range(len(shares))), -1),
-        part_faint=np.zeros((1, 1, 3), bool),
     )
 
 

@@ -100,7 +100,7 @@ def decide_phases(
     phase = np.where(chosen, found.part_phase[..., 0], found.winner)
     shown = _indexed(found, correlation, least_support, least_correlation, least_on_lattice)
     indexed = shown & ~found.afterglow & (found.thickness >= OPTIONS.least_thickness)
-    overlap = ((found.part_share > 0) & ~found.part_faint).sum(axis=-1) > 1
+    overlap = (found.part_share > 0).sum(axis=-1) > 1
     by_evidence, evidence_margin = _compare_support(found.support, phase)
     by_set, set_margin = _compare_sets(found, phase)
     margin = np.where(overlap, set_margin, evidence_margin) if len(found.support) > 1 else evidence_margin

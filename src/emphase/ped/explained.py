@@ -238,8 +238,7 @@ def explain(spots: Spots, calibration: Calibration, banks: Sequence[TemplateBank
     rocking curve twice as broad as the templates': its flanks are those of the thickness, which is not the same all over a lamella.
     """
     refs, first = _joined_reflections(list(banks))
-    phase = np.where(found.part_faint, -1, found.part_phase).reshape(-1, _MOST_PARTS)  # anything may be explained by small crystals
-    share = found.part_share.reshape(-1, _MOST_PARTS)
+    phase, share = found.part_phase.reshape(-1, _MOST_PARTS), found.part_share.reshape(-1, _MOST_PARTS)
     rotation = found.part_rotation.reshape(-1, _MOST_PARTS, 3, 3).astype(float)
     n, shape = len(spots.table), found.winner.shape
     broad = refs._replace(half_width=OPTIONS.broader * refs.half_width, reach=refs.cone + OPTIONS.broader * (refs.reach - refs.cone))

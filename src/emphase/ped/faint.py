@@ -6,10 +6,10 @@ Spots that they explain are *hidden*: a further crystal neither gains by them no
 clear spots are left, the orientation of every phase is searched among them; it must beat chance and the price of a crystal that no
 neighbour holds. It is then offered to the patterns about it, refined there, and accepted for the price of a neighbour's crystal.
 
-Such a crystal changes neither the phase of a pattern nor its margin. Its share is one of counts: those of its own spots over what it is
-to have there, times all that it is to have, over all diffracted counts of the pattern. How much a crystal that is nowhere alone scatters
-for its thickness nobody knows, and dynamical scattering weakens the strong reflections of the matrix, so it is no share of thickness.
-A crystal that sets found, and whose lattice leads nowhere in the scan, has its share in the same way (`part_followers`).
+Such a crystal never gives a pattern its phase, whose margin is then that of sets. Its share is one of counts: those of its own spots over
+what it is to have there, times all that it is to have, over all diffracted counts of the pattern. How much a crystal that is nowhere alone
+scatters for its thickness nobody knows, and dynamical scattering weakens the strong reflections of the matrix, so it is no share of
+thickness. A crystal that sets found, and whose lattice leads nowhere in the scan, has its share in the same way (`part_followers`).
 """
 
 from __future__ import annotations

@@ -135,8 +135,6 @@ class Indexing:
     part_lattice, part_crystal
         Numbers (ny, nx, 3) of the lattices and, on each, of the crystals (phases and their variants) of the scan; -1
         is an orientation that one pattern alone has.
-    part_faint
-        Which of the crystals (ny, nx, 3) were found in what the others leave (`emphase.ped.faint`): they explain no pattern.
     """
 
     names: list[str]
@@ -155,7 +153,6 @@ class Indexing:
     afterglow: np.ndarray
     part_lattice: np.ndarray
     part_crystal: np.ndarray
-    part_faint: np.ndarray
 
     @property
     def support(self) -> np.ndarray:
@@ -166,7 +163,7 @@ class Indexing:
         """What was found in a box of the scan."""
         by_phase = {name: getattr(self, name)[:, rows, cols] for name in ("rotation", "evidence", "runner_up", "set_value")}
         names = ["winner", "prior", "thickness", "afterglow"]
-        names += [f"part_{name}" for name in ("phase", "share", "sd", "rotation", "lattice", "crystal", "faint")]
+        names += [f"part_{name}" for name in ("phase", "share", "sd", "rotation", "lattice", "crystal")]
         return replace(self, **by_phase, **{name: getattr(self, name)[rows, cols] for name in names})
 
 
@@ -331,7 +328,6 @@ def _solutions(shape: tuple[int, int], p: int) -> tuple[dict, dict]:
     layout |= {name: ((p, *shape), float, 1) for name in ("evidence", "runner_up", "set_value")}
     layout |= {name: ((*shape, _MOST_PARTS), int, 0) for name in ("part_phase", "part_lattice", "part_crystal")}
     layout |= {name: ((*shape, _MOST_PARTS), float, 0) for name in ("part_share", "part_sd")}
-    layout |= {"part_faint": ((*shape, _MOST_PARTS), bool, 0)}
     layout |= {"part_rotation": ((*shape, _MOST_PARTS, 3, 3), np.float32, 0)}
     return layout, {name: tile.core for name, tile in _tiles(*shape).items()}
 
@@ -493,7 +489,6 @@ def _leading_first(
         "part_lattice": lattice,
         "part_crystal": np.where(lattice >= 0, crystal, -1),
         "prior": np.where(chosen[:, 0] >= 0, bonus[rows[:, 0], taken[:, 0]], 0.0),
-        "part_faint": present & (chosen >= bonus.shape[1]),
         "part_phase": np.where(present, parts.phase[rows, taken], -1),
         "part_share": np.where(present, share, 0.0),
         "part_sd": np.where(present, sd, 0.0),

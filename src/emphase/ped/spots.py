@@ -41,6 +41,8 @@ class SpotOptions(NamedTuple):
     sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
     steep_sd: float = 2.0  # a background that falls by so much a pixel, over the window of a maximum by what a clear spot has, is taken off
     steep_gap_px: int = 2  # rings that are not steep, beyond which nothing belongs to the halo
+    least_median: float = 20.0  # counts a pixel: of fewer, a median is no mean
+    least_steep_px: int = 4  # rings beyond the direct beam: its flank alone is no halo
     steep_reach_px: int = 3  # rings on both sides that are smoothed together there
     ray_sd: float = 3.0  # ... and so much more by chance; beyond it is a cosmic ray
     fixed_error: float = 0.15  # of the background that all patterns share: its streaks and rings are known that well
@@ -251,7 +253,7 @@ def _steepen(image, detector, radius, of_all, background):
     """Where the background (radii,) falls steeply from the beam on, by the means ``of_all`` pixels, take medians of narrow rings.
 
     They are smoothed by means of logarithms. A mean over wide rings is none of a background that bends, and leaves out the inner side of
-    its rings as if that stood out. Counts are high there.
+    its rings as if that stood out. Counts are high there. Returns the last radius of such a halo, -1 without one.
     """
     n_radii = len(background)
     steep, in_ring = np.zeros(n_radii, np.bool_), np.zeros(n_radii + 1, np.int64)
@@ -260,8 +262,8 @@ def _steepen(image, detector, radius, of_all, background):
         if r > last + OPTIONS.steep_gap_px + 1:
             break
         last = r if _is_steep(of_all, r, detector.full) else last
-    if last < detector.first_radius:
-        return
+    if last < detector.first_radius + OPTIONS.least_steep_px:
+        return -1
     steep[: last + 1] = True
     ny, nx = image.shape
     for y in range(ny):
@@ -277,9 +279,13 @@ def _steepen(image, detector, radius, of_all, background):
                 filled[r] += 1
     logarithm = np.zeros(n_radii)
     for r in range(n_radii):
-        steep[r] &= start[r + 1] > start[r]
+        median = np.median(values[start[r] : start[r + 1]]) if steep[r] and start[r + 1] > start[r] else 0.0
+        steep[r] = median > OPTIONS.least_median
         if steep[r]:
-            logarithm[r] = math.log(max(np.median(values[start[r] : start[r + 1]]), 1e-3))
+            logarithm[r] = math.log(median)
+            last = r
+    if not steep.any() or last < detector.first_radius + OPTIONS.least_steep_px:
+        return -1
     for r in range(n_radii):
         reach = 0
         while steep[r] and reach < OPTIONS.steep_reach_px:
@@ -288,6 +294,7 @@ def _steepen(image, detector, radius, of_all, background):
             reach += 1
         if steep[r]:
             background[r] = math.exp(logarithm[r - reach : r + reach + 1].mean())
+    return last
 
 
 @kernel
@@ -341,11 +348,12 @@ def _summit(before, here, after, fall):
 def _local_maxima(image, counts, detector, radius, beam, background, least, table):
     """Fill ``table`` (most, 5) with the peaks of a pattern over its ``background``, the surest first.
 
+    ``beam`` is (y, x) of the direct beam, and up to which radius the background is a steep halo.
     Returns how many, and how many cosmic rays there are. Not `skimage.feature.peak_local_max`: the kernel looks at neighbours only where
     the counts suffice, and of equal pixels keeps one.
     """
     pixels, full, first_radius, nats = detector.pixels, detector.full, detector.first_radius, detector.nats
-    cy, cx = beam
+    cy, cx, steep_to = beam
     ny, nx = counts.shape
     n, n_rays = 0, 0
     rays = np.empty(len(table), np.int64)
@@ -355,7 +363,7 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
             usable = r >= first_radius and pixels[y, x] >= OPTIONS.least_good_share * full
             if not usable or (a - min(fixed, np.float32(0))) * full < least[r] * pixels[y, x]:
                 continue
-            steep = _is_steep(background, r, full)
+            steep = r <= steep_to
             radial = (_between_rings(background, math.hypot(y - cy, x - cx)) if steep else background[r]) * pixels[y, x]
             b = max(radial + fixed, OPTIONS.least_of_radial * radial) + OPTIONS.empty_counts
             most = b + OPTIONS.fixed_error * abs(fixed)
@@ -398,9 +406,10 @@ def _find_spots(numbers, patterns, centre, detector, table, number, background, 
                 radius[y, x] = min(int(math.sqrt((y - cy) * (y - cy) + (x - cx) * (x - cx))), n_radii - 1)
         _aperture_counts(patterns[i], detector.mask, detector.half, detector.gain, detector.offset, row, counts)
         of_all = _radial_background(patterns[i], detector, counts, radius, background[i], ceiling)
-        _steepen(patterns[i], detector, radius, of_all, background[i])
+        steep_to = _steepen(patterns[i], detector, radius, of_all, background[i])
         _least_counts(background[i], detector.full, detector.nats, least)
-        number[i], rays[i] = _local_maxima(patterns[i], counts, detector, radius, (cy, cx), background[i], least, table[i])
+        beam = (cy, cx, steep_to)
+        number[i], rays[i] = _local_maxima(patterns[i], counts, detector, radius, beam, background[i], least, table[i])
 
 
 def _no_spots(centre_px: np.ndarray, shape: tuple[int, ...]) -> Spots:
