@@ -1,6 +1,7 @@
 """A thin crystal in a thick one: it is found by the few spots of its own, and its share of the counts is right."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,21 +68,24 @@ def test_without_a_plate_none_is_found():
     assert (maps["phase_id"] == 0).all() and (maps["second_phase_id"] < 0).mean() > 0.98
 
 
-@pytest.mark.parametrize("fall_px", [9, 14, 20])
-def test_spots_on_a_steep_background_are_found(fall_px):
-    """The halo falls by more over the window of a maximum than the spots rise; none is found where there is none."""
+@pytest.mark.parametrize(("fall_px", "counts", "stop_px"), [(9, 300, 0), (9, 300, 10), (14, 300, 0), (20, 300, 0), (20, 10_000, 0)])
+def test_spots_on_a_steep_background_are_found(fall_px, counts, stop_px):
+    """The halo falls by more over the window of a maximum than the spots rise; none is found where there is none, nor a cosmic ray."""
     y, x = np.indices((144, 144))
-    halo = 300 * np.exp((18 - np.hypot(y - 71.5, x - 71.5)) / fall_px)
+    radius = np.hypot(y - 71.5, x - 71.5)
+    halo = counts * np.exp((18 - radius) / fall_px)
+    camera = replace(CALIBRATION, mask=radius < stop_px)
     angles = np.arange(12) * math.pi / 6 + 0.2
     places = 71.5 + 18 * np.stack([np.sin(angles), np.cos(angles)], axis=-1)
     spots = sum(np.exp(-((y - a) ** 2 + (x - b) ** 2) / (2 * 1.3**2)) for a, b in places)
-    found, false = 0, 0
+    found, false, rays = 0, 0, 0
     for seed in range(5):
-        for height in (60.0, 0.0):
+        for height in (0.2 * counts, 0.0):
             image = np.random.default_rng(seed).poisson(halo + height * spots)[None]
-            table = emphase.ped.find_spots(image, np.array([[71.5, 71.5]]), CALIBRATION).table[0]
+            rays += emphase.ped.spots.cosmic_rays(image, np.array([[71.5, 71.5]]), camera).sum()
+            table = emphase.ped.find_spots(image, np.array([[71.5, 71.5]]), camera).table[0]
             clear = table[table[:, 4] > 8, :2]
             near = np.hypot(*(clear[:, None] - places[None]).transpose(2, 0, 1)).min(axis=1) < 1.5
             found += near.sum()
             false += (~near).sum()
-    assert found > 0.8 * 60 and false <= 10
+    assert found > 0.8 * 60 and false <= 10 and rays <= 5

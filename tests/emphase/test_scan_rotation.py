@@ -75,4 +75,9 @@ def test_where_the_beam_shows_nothing_nothing_is_said():
     deflection, intensity = centroids(rng, 12, 30.0)
     assert scan_rotation.estimate(deflection, intensity) is None
     assert scan_rotation.estimate(np.zeros((32, 32, 2)), np.ones((32, 32))) is None
+    assert scan_rotation.estimate(np.full((32, 32, 2), np.nan), np.ones((32, 32))) is None
+    assert scan_rotation.estimate(np.ones((32, 32, 2)), np.zeros((32, 32))) is None
+    deflection, intensity = centroids(rng, 40, 30.0)
+    deflection[3, 4] = np.nan
+    assert abs(scan_rotation.estimate(deflection, intensity).rotation_deg - 30) < 6
     assert estimated(rng.poisson(np.full((20, 20, 32, 32), 3.0)).astype(np.uint16)) is None

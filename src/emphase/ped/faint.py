@@ -6,10 +6,11 @@ Spots that they explain are *hidden*: a further crystal neither gains by them no
 clear spots are left, the orientation of every phase is searched among them; it must beat chance and the price of a crystal that no
 neighbour holds. It is then offered to the patterns about it, refined there, and accepted for the price of a neighbour's crystal.
 
-Such a crystal never gives a pattern its phase, whose margin is then that of sets. Its share is one of counts: those of its own spots over
-what it is to have there, times all that it is to have, over all diffracted counts of the pattern. How much a crystal that is nowhere alone
-scatters for its thickness nobody knows, and dynamical scattering weakens the strong reflections of the matrix, so it is no share of
-thickness. A crystal that sets found, and whose lattice leads nowhere in the scan, has its share in the same way (`part_followers`).
+Such a crystal never gives a pattern its phase; the margin is then that of sets, with all shares. Its share is one of counts: those of its
+own spots over what it is to have there, times all that it is to have, over the counts of all clear spots within the reach of the templates.
+How much a crystal that is nowhere alone scatters for its thickness nobody knows, and dynamical scattering weakens the strong reflections of
+the matrix, so it is no share of thickness. A crystal that sets found, and whose lattice leads nowhere in this part of the scan, has its
+share in the same way (`part_followers`).
 """
 
 from __future__ import annotations
@@ -244,15 +245,16 @@ def _left_over(spots: Spots, known: _Known, parts: _Components, chosen: np.ndarr
 def part_followers(spots: Spots, known: _Known, parts: _Components, chosen: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Take the faint crystals out of sets: the sets (n, 3) without them, and the components (n,) that were taken out, -1 for none.
 
-    A member is one where its lattice is nowhere that of the largest crystal while that of this pattern's is in several, and where a small
-    part of the counts is left without it: no pattern tells how bright it is in itself.
+    A member is one where its lattice is hardly anywhere in this part of the scan that of the largest crystal, while that of this pattern's
+    is in several, and where a small part of the counts is left without it: no pattern tells how bright it is in itself.
     """
     there = chosen >= 0
     lattice = np.where(there, np.take_along_axis(parts.lattice, np.maximum(chosen, 0), axis=1), -1)
     largest = there & (share == share.max(axis=1, keepdims=True))
     leading, often = np.unique(lattice[largest & (lattice >= 0)], return_counts=True)
+    leading = leading[often >= LATTICE_OPTIONS.least_size]
     follows = there & ~largest & ~np.isin(lattice, leading)
-    settled = (largest & np.isin(lattice, leading[often >= LATTICE_OPTIONS.least_size])).any(axis=1)
+    settled = (largest & np.isin(lattice, leading)).any(axis=1)
     place = np.where(follows.any(axis=1) & settled, np.argmax(follows, axis=1), -1)
     residue = _left_over(spots, known, parts, _without(chosen, place))
     faint = (place >= 0) & (residue.share < OPTIONS.most_left) & (residue.clear >= OPTIONS.offered_spots)
@@ -289,6 +291,7 @@ def find_faint_crystals(
     if neighbours:
         side_by_side(_offer, n, shape, arrays, np.where(room, residue.clear, 0), known, alone, found)
     side_by_side(_share_counts, n, arrays, residue.counts, known, found)
+    found.phase[(found.share >= OPTIONS.most_share) & (follower < 0)] = -1  # too little of it is seen to tell its share
     _group(found, known.operators, number)
     return found, number
 
@@ -305,7 +308,7 @@ def with_faint(
     lattice = np.where(number >= 0, parts.lattice.max() + 1 + number, -1)
     further = (found.phase, lattice, np.zeros_like(number), found.rotation, found.evidence)
     parts = _Components(*(np.concatenate([old, new[:, None]], axis=1) for old, new in zip(parts, further, strict=True)))
-    chosen, share, sd = chosen.copy(), share * (1 - found.share[:, None]), sd.copy()
+    chosen, share, sd = chosen.copy(), share * (1 - np.where(number >= 0, found.share, 0)[:, None]), sd.copy()
     chosen[here, free] = parts.phase.shape[1] - 1
     share[here, free], sd[here, free] = found.share[here], found.sd[here]
     return parts, chosen, share, sd

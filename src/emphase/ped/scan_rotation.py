@@ -29,6 +29,7 @@ from .scan import OPTIONS as OF_SCANS
 class RotationOptions:
     """Tuning of the estimate."""
 
+    least_known: float = 0.5  # of the patterns
     least_lines: int = 16  # of the scan in both directions: with fewer, shifts of the fields are hardly independent
     smooth_steps: float = 1.0  # standard deviation of the Gaussian over the bright field, against its noise
     cut_quantile: float = 0.99  # of the deflections, at which longer ones are cut: cosmic rays, spots near the direct beam
@@ -85,7 +86,7 @@ def estimate(deflection_px: np.ndarray, intensity: np.ndarray) -> ScanRotation |
 
     Returns
     -------
-    None where the scan is under 16 lines, or where the angle is not known to 3°.
+    None where the scan is under 16 lines, where half of its patterns are blanked or unknown (NaN), or where the angle is not known to 3°.
 
     Examples
     --------
@@ -101,8 +102,13 @@ def estimate(deflection_px: np.ndarray, intensity: np.ndarray) -> ScanRotation |
     ny, nx = intensity.shape
     if min(ny, nx) < OPTIONS.least_lines:
         return None
-    use = intensity > OF_SCANS.blanked * np.median(intensity)
-    bright = ndimage.gaussian_filter(np.where(use, intensity, np.median(intensity)), OPTIONS.smooth_steps)
+    known = np.isfinite(deflection_px).all(axis=-1) & np.isfinite(intensity)
+    if known.mean() < OPTIONS.least_known:
+        return None
+    use = known & (intensity > OF_SCANS.blanked * np.median(intensity[known]))
+    if use.sum() < OPTIONS.least_lines**2:
+        return None
+    bright = ndimage.gaussian_filter(np.where(use, intensity, np.median(intensity[use])), OPTIONS.smooth_steps)
     down, right = np.gradient(bright)
     off = deflection_px - np.median(deflection_px[use], axis=0)
     most = np.quantile(np.abs(off[use]), OPTIONS.cut_quantile)

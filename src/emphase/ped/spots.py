@@ -39,6 +39,7 @@ class SpotOptions(NamedTuple):
     stands_out_counts: float = 1.5  # ... where it also has so many counts more
     one_pixel: float = 0.6  # of a spot's counts, as of a Gaussian of 0.5 px on the middle of a pixel, at most ...
     sharper: float = 2.5  # ... or so many times what one pixel holds of the scan's typical spot, where these are sharper still ...
+    halo_error: float = 0.003  # of a steep background: its medians are known that well
     steep_sd: float = 2.0  # a background that falls by so much a pixel, over the window of a maximum by what a clear spot has, is taken off
     steep_gap_px: int = 2  # rings that are not steep, beyond which nothing belongs to the halo
     least_median: float = 20.0  # counts a pixel: of fewer, a median is no mean
@@ -205,6 +206,14 @@ def _between_rings(background, r):
 
 
 @kernel
+def _over_aperture(background, r, full):
+    """The mean of the background over an aperture of ``full`` pixels at a radius: a disc of radius R adds R²/8 (B″ + B′/r)."""
+    here, before, after = _between_rings(background, r), _between_rings(background, r - 1), _between_rings(background, r + 1)
+    bend = after - 2 * here + before + (after - before) / (2 * max(r, 1.0))
+    return here + full / (8 * math.pi) * bend
+
+
+@kernel
 def _is_steep(background, r, full):
     """Whether the background of an aperture falls so fast at a radius (px) that it hides maxima, and no mean over wide rings is one."""
     fall = full * (background[max(r - 2, 0)] - background[min(r + 2, len(background) - 1)]) / 4
@@ -249,6 +258,47 @@ def _radial_background(image, detector, counts, radius, background, ceiling):
 
 
 @kernel
+def _steep_rings(steep, in_ring, first):
+    """The first ring with good pixels from ``first`` on, behind a beam stop say, and the last of those that are steep from there on.
+
+    Farther out a ring, or a row of spots, falls steeply too.
+    """
+    while first < len(steep) and in_ring[first] == 0:
+        first += 1
+    last, gap = first - 1, 0
+    for r in range(first, len(steep)):
+        if in_ring[r] == 0:
+            continue
+        gap = 0 if steep[r] else gap + 1
+        if gap > OPTIONS.steep_gap_px:
+            break
+        last = r if steep[r] else last
+    return first, last
+
+
+@kernel
+def _ring_medians(image, detector, radius, in_ring, steep):
+    """Logarithms (radii,) of the medians of the ``steep`` rings; one of few counts, or without a good pixel, is no longer called so.
+
+    ``in_ring`` (radii + 1,) are the good pixels of the ring before.
+    """
+    start = np.cumsum(in_ring)
+    values, filled = np.empty(start[-1], np.float32), start[:-1].copy()
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            if not detector.mask[y, x]:
+                r = radius[y, x]
+                values[filled[r]] = (image[y, x] - detector.offset) / detector.gain - detector.fixed[y, x]
+                filled[r] += 1
+    logarithm = np.zeros(len(steep))
+    for r in range(len(steep)):
+        median = np.median(values[start[r] : start[r + 1]]) if steep[r] and start[r + 1] > start[r] else 0.0
+        steep[r] = median > OPTIONS.least_median
+        logarithm[r] = math.log(median) if steep[r] else 0.0
+    return logarithm
+
+
+@kernel
 def _steepen(image, detector, radius, of_all, background):
     """Where the background (radii,) falls steeply from the beam on, by the means ``of_all`` pixels, take medians of narrow rings.
 
@@ -257,34 +307,22 @@ def _steepen(image, detector, radius, of_all, background):
     """
     n_radii = len(background)
     steep, in_ring = np.zeros(n_radii, np.bool_), np.zeros(n_radii + 1, np.int64)
-    last = int(detector.first_radius) - 1
-    for r in range(max(last + 1, 0), n_radii):  # from the direct beam outwards: farther out a ring, or a row of spots, falls steeply too
-        if r > last + OPTIONS.steep_gap_px + 1:
-            break
-        last = r if _is_steep(of_all, r, detector.full) else last
-    if last < detector.first_radius + OPTIONS.least_steep_px:
+    for r in range(n_radii):
+        steep[r] = _is_steep(of_all, r, detector.full)
+    if not steep.any():
         return -1
-    steep[: last + 1] = True
     ny, nx = image.shape
     for y in range(ny):
         for x in range(nx):
             in_ring[radius[y, x] + 1] += not detector.mask[y, x]
-    start = np.cumsum(in_ring)
-    values, filled = np.empty(start[-1], np.float32), start[:-1].copy()
-    for y in range(ny):
-        for x in range(nx):
-            if not detector.mask[y, x]:
-                r = radius[y, x]
-                values[filled[r]] = (image[y, x] - detector.offset) / detector.gain - detector.fixed[y, x]
-                filled[r] += 1
-    logarithm = np.zeros(n_radii)
-    for r in range(n_radii):
-        median = np.median(values[start[r] : start[r + 1]]) if steep[r] and start[r + 1] > start[r] else 0.0
-        steep[r] = median > OPTIONS.least_median
-        if steep[r]:
-            logarithm[r] = math.log(median)
-            last = r
-    if not steep.any() or last < detector.first_radius + OPTIONS.least_steep_px:
+    first, last = _steep_rings(steep, in_ring[1:], int(detector.first_radius))
+    if last < first + OPTIONS.least_steep_px:
+        return -1
+    steep[: last + 1], steep[last + 1 :] = True, False
+    logarithm = _ring_medians(image, detector, radius, in_ring, steep)
+    while last >= 0 and not steep[last]:
+        last -= 1
+    if not steep.any() or last < first + OPTIONS.least_steep_px:
         return -1
     for r in range(n_radii):
         reach = 0
@@ -310,8 +348,11 @@ def _least_counts(background, full, nats, least):
 
 
 @kernel
-def _cosmic_ray(image, detector, y, x, a, b):
-    """The number of the pixel of an aperture of a counts, b of background, that holds more than a spot's can; -1 if none does."""
+def _cosmic_ray(image, detector, y, x, a, b, beam, background):
+    """The number of the pixel of an aperture of a counts, b of background, that holds more than a spot's can; -1 if none does.
+
+    ``beam`` is as for `_local_maxima`: on a steep halo the background of a pixel is not the aperture's mean.
+    """
     half, brightest, pixel = detector.half, np.float32(0), -1
     reach = len(half) // 2
     for v in range(max(0, y - reach), min(image.shape[0], y + reach + 1)):
@@ -319,7 +360,10 @@ def _cosmic_ray(image, detector, y, x, a, b):
         for u in range(max(0, x - h), min(image.shape[1], x + h + 1)):
             if not detector.mask[v, u] and image[v, u] > brightest:
                 brightest, pixel = np.float32(image[v, u]), v * image.shape[1] + u
-    most = detector.sharpest * (a - b) + b / detector.pixels[y, x]
+    below = b / detector.pixels[y, x]
+    if math.hypot(y - beam[0], x - beam[1]) < beam[2] + 1 and pixel >= 0:
+        below = max(below, _between_rings(background, math.hypot(pixel // image.shape[1] - beam[0], pixel % image.shape[1] - beam[1])))
+    most = detector.sharpest * (a - b) + below
     return pixel if (brightest - detector.offset) / detector.gain > most + OPTIONS.ray_sd * math.sqrt(most + 1) else -1
 
 
@@ -364,15 +408,15 @@ def _local_maxima(image, counts, detector, radius, beam, background, least, tabl
             if not usable or (a - min(fixed, np.float32(0))) * full < least[r] * pixels[y, x]:
                 continue
             steep = r <= steep_to
-            radial = (_between_rings(background, math.hypot(y - cy, x - cx)) if steep else background[r]) * pixels[y, x]
+            radial = (_over_aperture(background, math.hypot(y - cy, x - cx), full) if steep else background[r]) * pixels[y, x]
             b = max(radial + fixed, OPTIONS.least_of_radial * radial) + OPTIONS.empty_counts
-            most = b + OPTIONS.fixed_error * abs(fixed)
+            most = b + OPTIONS.fixed_error * abs(fixed) + (OPTIONS.halo_error * radial if steep else 0.0)
             if a <= most:
                 continue
             evidence = a * math.log(a / most) - (a - most)
             if evidence < nats or not _highest(counts, y, x, beam, background, full if steep else 0.0):
                 continue
-            ray = _cosmic_ray(image, detector, y, x, a, b)
+            ray = _cosmic_ray(image, detector, y, x, a, b, beam, background)
             if ray >= 0:  # two maxima may stand beside one
                 if not (rays[:n_rays] == ray).any() and n_rays < len(rays):
                     rays[n_rays] = ray
