@@ -174,11 +174,12 @@ def _view(table, number, background, centre, camera, work):
 
 
 @kernel
-def _length2(spot, centre, camera):
-    """The square of the length of g (1/Å) at which a spot lies."""
-    y, x = spot[0] - centre[0], spot[1] - centre[1]
-    gx, gy = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y, camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
-    return gx * gx + gy * gy
+def _within(view, k, camera, reach):
+    """Whether spot k lies where the templates reach, ``reach`` (1/Å)."""
+    y, x = view.spots[k, 0] - view.centre[0], view.spots[k, 1] - view.centre[1]
+    gx = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y
+    gy = camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
+    return gx * gx + gy * gy <= reach * reach
 
 
 @kernel

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..kernels import kernel, side_by_side
 from .evidence import OPTIONS as EVIDENCE_OPTIONS
-from .evidence import _camera, _collect, _judge, _near_ewald, _room, _view
+from .evidence import _camera, _collect, _judge, _near_ewald, _room, _view, _within
 from .index import Indexing
 from .overlap import _MOST_PARTS
 from .overlap import OPTIONS as OVERLAP_OPTIONS
@@ -159,15 +159,6 @@ def _add_crystal(rotation, share, near, refs, camera, view, predicted):
     for j in range(found):
         predicted.missed[first + j, 0], predicted.missed[first + j, 1] = share * view.missed[j, 0] / total, view.missed[j, 1]
     predicted.n_missed[0] += found
-
-
-@kernel
-def _within(view, k, camera, reach):
-    """Whether spot k lies where the templates reach, ``reach`` (1/Å)."""
-    y, x = view.spots[k, 0] - view.centre[0], view.spots[k, 1] - view.centre[1]
-    gx = camera.inverse[0, 0] * x + camera.inverse[0, 1] * y
-    gy = camera.inverse[1, 0] * x + camera.inverse[1, 1] * y
-    return gx * gx + gy * gy <= reach * reach
 
 
 @kernel

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..kernels import kernel, side_by_side
-from .evidence import _Camera, _collect, _length2, _near_ewald, _predict, _refine, _room, _view
+from .evidence import _Camera, _collect, _near_ewald, _predict, _refine, _room, _view, _within
 from .families import _SAME_LATTICE
 from .lattices import OPTIONS as LATTICE_OPTIONS
 from .lattices import _Components
@@ -106,7 +106,7 @@ def _leave_over(numbers, spots, known, parts, chosen, residue):
     work = _room(camera, len(refs.g))
     near = np.empty(len(refs.g), np.int64)
     explained = np.empty(spots.table.shape[1], np.bool_)
-    longest2 = (refs.g**2).sum(axis=1).max()
+    longest = np.sqrt((refs.g**2).sum(axis=1).max())
     for i in numbers:
         view, _ = _view(spots.table[i], spots.number[i], spots.background[i], spots.centre[i], camera, work)
         _mark_explained(i, known, parts, chosen, view, near, explained)
@@ -114,7 +114,7 @@ def _leave_over(numbers, spots, known, parts, chosen, residue):
         for hidden in (False, True):
             for k in range(spots.number[i]):
                 spot = spots.table[i, k]
-                if explained[k] != hidden or _length2(spot, spots.centre[i], camera) > longest2:
+                if explained[k] != hidden or not _within(view, k, camera, longest):
                     continue
                 residue.table[i, n] = spot
                 n += 1
@@ -256,10 +256,12 @@ def part_followers(spots: Spots, known: _Known, parts: _Components, chosen: np.n
     follows = there & ~largest & ~np.isin(lattice, leading)
     settled = (largest & np.isin(lattice, leading)).any(axis=1)
     place = np.where(follows.any(axis=1) & settled, np.argmax(follows, axis=1), -1)
-    residue = _left_over(spots, known, parts, _without(chosen, place))
-    faint = (place >= 0) & (residue.share < OPTIONS.most_left) & (residue.clear >= OPTIONS.offered_spots)
-    place = np.where(faint, place, -1)
-    return _without(chosen, place), np.where(faint, chosen[np.arange(len(chosen)), place], -1)
+    some = np.flatnonzero(place >= 0)
+    residue = _left_over(spots[some], known, _Components(*(values[some] for values in parts)), _without(chosen[some], place[some]))
+    faint = some[(residue.share < OPTIONS.most_left) & (residue.clear >= OPTIONS.offered_spots)]
+    taken = np.full(len(chosen), -1)
+    taken[faint] = chosen[faint, place[faint]]
+    return _without(chosen, np.where(taken >= 0, place, -1)), taken
 
 
 def _without(chosen: np.ndarray, place: np.ndarray) -> np.ndarray:

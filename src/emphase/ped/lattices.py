@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..kernels import kernel, side_by_side
-from .evidence import _camera, _collect, _length2, _near_ewald, _refine, _room, _view
+from .evidence import _camera, _collect, _near_ewald, _refine, _room, _view, _within
 from .families import _SAME_LATTICE
 from .scan import Calibration
 from .search import _nearest_operator, search_phase
@@ -258,7 +258,7 @@ def _mark_unexplained(numbers, spots, refs, first, camera, phase, rotation, unex
     Spots beyond the longest g of all candidates are no candidate's.
     """
     work = _room(camera, len(refs.g))
-    longest2 = (refs.g**2).sum(axis=1).max()
+    longest = math.sqrt((refs.g**2).sum(axis=1).max())
     near = np.empty(len(refs.g), np.int64)
     for i in numbers:
         unexplained[i] = False
@@ -266,8 +266,8 @@ def _mark_unexplained(numbers, spots, refs, first, camera, phase, rotation, unex
         n_near = _near_ewald(rotation[i], 0.0, refs, first[phase[i]], first[phase[i] + 1], near)
         _collect(rotation[i], near, n_near, refs, camera, view)
         for k in range(spots.number[i]):
-            within = _length2(view.spots[k], view.centre, camera) <= longest2
-            unexplained[i, k] = within and view.spots[k, 4] > OPTIONS.clear_nats and view.strength[k] <= 0
+            clear = view.spots[k, 4] > OPTIONS.clear_nats and _within(view, k, camera, longest)
+            unexplained[i, k] = clear and view.strength[k] <= 0
 
 
 def _second_crystals(
